@@ -1,0 +1,1 @@
+"""The pure floor that everything stands on: units, codec, keys, trees, quorums, machines."""
