@@ -1,0 +1,1 @@
+"""One protocol between all chains: light clients, packets, acknowledgements, timeouts."""

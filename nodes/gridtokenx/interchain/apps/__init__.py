@@ -1,0 +1,1 @@
+"""What travels between chains: one file per port, holding its payloads and their bounds."""
