@@ -5,6 +5,7 @@ corrected; a certificate is minted for it once, keyed by (device, interval). Fie
 EnergyTag granular certificate; codes are I-REC's.
 """
 
+import itertools
 from typing import Annotated, Final
 
 from msgspec import Meta
@@ -59,6 +60,6 @@ def decode_attestations(payload: bytes) -> GenerationAttestations:
     """
     batch = decode(payload, GenerationAttestations)
     keys = [(each.device, each.interval) for each in batch.attestations]
-    if any(later <= earlier for earlier, later in zip(keys, keys[1:], strict=False)):
+    if any(later <= earlier for earlier, later in itertools.pairwise(keys)):
         raise Malformed("attestations are not in ascending order, or repeat")
     return batch

@@ -8,6 +8,7 @@ A correction is a line of a *later* report that names the interval it corrects. 
 new energy of that interval, never a difference: the receiver books new minus old as a new line.
 """
 
+import itertools
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Annotated, Final
@@ -89,7 +90,7 @@ def decode_report(payload: bytes) -> MeterReport:
     if report.chunk >= report.chunks:
         raise Malformed(f"chunk {report.chunk} of {report.chunks}")
     keys = [_order(entry, report.interval) for entry in report.entries]
-    if any(later <= earlier for earlier, later in zip(keys, keys[1:], strict=False)):
+    if any(later <= earlier for earlier, later in itertools.pairwise(keys)):
         raise Malformed("report entries are not in ascending order, or repeat")
     if any(e.corrects is not None and e.corrects >= report.interval for e in report.entries):
         raise Malformed("a report corrects an interval that is not earlier than its own")

@@ -5,6 +5,7 @@ order, so every registration carries a revision, and the receiver ignores one th
 than what it holds. An acknowledgement tells the consortium that the oracle chain knows the device.
 """
 
+import itertools
 from enum import IntEnum
 from typing import Annotated, Final
 
@@ -74,6 +75,6 @@ def decode_registrations(payload: bytes) -> DeviceRegistrations:
     """
     batch = decode(payload, DeviceRegistrations)
     devices = [registration.device for registration in batch.registrations]
-    if any(later <= earlier for earlier, later in zip(devices, devices[1:], strict=False)):
+    if any(later <= earlier for earlier, later in itertools.pairwise(devices)):
         raise Malformed("registrations are not in ascending order of device id, or repeat")
     return batch
