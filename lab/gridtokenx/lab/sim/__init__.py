@@ -1,0 +1,1 @@
+"""The simulator: the machines of the real processes, in virtual time."""

@@ -1,0 +1,105 @@
+"""A simulated network: seeded delay, loss, duplication, reordering, and faults as small rules.
+
+A rule looks at one envelope and passes (None), drops it, or delivers it later; the first verdict
+wins. A partition is a rule that everybody needs, so it has its own two methods. Links are first in,
+first out, as TCP is, unless the profile says that some messages overtake others.
+"""
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from gridtokenx.core.codec import Wire
+from gridtokenx.core.machine import Instant, NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One message on its way over one link."""
+
+    sent_ms: Instant
+    sender: NodeId
+    receiver: NodeId
+    message: Wire
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The message is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverAfter:
+    """The message arrives this much later than it was sent, whatever the link's profile says."""
+
+    delay_ms: int
+
+
+Verdict = Drop | DeliverAfter
+Rule = Callable[[Envelope], Verdict | None]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkProfile:
+    """How every link behaves while no rule says otherwise."""
+
+    delay_ms: tuple[int, int] = (1, 5)
+    """Least and greatest delay, drawn uniformly."""
+    loss: float = 0.0
+    """Share of messages that never arrive."""
+    duplicate: float = 0.0
+    """Share of messages that arrive twice."""
+    reorder: float = 0.0
+    """Share of messages that may be overtaken by later ones of the same link."""
+
+
+class Network:
+    """Decides when, how often and whether each message arrives."""
+
+    def __init__(self, draw: random.Random, profile: LinkProfile) -> None:
+        self.profile = profile
+        self.rules: Final[list[Rule]] = []
+        self._draw = draw
+        self._side: dict[NodeId, int] | None = None
+        self._last_arrival: dict[tuple[NodeId, NodeId], Instant] = {}
+
+    def partition(self, *sides: Iterable[NodeId]) -> None:
+        """Cut the network into sides; a node that is in none is alone."""
+        self._side = {node: index for index, side in enumerate(sides) for node in side}
+
+    def heal(self) -> None:
+        """Join all sides again. Rules stay."""
+        self._side = None
+
+    def connected(self, one: NodeId, other: NodeId) -> bool:
+        """Whether the partition lets messages pass between two nodes."""
+        if self._side is None:
+            return True
+        side = self._side.get(one)
+        return side is not None and side == self._side.get(other)
+
+    def arrivals(self, envelope: Envelope) -> list[Instant]:
+        """When the message arrives: never, once, or twice."""
+        if not self.connected(envelope.sender, envelope.receiver):
+            return []
+        for rule in self.rules:
+            verdict = rule(envelope)
+            if isinstance(verdict, Drop):
+                return []
+            if isinstance(verdict, DeliverAfter):
+                return [envelope.sent_ms + verdict.delay_ms]
+        return self._by_profile(envelope)
+
+    def _by_profile(self, envelope: Envelope) -> list[Instant]:
+        profile, draw = self.profile, self._draw
+        if profile.loss and draw.random() < profile.loss:
+            return []
+        arrival = envelope.sent_ms + draw.randint(*profile.delay_ms)
+        link = (envelope.sender, envelope.receiver)
+        if not (profile.reorder and draw.random() < profile.reorder):
+            arrival = max(arrival, self._last_arrival.get(link, 0))
+            self._last_arrival[link] = arrival
+        if profile.duplicate and draw.random() < profile.duplicate:
+            return [arrival, arrival + draw.randint(*profile.delay_ms)]
+        return [arrival]

@@ -1,0 +1,373 @@
+"""A deterministic world for any set of machines: virtual time, a seeded network, crashes.
+
+Law of the file: **seed and calls determine everything.** One queue of things to happen, ordered by
+(time, sequence number); one seeded source of randomness; no clock, no set iteration.
+
+The world is the second driver of the machine contract (`core/machine.py`), so it owes the same
+order: effects pass through the same `Outbox`, a message enters a machine only after its signatures
+verified, a timer that was replaced or cancelled is not delivered, and a crash keeps exactly a prefix
+of the batches that were written. It knows no protocol.
+"""
+
+import hashlib
+import heapq
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from gridtokenx.core.codec import Wire, encode
+from gridtokenx.core.errors import RemoteFault
+from gridtokenx.core.keys import Verifier
+from gridtokenx.core.machine import (
+    Broadcast,
+    CancelTimer,
+    Committed,
+    Effect,
+    Event,
+    Instant,
+    Log,
+    Machine,
+    Misbehaviour,
+    NodeId,
+    PeerConnected,
+    Persist,
+    Reader,
+    Received,
+    Reject,
+    Send,
+    SetTimer,
+    SignatureCheck,
+    Start,
+    Submitted,
+    TimerFired,
+    Unknown,
+    Verified,
+)
+from gridtokenx.core.outbox import Outbox
+from gridtokenx.lab.sim.network import Envelope, LinkProfile, Network
+from gridtokenx.lab.sim.store import SimulatedStore
+
+START_MS: Final = 1_776_823_200_000
+"""Default time of genesis: 22 April 2026, 02:00 UTC (09:00 in Bangkok)."""
+_STASH_MESSAGES: Final = 256
+_KNOWN_SIGNATURES: Final = 200_000
+
+Build = Callable[[Reader], Machine]
+
+
+@dataclass(slots=True)
+class SimulatedNode:
+    """One node: its disk outlives its machine, a machine lives from `start` to `crash`."""
+
+    id: NodeId
+    network: str
+    build: Build
+    clock_offset_ms: int
+    store: SimulatedStore = field(default_factory=SimulatedStore)
+    machine: Machine | None = None
+    outbox: Outbox = field(default_factory=Outbox)
+    life: int = 0
+    timers: dict[Hashable, int] = field(default_factory=dict)
+    stash: deque[tuple[NodeId, Wire]] = field(default_factory=deque)
+    disk_free_ms: Instant = 0
+    paused: bool = False
+    waiting: deque[Callable[[], None]] = field(default_factory=deque)
+    committed: list[Committed] = field(default_factory=list)
+    misbehaviours: list[Misbehaviour] = field(default_factory=list)
+    rejections: Counter[str] = field(default_factory=Counter)
+    logs: deque[tuple[Instant, Log]] = field(default_factory=lambda: deque(maxlen=2_000))
+
+    @property
+    def alive(self) -> bool:
+        """Whether a machine is running."""
+        return self.machine is not None
+
+
+class World:
+    """Nodes, network, disks and time.
+
+    Args:
+        seed: of every draw that the world makes.
+        verifier: checks the signatures that machines name.
+        profile: how links behave by default.
+        disk_ms: least and greatest time until a batch is durable.
+        start_ms: network time at the beginning.
+        trace: keep a running hash of everything delivered (costs an encoding per message).
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        verifier: Verifier,
+        *,
+        profile: LinkProfile | None = None,
+        disk_ms: tuple[int, int] = (0, 2),
+        start_ms: Instant = START_MS,
+        trace: bool = False,
+    ) -> None:
+        self.draw: Final = random.Random(seed)  # noqa: S311 - repeatable on purpose
+        self.network: Final = Network(self.draw, profile or LinkProfile())
+        self.nodes: Final[dict[NodeId, SimulatedNode]] = {}
+        self.now: Instant = start_ms
+        self.delivered = 0
+        self.on_committed: Callable[[SimulatedNode, Committed], None] | None = None
+        self._verifier = verifier
+        self._disk_ms = disk_ms
+        self._queue: list[tuple[Instant, int, Callable[[], None]]] = []
+        self._sequence = 0
+        self._known: dict[SignatureCheck, bool] = {}
+        self._trace = hashlib.sha256() if trace else None
+
+    # -- building ----------------------------------------------------------------------------------
+
+    def add(
+        self, node: NodeId, build: Build, *, network: str = "", clock_offset_ms: int = 0
+    ) -> SimulatedNode:
+        """Add a node, not yet started.
+
+        Args:
+            node: its identity.
+            build: makes its machine from its disk: called at every start.
+            network: `Broadcast` reaches the nodes of the same network.
+            clock_offset_ms: what its clock shows beyond the world's time.
+        """
+        made = SimulatedNode(node, network, build, clock_offset_ms)
+        self.nodes[node] = made
+        return made
+
+    def start(self, *nodes: NodeId) -> None:
+        """Start nodes (all that are down, if none is named): restored from their disks."""
+        chosen = nodes or tuple(id_ for id_, node in self.nodes.items() if not node.alive)
+        for id_ in chosen:
+            self._start(self.nodes[id_])
+
+    def crash(self, node: NodeId, keep: int | None = None) -> None:
+        """Kill a node at once.
+
+        Args:
+            node: which.
+            keep: how many of its not yet durable batches survive; drawn from the seed if None.
+        """
+        victim = self.nodes[node]
+        kept = self.draw.randint(0, victim.store.pending) if keep is None else keep
+        victim.store.crash(kept)
+        victim.machine = None
+        victim.life += 1
+        victim.timers.clear()
+        victim.stash.clear()
+        victim.waiting.clear()
+        victim.paused = False
+
+    def pause(self, node: NodeId) -> None:
+        """Stop a node without ending it (SIGSTOP): everything that arrives waits."""
+        self.nodes[node].paused = True
+
+    def resume(self, node: NodeId) -> None:
+        """Let a paused node go on: what waited happens now, in order."""
+        target = self.nodes[node]
+        target.paused = False
+        waiting, target.waiting = target.waiting, deque()
+        for action in waiting:
+            self.at(self.now, action)
+
+    # -- driving -----------------------------------------------------------------------------------
+
+    def at(self, time_ms: Instant, action: Callable[[], None]) -> None:
+        """Do something at a time; things of one time happen in the order they were asked for."""
+        self._sequence += 1
+        heapq.heappush(self._queue, (max(time_ms, self.now), self._sequence, action))
+
+    def submit(self, node: NodeId, transactions: Sequence[Wire]) -> None:
+        """Hand client transactions to a node, now; a node that is down hears nothing."""
+        target = self.nodes[node]
+        self._when_running(target, lambda: self._step(target, Submitted(tuple(transactions))))
+
+    def run_for(self, duration_ms: int) -> None:
+        """Let time pass."""
+        self.run_until(lambda: False, duration_ms)
+
+    def run_until(self, done: Callable[[], bool], limit_ms: int) -> bool:
+        """Let time pass until `done`, at most so long; returns whether it was."""
+        end = self.now + limit_ms
+        while not done():
+            if not self._queue or self._queue[0][0] > end:
+                self.now = end
+                return done()
+            self.now, _, action = heapq.heappop(self._queue)
+            action()
+        return True
+
+    def trace_digest(self) -> str:
+        """Hash of everything that was delivered so far; needs `trace`."""
+        if self._trace is None:
+            raise AssertionError("the world was built without trace=True")
+        return self._trace.hexdigest()
+
+    # -- events ------------------------------------------------------------------------------------
+
+    def _start(self, node: SimulatedNode) -> None:
+        if node.alive:
+            raise AssertionError("the node is running; crash it first")
+        node.life += 1
+        node.outbox = Outbox()
+        node.disk_free_ms = self.now
+        node.machine = node.build(node.store)
+        self._step(node, Start())
+        for peer in self._peers(node):
+            if peer.alive:
+                self._greet(node, peer)
+                self._greet(peer, node)
+
+    def _greet(self, node: SimulatedNode, peer: SimulatedNode) -> None:
+        delay_ms = self.draw.randint(*self.network.profile.delay_ms)
+        self._later(node, delay_ms, lambda: self._step(node, PeerConnected(peer.id)))
+
+    def _later(self, node: SimulatedNode, delay_ms: int, action: Callable[[], None]) -> None:
+        """Do something with this life of a node, unless it ends before."""
+        life = node.life
+
+        def run() -> None:
+            if node.life == life:
+                self._when_running(node, action)
+
+        self.at(self.now + delay_ms, run)
+
+    def _when_running(self, node: SimulatedNode, action: Callable[[], None]) -> None:
+        if node.paused:
+            node.waiting.append(action)
+        elif node.alive:
+            action()
+
+    def _step(self, node: SimulatedNode, event: Event) -> None:
+        if node.machine is None:
+            return
+        if self._trace is not None:
+            self._trace.update(_fingerprint(self.now, node, event))
+        effects = node.machine.step(self.now + node.clock_offset_ms, event)
+        for effect in node.outbox.push(effects):
+            self._carry_out(node, effect)
+
+    def _deliver(self, envelope: Envelope) -> None:
+        node = self.nodes[envelope.receiver]
+        if self.network.connected(envelope.sender, envelope.receiver):
+            self._when_running(node, lambda: self._verify(node, envelope.sender, envelope.message))
+
+    def _verify(self, node: SimulatedNode, sender: NodeId, message: Wire) -> None:
+        machine = node.machine
+        if machine is None:
+            return
+        try:
+            checks = machine.verification(message)
+        except RemoteFault as fault:
+            node.rejections[fault.reason] += 1
+            return
+        if isinstance(checks, Unknown):
+            if len(node.stash) < _STASH_MESSAGES:
+                node.stash.append((sender, message))
+            return
+        if not all(map(self._holds, checks)):
+            node.rejections["bad-signature"] += 1
+            return
+        self.delivered += 1
+        self._step(node, Received(Verified(sender, message)))
+
+    def _holds(self, check: SignatureCheck) -> bool:
+        known = self._known.get(check)
+        if known is None:
+            if len(self._known) >= _KNOWN_SIGNATURES:
+                self._known.clear()
+            known = self._verifier.verify(check.public_key, check.message, check.signature)
+            self._known[check] = known
+        return known
+
+    # -- effects -----------------------------------------------------------------------------------
+
+    def _carry_out(self, node: SimulatedNode, effect: Effect) -> None:
+        match effect:
+            case Persist(writes):
+                self._persist(node, Persist(writes))
+            case Send(to, message):
+                self._send(node, to, message)
+            case Broadcast(message):
+                for peer in self._peers(node):
+                    self._send(node, peer.id, message)
+            case SetTimer(name, at_ms):
+                self._set_timer(node, name, at_ms)
+            case CancelTimer(name):
+                node.timers.pop(name, None)
+            case Committed():
+                self._note_committed(node, effect)
+            case Misbehaviour():
+                node.misbehaviours.append(effect)
+            case Reject(_, reason):
+                node.rejections[reason] += 1
+            case Log():
+                node.logs.append((self.now, effect))
+
+    def _persist(self, node: SimulatedNode, batch: Persist) -> None:
+        node.store.write(batch.writes)
+        duration_ms = self.draw.randint(*self._disk_ms)
+        node.disk_free_ms = max(node.disk_free_ms, self.now) + duration_ms
+        life = node.life
+
+        def durable() -> None:
+            if node.life != life:
+                return
+            node.store.sync()
+            for effect in node.outbox.durable():
+                self._carry_out(node, effect)
+
+        self.at(node.disk_free_ms, durable)
+
+    def _send(self, node: SimulatedNode, to: NodeId, message: Wire) -> None:
+        if to not in self.nodes or to == node.id:
+            return
+        envelope = Envelope(self.now, node.id, to, message)
+        for arrival in self.network.arrivals(envelope):
+            self.at(arrival, lambda: self._deliver(envelope))
+
+    def _set_timer(self, node: SimulatedNode, name: Hashable, at_ms: Instant) -> None:
+        self._sequence += 1
+        generation = self._sequence
+        node.timers[name] = generation
+
+        def fire() -> None:
+            if node.timers.get(name) == generation:
+                del node.timers[name]
+                self._step(node, TimerFired(name))
+
+        self._later(node, max(0, at_ms - node.clock_offset_ms - self.now), fire)
+
+    def _note_committed(self, node: SimulatedNode, effect: Committed) -> None:
+        node.committed.append(effect)
+        if self.on_committed is not None:
+            self.on_committed(node, effect)
+        waiting = list(node.stash)
+        node.stash.clear()
+        for sender, message in waiting:
+            self._later(node, 0, partial(self._verify, node, sender, message))
+
+    def _peers(self, node: SimulatedNode) -> Iterable[SimulatedNode]:
+        return [
+            peer
+            for peer in self.nodes.values()
+            if peer.network == node.network and peer.id != node.id
+        ]
+
+
+def _fingerprint(now: Instant, node: SimulatedNode, event: Event) -> bytes:
+    head = now.to_bytes(8, "big") + node.id + type(event).__name__.encode()
+    match event:
+        case Received(verified):
+            return head + verified.sender + encode(verified.message)
+        case Submitted(transactions):
+            return head + b"".join(map(encode, transactions))
+        case TimerFired(name):
+            return head + repr(name).encode()
+        case PeerConnected(peer):
+            return head + peer
+        case _:
+            return head
