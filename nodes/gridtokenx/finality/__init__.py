@@ -1,0 +1,1 @@
+"""What a light client believes, and why: validator sets, certificates, justifications."""

@@ -1,0 +1,1 @@
+"""What the three chains share: transactions, blocks, state, module runtime, tokens, pool."""

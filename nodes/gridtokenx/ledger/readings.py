@@ -1,0 +1,126 @@
+"""What a device and the oracle chain say to each other, and the topics it travels on.
+
+A reading is a transaction of the oracle chain: sender = the device's key, nonce = the device's
+sequence number (from `FIRST_SEQUENCE`, one more per reading, never reused), fee 0, and one
+`SubmitReading` call. MQTT only carries it, so the broker is trusted for nothing: a reading altered on
+the way has a bad signature, one seen twice has a spent nonce, one lost is sent again.
+
+The way back is the watermark: oracle nodes publish, retained, up to which sequence a device's readings
+are committed. It only tells a device what it need not send again; it never deletes anything.
+
+============================  =======  ==========================================================
+topic                         retain   payload
+============================  =======  ==========================================================
+gtx/v1/{zone}/{id}/reading    no       the canonical bytes of one `Transaction`; QoS 1
+gtx/v1/{zone}/{id}/announce   yes      the canonical bytes of one `Announcement`; also the last will
+gtx/v1/watermark/{id}         yes      the canonical bytes of one `Watermark`
+============================  =======  ==========================================================
+
+`{id}` is the device's public key in lower-case hexadecimal; it is also its MQTT client id, so a broker
+can bind topics to connections without a table.
+"""
+
+from typing import Annotated, Final
+
+from msgspec import Meta
+
+from gridtokenx.core.codec import Wire
+from gridtokenx.core.types import Millis, PublicKey, ShortText, UInt63
+
+TOPIC_ROOT: Final = "gtx/v1"
+ALL_READINGS: Final = f"{TOPIC_ROOT}/+/+/reading"
+"""The subscription that sees every reading of every zone."""
+ALL_ANNOUNCEMENTS: Final = f"{TOPIC_ROOT}/+/+/announce"
+FIRST_SEQUENCE: Final = 1
+"""The nonce of a device's first reading, so that a watermark of 0 means "none yet"."""
+RETAINED_BOUNDARIES: Final = 96
+"""How many boundary readings a device keeps, at least, to send again (two days of half hours)."""
+
+FLAG_VOLTAGE_LOW: Final = 1 << 0
+"""The connection point was below its voltage band at the boundary."""
+FLAG_VOLTAGE_HIGH: Final = 1 << 1
+"""The connection point was above its voltage band at the boundary."""
+FLAG_CLOCK_UNCERTAIN: Final = 1 << 2
+"""The device did not trust its clock: the interval's quality is *uncertain*."""
+FLAG_REPLACED: Final = 1 << 3
+"""First reading after a meter was replaced: its registers begin a new count here."""
+FLAG_ROLLED_OVER: Final = 1 << 4
+"""A register passed its last digit since the previous reading."""
+ALL_FLAGS: Final = (1 << 5) - 1
+
+Register = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+"""A cumulative register in Wh; small enough that sums of many stay in 63 bits."""
+PowerW = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+"""A power in W, signed as the meter sees it: positive is import."""
+Flags = Annotated[int, Meta(ge=0, le=ALL_FLAGS)]
+"""A bit set of the FLAG_ constants."""
+
+
+class SubmitReading(Wire, frozen=True, tag="meters.submit_reading"):
+    """The registers of one device at one interval boundary."""
+
+    boundary_grid_ms: Millis
+    """Grid time of the boundary; a multiple of the interval."""
+    import_wh: Register
+    """Energy from the grid since installation (OBIS 1-0:1.8.0), whole Wh, rounded down."""
+    export_wh: Register
+    """Energy to the grid since installation (OBIS 1-0:2.8.0); for a generation sub-meter, generation."""
+    power_w: PowerW
+    """Mean power of the last minute before the boundary; telemetry, nothing is paid by it."""
+    charge_wh: UInt63
+    """Energy stored behind this device, 0 where there is no storage; telemetry."""
+    flags: Flags
+    """What the device says about this reading."""
+
+
+class Watermark(Wire, frozen=True):
+    """How far a device's readings are committed on the oracle chain."""
+
+    device: PublicKey
+    """Whose readings."""
+    sequence: UInt63
+    """Every reading with this or a lower sequence is committed; 0 while none is."""
+    boundary_grid_ms: Millis
+    """Boundary of the reading with that sequence; 0 while none is."""
+
+
+class Announcement(Wire, frozen=True):
+    """A device's birth message, and with `online` false its last will. Informational: unsigned."""
+
+    device: PublicKey
+    """Who speaks."""
+    kind: ShortText
+    """meter, generation or storage."""
+    online: bool
+    """False in the last will, which the broker publishes when the connection breaks."""
+
+
+def device_id(public_key: bytes) -> str:
+    """A device's name in topics, and its MQTT client id."""
+    return public_key.hex()
+
+
+def reading_topic(zone: str, public_key: bytes) -> str:
+    """Where a device publishes its signed readings."""
+    return f"{TOPIC_ROOT}/{zone}/{public_key.hex()}/reading"
+
+
+def announce_topic(zone: str, public_key: bytes) -> str:
+    """Where a device announces itself, and its last will appears."""
+    return f"{TOPIC_ROOT}/{zone}/{public_key.hex()}/announce"
+
+
+def watermark_topic(public_key: bytes) -> str:
+    """Where oracle nodes publish the retained watermark of a device."""
+    return f"{TOPIC_ROOT}/watermark/{public_key.hex()}"
+
+
+def topic_device(topic: str) -> bytes | None:
+    """The device that a reading or announcement topic names; None if it is no such topic."""
+    parts = topic.split("/")
+    if len(parts) != 5 or parts[:2] != ["gtx", "v1"] or len(parts[3]) != 64:
+        return None
+    try:
+        return bytes.fromhex(parts[3])
+    except ValueError:
+        return None

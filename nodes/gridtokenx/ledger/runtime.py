@@ -1,0 +1,513 @@
+"""The module runtime: how transactions and hooks turn one state into the next.
+
+Law of the file: **execution is a pure function of (parent, header inputs, transactions).** A call
+that fails leaves no trace but its sender's nonce and fee. What is not an expected failure (a bug,
+lack of memory) propagates and stops the node; it never becomes a result.
+
+::
+
+    begin_block hooks -> each transaction: admission.charge, then its calls -> end_block hooks
+
+A module is a class with a name, typed stores, `@handles` methods, hooks, events and
+`check_invariants`. Modules meet through references given to their constructors.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
+from typing import ClassVar, Final, Protocol, TypeVar
+
+from gridtokenx.core.codec import Wire, decode, encode
+from gridtokenx.core.errors import RemoteFault
+from gridtokenx.core.merkle import merkle_root
+from gridtokenx.core.state_tree import StateTree
+from gridtokenx.core.types import Hash32, ShortText, Text
+from gridtokenx.core.units import AmountError
+from gridtokenx.ledger.blocks import (
+    MAX_BLOCK_BYTES,
+    MAX_BLOCK_TRANSACTIONS,
+    NO_PARENT,
+    PROTOCOL_VERSION,
+    Block,
+    EventRecord,
+    Header,
+    transaction_root,
+)
+from gridtokenx.ledger.state import State
+from gridtokenx.ledger.transactions import Transaction, TransactionBody
+
+MAX_BLOCK_WEIGHT: Final = 200_000
+"""About one second of execution: a plain transfer weighs 10."""
+DEFAULT_CALL_WEIGHT: Final = 10
+NOBODY: Final = bytes(32)
+"""`Context.sender` inside hooks."""
+
+
+class CallFailed(Exception):  # noqa: N818 - an outcome that the receipt records, not a fault
+    """A call refuses: its writes and events are undone, the receipt carries `code`."""
+
+    def __init__(self, code: str, message: str = "") -> None:
+        super().__init__(f"{code}: {message}" if message else code)
+        self.code = code
+        self.message = message
+
+
+class InvalidBlock(RemoteFault):
+    """A proposed block breaks a rule of the ledger; nobody may vote for it."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("invalid-block", detail)
+
+
+class InvalidTransaction(RemoteFault):
+    """A transaction that could not be included as things stand."""
+
+
+class CallResult(Wire, frozen=True):
+    """How one call ended."""
+
+    code: ShortText
+    """"ok", or the reason of the refusal."""
+    message: Text
+    """What exactly was wrong; empty when ok."""
+
+
+class Executed(Wire, frozen=True, tag="ledger.executed"):
+    """A transaction was included; its receipt."""
+
+    transaction_id: Hash32
+    results: tuple[CallResult, ...]
+    """One per call, in order."""
+
+
+OK: Final = CallResult(code="ok", message="")
+
+
+@dataclass(slots=True)
+class Context:
+    """What a call or a hook may know, and where it may write."""
+
+    chain_id: bytes
+    height: int
+    round: int
+    timestamp_ms: int
+    """Network time of the block being made."""
+    state: State
+    sender: bytes = NOBODY
+    """The account that signed; `NOBODY` in hooks."""
+    events: list[Wire] = field(default_factory=list)
+
+    def emit(self, event: Wire) -> None:
+        """Record an event; undone if the call fails."""
+        self.events.append(event)
+
+
+class Module:
+    """Base of all modules; see the head of the file."""
+
+    name: ClassVar[str] = ""
+    events: ClassVar[tuple[type[Wire], ...]] = ()
+
+    def genesis(self, ctx: Context) -> None:
+        """Write the opening state."""
+
+    def begin_block(self, ctx: Context) -> None:
+        """Run before the transactions of every block but genesis."""
+
+    def end_block(self, ctx: Context) -> None:
+        """Run after the transactions of every block but genesis."""
+
+    def precheck(self, state: State, sender: bytes, call: Wire) -> None:
+        """Refuse early what is sure to be useless (a pool rule, not a consensus rule).
+
+        Raises:
+            InvalidTransaction: the call is redundant or hopeless.
+        """
+
+    def check_invariants(self, state: State) -> Iterator[str]:  # noqa: ARG002 - a hook
+        """A sentence for each law that does not hold; may walk the whole state."""
+        yield from ()
+
+
+Handler = Callable[[Context, Wire], None]
+C = TypeVar("C", bound=Wire)
+M = TypeVar("M", bound=Module)
+
+
+def handles(
+    call: type[C], *, weight: int = DEFAULT_CALL_WEIGHT
+) -> Callable[[Callable[[M, Context, C], None]], Callable[[M, Context, C], None]]:
+    """Mark a method as the handler of a call; `weight` bounds how many fit a block."""
+
+    def mark(method: Callable[[M, Context, C], None]) -> Callable[[M, Context, C], None]:
+        method.__handles__ = (call, weight)  # type: ignore[attr-defined]  # read by `Ledger`
+        return method
+
+    return mark
+
+
+class Admission(Protocol):
+    """A chain's rule of who may send what, in which order and for what fee."""
+
+    def check(
+        self, state: State, body: TransactionBody, calls: Sequence[Wire], weight: int
+    ) -> None:
+        """Whether the pool may take it, now or when its predecessors are in.
+
+        Raises:
+            InvalidTransaction: replayed, not allowed, or the fee is too low.
+        """
+
+    def ready(self, state: State, body: TransactionBody) -> bool:
+        """Whether it could be included in the very next block."""
+
+    def charge(
+        self, ctx: Context, body: TransactionBody, calls: Sequence[Wire], weight: int
+    ) -> None:
+        """Use up its nonce and take its fee; the only trace of a failing transaction.
+
+        Raises:
+            InvalidTransaction: it may not be included here: the block is invalid.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class SetReference:
+    """Which validator set finalises a block, and the hash of the one that finalises the next."""
+
+    set_id: int
+    next_set_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What consensus adds to a block that is being built."""
+
+    round: int
+    timestamp_ms: int
+    digest: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExecutedBlock:
+    """A block with the state it leads to."""
+
+    block: Block
+    state: StateTree
+    changes: dict[bytes, bytes | None]
+    """What this block changed of its parent's state."""
+    events: tuple[bytes, ...]
+    """Encoded `EventRecord`s, the leaves under the header's event root."""
+
+    @property
+    def header(self) -> Header:
+        """The block's header."""
+        return self.block.header
+
+    @property
+    def hash(self) -> bytes:
+        """The block's hash."""
+        return self.block.header.hash
+
+    @property
+    def height(self) -> int:
+        """The block's height."""
+        return self.block.header.height
+
+
+class Ledger:
+    """Modules and an admission rule, joined into one state-transition function.
+
+    Args:
+        chain_id: the chain's identity, in every header and signature.
+        modules: in the order in which their hooks run.
+        admission: who may send what.
+        authorities: reads the validator set reference from the state after a block.
+    """
+
+    def __init__(
+        self,
+        chain_id: bytes,
+        modules: Sequence[Module],
+        admission: Admission,
+        authorities: Callable[[State], SetReference],
+    ) -> None:
+        self.chain_id: Final = chain_id
+        self.modules: Final = tuple(modules)
+        self.admission: Final = admission
+        self._authorities: Final = authorities
+        self._handlers: Final[dict[type[Wire], tuple[Handler, int]]] = dict(_handlers(modules))
+        self._owners: Final = {
+            handler[0]: module for module in modules for handler in _calls_of(module)
+        }
+        self._call_union: Final = _union(tuple(self._handlers))
+        events: list[type[Wire]] = [Executed]
+        events += [event for module in modules for event in module.events]
+        self.event_union: Final = _union(tuple(events))
+        """The type that an event record's data decodes to on this chain."""
+
+    # -- blocks ------------------------------------------------------------------------------------
+
+    def genesis(self, timestamp_ms: int) -> ExecutedBlock:
+        """Block 0: every module's opening state, no transactions."""
+        state = State(StateTree.empty())
+        ctx = Context(self.chain_id, 0, 0, timestamp_ms, state)
+        for module in self.modules:
+            module.genesis(ctx)
+        records = _records(0, ctx.events)
+        return self._seal(Proposal(0, timestamp_ms), 0, NO_PARENT, (), state, records)
+
+    def build(
+        self, parent: ExecutedBlock, proposal: Proposal, candidates: Iterable[Transaction]
+    ) -> tuple[ExecutedBlock, tuple[Transaction, ...]]:
+        """A new block on `parent` of those candidates that may be included and fit.
+
+        Returns:
+            The executed block, and the candidates that can not be included (the pool drops them).
+        """
+        run = _Run(self, parent, proposal)
+        run.begin()
+        included: list[Transaction] = []
+        refused: list[Transaction] = []
+        size = 0
+        for transaction in candidates:
+            size += len(transaction.encoded)
+            if size > MAX_BLOCK_BYTES or len(included) == MAX_BLOCK_TRANSACTIONS:
+                break
+            try:
+                run.apply(len(included) + 1, transaction, prechecked=True)
+            except BlockFull:
+                break
+            except RemoteFault:
+                refused.append(transaction)
+            else:
+                included.append(transaction)
+        return run.finish(tuple(included)), tuple(refused)
+
+    def execute(self, parent: ExecutedBlock, block: Block) -> ExecutedBlock:
+        """Re-run a proposed block.
+
+        Raises:
+            InvalidBlock: any rule broken, or an outcome that differs from the header's.
+        """
+        header = block.header
+        _check_link(parent.header, block)
+        run = _Run(self, parent, Proposal(header.round, header.timestamp_ms, header.digest))
+        run.begin()
+        for position, transaction in enumerate(block.transactions, start=1):
+            try:
+                run.apply(position, transaction, prechecked=False)
+            except (RemoteFault, BlockFull) as fault:
+                raise InvalidBlock(f"transaction {position - 1}: {fault}") from None
+        executed = run.finish(block.transactions)
+        if executed.header != header:
+            raise InvalidBlock(f"re-execution differs in {_differences(executed.header, header)}")
+        return executed
+
+    # -- transactions ------------------------------------------------------------------------------
+
+    def admit(self, state: State, transaction: Transaction, now_ms: int) -> None:
+        """Whether the pool may take a transaction whose signature was checked.
+
+        Raises:
+            RemoteFault: with the reason that the client is told.
+        """
+        body = transaction.body
+        calls = self.decode_calls(transaction)
+        if body.valid_until_ms < now_ms:
+            raise InvalidTransaction("expired", f"valid until {body.valid_until_ms}")
+        self.admission.check(state, body, calls, self.weight(calls))
+        self.precheck(state, body.sender, calls)
+
+    def decode_calls(self, transaction: Transaction) -> tuple[Wire, ...]:
+        """The typed calls of a transaction for this chain.
+
+        Raises:
+            RemoteFault: another chain's, or a call that this chain does not have.
+        """
+        body = transaction.body
+        if body.chain_id != self.chain_id:
+            raise InvalidTransaction("wrong-chain", f"it is for {body.chain_id.hex()[:16]}")
+        return tuple(decode(call, self._call_union) for call in body.calls)
+
+    def weight(self, calls: Iterable[Wire]) -> int:
+        """Deterministic cost of the calls."""
+        return sum(self._handlers[type(call)][1] for call in calls)
+
+    def precheck(self, state: State, sender: bytes, calls: Iterable[Wire]) -> None:
+        """Ask each call's module whether it is sure to be useless."""
+        for call in calls:
+            self._owners[type(call)].precheck(state, sender, call)
+
+    def call(self, ctx: Context, call: Wire) -> CallResult:
+        """Carry out one call; on refusal nothing of it remains."""
+        savepoint, emitted = ctx.state.savepoint(), len(ctx.events)
+        try:
+            self._handlers[type(call)][0](ctx, call)
+        except (CallFailed, AmountError) as refusal:
+            ctx.state.rollback(savepoint)
+            del ctx.events[emitted:]
+            code = refusal.code if isinstance(refusal, CallFailed) else "amount-out-of-range"
+            return CallResult(code=code[:64], message=str(refusal)[:512])
+        return OK
+
+    def check_invariants(self, tree: StateTree) -> list[str]:
+        """Every broken law of every module, prefixed by the module's name."""
+        state = State(tree)
+        return [
+            f"{module.name}: {sentence}"
+            for module in self.modules
+            for sentence in module.check_invariants(state)
+        ]
+
+    def _seal(
+        self,
+        proposal: Proposal,
+        height: int,
+        parent: bytes,
+        transactions: tuple[Transaction, ...],
+        state: State,
+        records: list[bytes],
+    ) -> ExecutedBlock:
+        changes = state.changes()
+        tree = state.tree.update(changes)
+        reference = self._authorities(State(tree))
+        header = Header(
+            version=PROTOCOL_VERSION,
+            chain_id=self.chain_id,
+            height=height,
+            round=proposal.round,
+            parent=parent,
+            timestamp_ms=proposal.timestamp_ms,
+            transaction_root=transaction_root(transactions),
+            state_root=tree.root,
+            event_root=merkle_root(records),
+            set_id=reference.set_id,
+            next_set_hash=reference.next_set_hash,
+            digest=proposal.digest,
+        )
+        return ExecutedBlock(Block(header, transactions), tree, changes, tuple(records))
+
+
+class BlockFull(Exception):  # noqa: N818 - a limit reached, not an error
+    """The next transaction does not fit the block's weight."""
+
+
+class _Run:
+    """One block being executed."""
+
+    def __init__(self, ledger: Ledger, parent: ExecutedBlock, proposal: Proposal) -> None:
+        self._ledger = ledger
+        self._parent = parent.header
+        self._proposal = proposal
+        self._state = State(parent.state)
+        self._records: list[bytes] = []
+        self._weight = 0
+
+    def _context(self, sender: bytes = NOBODY) -> Context:
+        proposal = self._proposal
+        return Context(
+            self._ledger.chain_id,
+            self._parent.height + 1,
+            proposal.round,
+            proposal.timestamp_ms,
+            self._state,
+            sender,
+        )
+
+    def begin(self) -> None:
+        ctx = self._context()
+        for module in self._ledger.modules:
+            module.begin_block(ctx)
+        self._records += _records(0, ctx.events)
+
+    def apply(self, origin: int, transaction: Transaction, *, prechecked: bool) -> None:
+        """Include one transaction.
+
+        Raises:
+            RemoteFault: it may not be included; the state is as before.
+            BlockFull: it does not fit.
+        """
+        ledger, body = self._ledger, transaction.body
+        calls = ledger.decode_calls(transaction)
+        if body.valid_until_ms < self._proposal.timestamp_ms:
+            raise InvalidTransaction("expired", f"valid until {body.valid_until_ms}")
+        if prechecked:
+            ledger.precheck(self._state, body.sender, calls)
+        weight = ledger.weight(calls)
+        if self._weight + weight > MAX_BLOCK_WEIGHT:
+            raise BlockFull
+        savepoint = self._state.savepoint()
+        ctx = self._context(body.sender)
+        try:
+            ledger.admission.charge(ctx, body, calls, weight)
+        except RemoteFault:
+            self._state.rollback(savepoint)
+            raise
+        self._weight += weight
+        results = tuple(ledger.call(ctx, call) for call in calls)
+        ctx.emit(Executed(transaction_id=transaction.id, results=results))
+        self._records += _records(origin, ctx.events)
+
+    def finish(self, transactions: tuple[Transaction, ...]) -> ExecutedBlock:
+        ctx = self._context()
+        for module in self._ledger.modules:
+            module.end_block(ctx)
+        self._records += _records(0, ctx.events)
+        return self._ledger._seal(  # noqa: SLF001 - the run is the ledger's own
+            self._proposal,
+            self._parent.height + 1,
+            self._parent.hash,
+            transactions,
+            self._state,
+            self._records,
+        )
+
+
+def _check_link(parent: Header, block: Block) -> None:
+    header = block.header
+    if header.version != PROTOCOL_VERSION:
+        raise InvalidBlock(f"version {header.version}, this ledger runs {PROTOCOL_VERSION}")
+    if (header.chain_id, header.height, header.parent) != (
+        parent.chain_id,
+        parent.height + 1,
+        parent.hash,
+    ):
+        raise InvalidBlock(f"height {header.height} does not follow {parent.height} of this chain")
+    if header.timestamp_ms <= parent.timestamp_ms:
+        raise InvalidBlock("its timestamp does not exceed its parent's")
+    if sum(len(transaction.encoded) for transaction in block.transactions) > MAX_BLOCK_BYTES:
+        raise InvalidBlock(f"more than {MAX_BLOCK_BYTES} bytes of transactions")
+
+
+def _differences(ours: Header, theirs: Header) -> str:
+    return ", ".join(
+        name for name in Header.__struct_fields__ if getattr(ours, name) != getattr(theirs, name)
+    )
+
+
+def _records(origin: int, events: Iterable[Wire]) -> list[bytes]:
+    return [encode(EventRecord(origin=origin, data=encode(event))) for event in events]
+
+
+def _calls_of(module: Module) -> Iterator[tuple[type[Wire], int, Handler]]:
+    for name in dir(type(module)):
+        marked = getattr(getattr(type(module), name), "__handles__", None)
+        if marked is not None:
+            yield *marked, getattr(module, name)
+
+
+def _handlers(modules: Iterable[Module]) -> Iterator[tuple[type[Wire], tuple[Handler, int]]]:
+    seen: set[type[Wire]] = set()
+    for module in modules:
+        for call, weight, handler in _calls_of(module):
+            if call in seen:
+                raise AssertionError(f"two modules handle {call.__name__}")
+            seen.add(call)
+            yield call, (handler, weight)
+
+
+def _union(types: tuple[type[Wire], ...]) -> type[Wire]:
+    """The tagged union of `types`, as the decoder wants it."""
+    return reduce(or_, types)

@@ -1,0 +1,95 @@
+"""Transactions: calls under one sender, one nonce and one signature.
+
+The calls are carried as bytes, each the canonical encoding of one tagged `Wire` struct, because the
+set of calls differs between chains while the envelope does not. A batch (many calls, one
+signature) is first-class: the signature check is the dearest part of a transaction.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Annotated, Final
+
+from msgspec import Meta
+
+from gridtokenx.core.codec import Wire, encode
+from gridtokenx.core.keys import Domain, Signer, sha256, signed_bytes
+from gridtokenx.core.machine import SignatureCheck
+from gridtokenx.core.types import (
+    UINT63_MAX,
+    Blob,
+    Hash32,
+    Millis,
+    PublicKey,
+    SignatureBytes,
+    UInt63,
+)
+
+MAX_CALLS: Final = 64
+MAX_TRANSACTION_BYTES: Final = 256 * 1024
+FOREVER_MS: Final = UINT63_MAX
+"""`valid_until_ms` of a transaction that never expires."""
+
+
+class TransactionBody(Wire, frozen=True, dict=True):
+    """What a sender signs."""
+
+    chain_id: Hash32
+    """The only chain on which this is valid."""
+    sender: PublicKey
+    """The account (or device) that pays, acts and signs."""
+    nonce: UInt63
+    """Makes it unique for its sender; the chain's admission rule says in which order."""
+    fee: UInt63
+    """Offered fee in the chain's fee token, smallest unit."""
+    valid_until_ms: Millis
+    """Block time after which it can no longer be included."""
+    calls: Annotated[tuple[Blob, ...], Meta(min_length=1, max_length=MAX_CALLS)]
+    """Encoded calls, carried out in order; each succeeds or fails by itself."""
+
+
+class Transaction(Wire, frozen=True, dict=True):
+    """A body and its sender's signature."""
+
+    body: TransactionBody
+    signature: SignatureBytes
+    """Ed25519 over the domain tag, the chain id and the encoded body."""
+
+    @cached_property
+    def id(self) -> bytes:
+        """Hash of the body: signing again does not make another transaction."""
+        return sha256(b"transaction", encode(self.body))
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The canonical bytes: a leaf of the block's transaction tree."""
+        return encode(self)
+
+    def signature_check(self) -> SignatureCheck:
+        """What must verify before a machine may see this transaction."""
+        body = self.body
+        return SignatureCheck(body.sender, _signed(body), self.signature)
+
+
+def sign_transaction(
+    signer: Signer,
+    chain_id: bytes,
+    nonce: int,
+    calls: Sequence[Wire],
+    *,
+    fee: int = 0,
+    valid_until_ms: int = FOREVER_MS,
+) -> Transaction:
+    """A transaction of `calls`, signed by `signer`."""
+    body = TransactionBody(
+        chain_id=chain_id,
+        sender=signer.public_key,
+        nonce=nonce,
+        fee=fee,
+        valid_until_ms=valid_until_ms,
+        calls=tuple(encode(call) for call in calls),
+    )
+    return Transaction(body=body, signature=signer.sign(_signed(body)))
+
+
+def _signed(body: TransactionBody) -> bytes:
+    return signed_bytes(Domain.TRANSACTION, body.chain_id, encode(body))
