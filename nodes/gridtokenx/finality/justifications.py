@@ -24,8 +24,6 @@ Each elected authority has weight 1, so a supermajority is a number of votes.
 Ours differs: upstream, a wrong set id shows only as a wrong signature. Here it has its own reason.
 """
 
-from __future__ import annotations
-
 from enum import IntEnum
 from typing import Annotated, Final
 
@@ -35,13 +33,16 @@ from gridtokenx.core.codec import Wire, encode
 from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.keys import Domain, Verifier, signed_bytes
 from gridtokenx.core.machine import SignatureCheck
-from gridtokenx.core.quorum import supermajority
 from gridtokenx.core.types import Hash32, Height, Index16, SignatureBytes, UInt63
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.ledger.blocks import Header
 
 MAX_PRECOMMITS: Final = 1024
 MAX_ANCESTRY: Final = 1024
+
+
+class JustificationFault(RemoteFault):
+    """A justification that proves nothing; `reason` is one of the head of this file."""
 
 
 class Stage(IntEnum):
@@ -72,7 +73,7 @@ class SignedPrecommit(Wire, frozen=True):
     signature: SignatureBytes
 
 
-class Justification(Wire, frozen=True):
+class Justification(Wire, frozen=True, tag="grandpa"):
     """Precommits of a supermajority for a block or its descendants, and the headers between."""
 
     round: UInt63
@@ -99,7 +100,7 @@ def justification_signatures(
     return [
         _signature_check(justification, precommit, chain_id, validators)
         for precommit in justification.precommits
-        if precommit.authority < len(validators.members)
+        if precommit.authority < validators.size
     ]
 
 
@@ -109,7 +110,7 @@ def verify_justification(
     """Returns if `validators` finalised `header`; `verifier` checks Ed25519 signatures.
 
     Raises:
-        RemoteFault: with the reason from the table at the head of this file.
+        JustificationFault: with the reason from the table at the head of this file.
     """
     target = (justification.target_hash, justification.target_height)
     if target != (header.hash, header.height):
@@ -117,7 +118,7 @@ def verify_justification(
     if not justification.set_id == header.set_id == validators.set_id:
         raise _fault("InvalidAuthoritySet", f"set {justification.set_id}, not {validators.set_id}")
     ancestry = _Ancestry(justification)
-    threshold = supermajority(len(validators.members))
+    threshold = validators.supermajority
     voted: set[int] = set()
     for precommit in justification.precommits:
         if len(voted) >= threshold:
@@ -135,7 +136,7 @@ def verify_justification(
 
 
 def _check_voter(precommit: SignedPrecommit, validators: ValidatorSet, voted: set[int]) -> None:
-    if precommit.authority >= len(validators.members):
+    if precommit.authority >= validators.size:
         raise _fault("UnknownAuthorityVote", f"authority {precommit.authority}")
     if precommit.authority in voted:
         raise _fault("DuplicateAuthorityVote", f"authority {precommit.authority}")
@@ -184,5 +185,5 @@ class _Ancestry:
         self.unvisited.difference_update(route)
 
 
-def _fault(reason: str, detail: str) -> RemoteFault:
-    return RemoteFault(reason, detail)
+def _fault(reason: str, detail: str) -> JustificationFault:
+    return JustificationFault(reason, detail)

@@ -1,0 +1,1 @@
+"""The nominated proof-of-stake chain: slots, finality, election, staking, and its ledger modules."""

@@ -1,0 +1,1 @@
+"""GRANDPA, the finality gadget of the public chain: vote graph, round, voter."""
