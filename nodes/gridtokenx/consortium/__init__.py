@@ -1,0 +1,1 @@
+"""The energy chain: participants, market, settlement."""

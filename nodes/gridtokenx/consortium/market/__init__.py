@@ -1,0 +1,1 @@
+"""The energy market: auction, indicative price, order book."""
