@@ -1,0 +1,504 @@
+"""The store of one process: LMDB, one environment, one writer thread.
+
+Law of the file:
+
+- **One writer.** A single thread owns all write transactions. Batches are committed in the order in
+  which they were submitted; adjacent ones share a transaction and so one sync.
+- **Durable or dead.** After a failed write or sync the process ends at once with one line. Nothing
+  is retried: after a failed fsync the kernel may have dropped the dirty pages, and a second attempt
+  that "succeeds" would be a lie.
+- **Read your writes.** A machine reads, synchronously, what it has submitted, durable or not.
+- **Every record carries a checksum** over its key and value, because LMDB has none on its pages.
+- **One process per directory**, enforced by a lock that the kernel drops when the process dies.
+
+A record lives in LMDB's only table under ``len(table) ‖ table ‖ key``; its value is ``crc32 ‖ value``.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import queue
+import struct
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn
+
+import lmdb
+
+from gridtokenx.core.errors import LocalFault
+from gridtokenx.core.machine import Write
+from gridtokenx.host.crashpoints import crash_point
+
+STORAGE_EXIT: Final = 74
+"""Exit code after a failed write (EX_IOERR of sysexits.h): the supervisor may look at the disk."""
+
+MEBIBYTE: Final = 1024 * 1024
+MAX_KEY_BYTES: Final = 480
+"""LMDB allows 511 for the whole key; the rest is the table's name."""
+
+FORMAT: Final = b"1"
+_META: Final = "store"
+_CHECKSUM: Final = struct.Struct(">I")
+_SCAN_CHUNK: Final = 256
+_GROUP_BATCHES: Final = 256
+_GROUP_BYTES: Final = 16 * MEBIBYTE
+_PENDING_BYTES: Final = 16 * MEBIBYTE
+"""Beyond this much undurable data the driver takes no more events (`Store.below_bound`)."""
+
+Fatal = Callable[[str], NoReturn]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLimits:
+    """Sizes of the memory map. The file itself grows only with what is written."""
+
+    initial_bytes: int = 64 * MEBIBYTE
+    maximum_bytes: int = 64 * 1024 * MEBIBYTE
+
+
+def end_process(line: str) -> NoReturn:
+    """The default for a failed write: one line, then the end, before anything else can be sent."""
+    sys.stderr.write(f"fatal: {line}\n")
+    sys.stderr.flush()
+    os._exit(STORAGE_EXIT)
+
+
+class DirectoryLock:
+    """Holds a directory for this process; the kernel releases it with the process's death."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "process.lock"
+        try:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise LocalFault(f"{self._path}: cannot be opened: {error.strerror}") from None
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(self._fd)
+            raise LocalFault(
+                f"{directory}: in use by another process (pid {holder}); stop it first,"
+                " or give this one its own directory"
+            ) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+
+    def release(self) -> None:
+        """Give the directory up."""
+        os.close(self._fd)
+
+
+@dataclass(slots=True)
+class _Batch:
+    number: int
+    writes: tuple[Write, ...]
+    size: int
+    done: Callable[[], None]
+
+
+class Store:
+    """Tables of byte records, implementing `core.machine.Reader`.
+
+    Reads and `submit` belong to one thread (the event loop's); the writer thread is internal.
+    """
+
+    def __init__(
+        self, directory: Path, limits: StoreLimits, fatal: Fatal, *, read_only: bool
+    ) -> None:
+        self._directory = directory
+        self._limits = limits
+        self._fatal = fatal
+        self._lock = DirectoryLock(directory)
+        try:
+            self._env = _open_environment(directory, limits, read_only=read_only)
+        except LocalFault:
+            self._lock.release()
+            raise
+        # Held around every read and around growing the map, which LMDB allows only while no
+        # transaction is open. Reads never hold it across a return to their caller.
+        self._gate = threading.Lock()
+        self._overlay: dict[bytes, tuple[int, bytes | None]] = {}
+        self._submitted = 0
+        self._pending_bytes = 0
+        self._below_bound = asyncio.Event()
+        self._below_bound.set()
+        self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._writer: threading.Thread | None = None
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        *,
+        limits: StoreLimits | None = None,
+        fatal: Fatal = end_process,
+        read_only: bool = False,
+    ) -> "Store":
+        """Open (or, unless `read_only`, create) the store in `directory`.
+
+        Raises:
+            LocalFault: the directory is in use, unreadable, damaged, or of another format.
+        """
+        try:
+            if not read_only:
+                directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            elif not (directory / "data.mdb").is_file():
+                raise LocalFault(f"{directory}: holds no store; is this the right home?")
+        except OSError as error:
+            raise LocalFault(f"{directory}: cannot be created: {error.strerror}") from None
+        store = cls(directory, limits or StoreLimits(), fatal, read_only=read_only)
+        try:
+            store._check_format(read_only=read_only)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """The last value submitted, or None.
+
+        Raises:
+            LocalFault: the record on disk is damaged.
+        """
+        full = _full_key(table, key)
+        pending = self._overlay.get(full)
+        if pending is not None:
+            return pending[1]
+        with self._gate, self._reading(), self._env.begin() as transaction:
+            stored = transaction.get(full)
+        return None if stored is None else self._unseal(full, stored)
+
+    def scan(self, table: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """All records of a table whose key starts with `prefix`, in key order.
+
+        Everything submitted before the call is seen; what is submitted while the scan runs may or
+        may not be. No transaction is held between two results, so a slow reader costs nothing.
+        """
+        start = _full_key(table, prefix)
+        overlay = {key: value for key, (_, value) in self._overlay.items() if key.startswith(start)}
+        return self._merge(start, 1 + len(table.encode()), overlay)
+
+    def last(self, table: str) -> tuple[bytes, bytes] | None:
+        """The record with the greatest key of a table (the newest height, say), or None."""
+        start = _full_key(table, b"")
+        pending = {key: value for key, (_, value) in self._overlay.items() if key.startswith(start)}
+        stored = self._last_stored(start)
+        while stored is not None and pending.get(stored[0], b"") is None:
+            stored = self._last_stored(start, before=stored[0])
+        live = {key: value for key, value in pending.items() if value is not None}
+        if stored is not None:
+            live.setdefault(stored[0], stored[1])
+        if not live:
+            return None
+        newest = max(live)
+        return newest[len(start) :], live[newest]
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def submit(self, writes: Iterable[Write], done: Callable[[], None]) -> None:
+        """Queue one atomic batch; `done` is called on this event loop once it is durable."""
+        if self._writer is None:
+            self._start_writer()
+        batch_writes = tuple(writes)
+        self._submitted += 1
+        size = 0
+        for write in batch_writes:
+            full = _full_key(write.table, write.key)
+            self._overlay[full] = (self._submitted, write.value)
+            size += len(full) + len(write.value or b"")
+        self._pending_bytes += size
+        if self._pending_bytes > _PENDING_BYTES:
+            self._below_bound.clear()
+        self._queue.put(_Batch(self._submitted, batch_writes, size, done))
+
+    async def write(self, writes: Iterable[Write]) -> None:
+        """`submit`, and wait until it is durable."""
+        durable = asyncio.Event()
+        self.submit(writes, durable.set)
+        await durable.wait()
+
+    async def below_bound(self) -> None:
+        """Wait until the writer has caught up enough to take more."""
+        await self._below_bound.wait()
+
+    async def drain(self) -> None:
+        """Wait until everything submitted so far is durable."""
+        if self._overlay or self._pending_bytes or self._writer is not None:
+            await self.write(())
+
+    def close(self) -> None:
+        """Commit what is queued, then close. Waits for the writer thread."""
+        if self._writer is not None:
+            self._queue.put(None)
+            self._writer.join()
+            self._writer = None
+        self._env.close()
+        self._lock.release()
+
+    # -- the whole store ---------------------------------------------------------------------------
+
+    def bind(self, name: str, value: bytes) -> None:
+        """Remember a fact that this directory belongs to (a chain id, a node's key), or compare.
+
+        Call it before the event loop submits anything.
+
+        Raises:
+            LocalFault: the directory was made for another value.
+        """
+        known = self.get(_META, name.encode())
+        if known == value:
+            return
+        if known is not None:
+            raise LocalFault(
+                f"{self._directory}: belongs to {name} {known.hex()}, but the configuration says"
+                f" {value.hex()}; use another directory, or remove this one to start afresh"
+            )
+        self._put_now(Write(_META, name.encode(), value))
+
+    def check(self) -> int:
+        """Verify the checksum of every record.
+
+        Returns:
+            The number of records.
+
+        Raises:
+            LocalFault: a record is damaged.
+        """
+        return sum(1 for _ in self._merge(b"", 0, {}))
+
+    # -- internals: reading ------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except lmdb.Error as error:
+            raise _damaged(self._directory, str(error)) from None
+
+    def _unseal(self, full: bytes, stored: bytes) -> bytes:
+        value = stored[_CHECKSUM.size :]
+        if len(stored) < _CHECKSUM.size or stored[: _CHECKSUM.size] != _checksum(full, value):
+            table = full[1 : 1 + full[0]].decode("utf-8", "replace") if full else ""
+            raise _damaged(
+                self._directory,
+                f"record {full[1 + len(table) :].hex()} of table {table!r} fails its checksum",
+            )
+        return value
+
+    def _merge(
+        self, start: bytes, strip: int, overlay: dict[bytes, bytes | None]
+    ) -> Iterator[tuple[bytes, bytes]]:
+        pending = sorted(overlay, reverse=True)
+        for key, value in self._stored(start):
+            while pending and pending[-1] < key:
+                early = pending.pop()
+                early_value = overlay[early]
+                if early_value is not None:
+                    yield early[strip:], early_value
+            if pending and pending[-1] == key:
+                newer = overlay[pending.pop()]
+                if newer is not None:
+                    yield key[strip:], newer
+            else:
+                yield key[strip:], value
+        for key in reversed(pending):
+            late = overlay[key]
+            if late is not None:
+                yield key[strip:], late
+
+    def _stored(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        after: bytes | None = None
+        while True:
+            chunk = self._chunk(start, after)
+            for key, stored in chunk:
+                yield key, self._unseal(key, stored)
+            if len(chunk) < _SCAN_CHUNK:
+                return
+            after = chunk[-1][0]
+
+    def _chunk(self, start: bytes, after: bytes | None) -> list[tuple[bytes, bytes]]:
+        found: list[tuple[bytes, bytes]] = []
+        with self._gate, self._reading(), self._env.begin() as transaction:
+            cursor = transaction.cursor()
+            more = cursor.set_range(start if after is None else after + b"\0")
+            while more and len(found) < _SCAN_CHUNK:
+                key, value = cursor.item()
+                if not key.startswith(start):
+                    break
+                found.append((key, value))
+                more = cursor.next()
+        return found
+
+    def _last_stored(self, start: bytes, before: bytes | None = None) -> tuple[bytes, bytes] | None:
+        end = before if before is not None else start + b"\xff" * (511 - len(start))
+        with self._gate, self._reading(), self._env.begin() as transaction:
+            cursor = transaction.cursor()
+            found = cursor.prev() if cursor.set_range(end) else cursor.last()
+            key, stored = cursor.item() if found else (b"", b"")
+        if not found or not key.startswith(start):
+            return None
+        return key, self._unseal(key, stored)
+
+    def _check_format(self, *, read_only: bool) -> None:
+        known = self.get(_META, b"format")
+        if known is None and not read_only:
+            self._put_now(Write(_META, b"format", FORMAT))
+        elif known != FORMAT:
+            raise LocalFault(
+                f"{self._directory}: written in store format {(known or b'none').decode()},"
+                f" this program reads {FORMAT.decode()}; use the program that wrote it"
+            )
+
+    # -- internals: writing ------------------------------------------------------------------------
+
+    def _put_now(self, write: Write) -> None:
+        """Write before the writer thread exists, from the thread that opens the store."""
+        assert self._writer is None, "the writer thread owns all write transactions"
+        self._commit([_Batch(0, (write,), 0, lambda: None)])
+
+    def _start_writer(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._writer = threading.Thread(
+            target=self._write_forever, args=(loop,), name="store-writer", daemon=True
+        )
+        self._writer.start()
+
+    def _write_forever(self, loop: asyncio.AbstractEventLoop) -> None:
+        stopping = False
+        while not stopping:
+            group, stopping = self._next_group()
+            if not group:
+                continue
+            crash_point("storage.before_commit")
+            self._commit(group)
+            crash_point("storage.after_commit")
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._on_durable, group)
+
+    def _next_group(self) -> tuple[list[_Batch], bool]:
+        """The batches that are waiting (at least one), and whether to stop after them."""
+        item = self._queue.get()
+        group: list[_Batch] = []
+        size = 0
+        while item is not None:
+            group.append(item)
+            size += item.size
+            if len(group) >= _GROUP_BATCHES or size >= _GROUP_BYTES:
+                return group, False
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return group, False
+        return group, True
+
+    def _commit(self, group: list[_Batch]) -> None:
+        """One transaction for the group. Returns only when it is durable."""
+        while not self._fits(group):
+            self._grow()
+
+    def _fits(self, group: list[_Batch]) -> bool:
+        """Write and sync the group, unless the map is too small for it."""
+        try:
+            self._write_group(group)
+        except lmdb.MapFullError:
+            return False
+        except Exception as error:  # noqa: BLE001 - whatever it was: nothing after it may leave
+            self._fatal(
+                f"{self._directory}: writing failed: {error!r}; nothing acknowledged is lost;"
+                " free or repair the disk, then start again"
+            )
+        return True
+
+    def _write_group(self, group: list[_Batch]) -> None:
+        with self._env.begin(write=True) as transaction:
+            for batch in group:
+                for write in batch.writes:
+                    full = _full_key(write.table, write.key)
+                    if write.value is None:
+                        transaction.delete(full)
+                    else:
+                        transaction.put(full, _checksum(full, write.value) + write.value)
+            crash_point("storage.inside_commit")
+
+    def _grow(self) -> None:
+        """Double the map. The transaction that did not fit was aborted: nothing was synced."""
+        size = self._env.info()["map_size"]
+        if size >= self._limits.maximum_bytes:
+            self._fatal(
+                f"{self._directory}: reached its largest size of {size // MEBIBYTE} MiB;"
+                " raise the limit (storage.max_size_mib), then start again"
+            )
+        with self._gate:
+            self._env.set_mapsize(min(size * 2, self._limits.maximum_bytes))
+
+    def _on_durable(self, group: list[_Batch]) -> None:
+        last = group[-1].number
+        for batch in group:
+            self._pending_bytes -= batch.size
+            for write in batch.writes:
+                full = _full_key(write.table, write.key)
+                entry = self._overlay.get(full)
+                if entry is not None and entry[0] <= last:
+                    del self._overlay[full]
+        if self._pending_bytes <= _PENDING_BYTES // 2:
+            self._below_bound.set()
+        for batch in group:
+            batch.done()
+
+
+def _full_key(table: str, key: bytes) -> bytes:
+    name = table.encode()
+    if len(name) > 24 or len(key) > MAX_KEY_BYTES:
+        raise AssertionError(f"table {table!r}: name or key of {len(key)} bytes is too long")
+    return bytes((len(name),)) + name + key
+
+
+def _checksum(full: bytes, value: bytes) -> bytes:
+    return _CHECKSUM.pack(zlib.crc32(value, zlib.crc32(full)))
+
+
+def _damaged(directory: Path, what: str) -> LocalFault:
+    return LocalFault(
+        f"{directory}: damaged: {what}; move the directory away and start again"
+        " (the node then catches up from its peers)"
+    )
+
+
+def _open_environment(directory: Path, limits: StoreLimits, *, read_only: bool) -> lmdb.Environment:
+    data = directory / "data.mdb"
+    try:
+        existing = data.stat().st_size if data.exists() else 0
+        environment = lmdb.open(
+            str(directory),
+            map_size=max(limits.initial_bytes, existing),
+            max_dbs=0,
+            max_readers=16,
+            readonly=read_only,
+            readahead=False,
+            mode=0o600,
+        )
+    except (lmdb.Error, OSError) as error:
+        raise _damaged(directory, f"the store cannot be opened: {error}") from None
+    _cover_all_pages(data, environment)
+    return environment
+
+
+def _cover_all_pages(data: Path, environment: lmdb.Environment) -> None:
+    """Make the file as long as LMDB believes it is.
+
+    LMDB maps the file and trusts it, so reading a page beyond the end is a bus error and no
+    exception. The end may legally be missing (pages freed in the transaction that took them are
+    never written); pages that matter and were cut off now read as zeros, which LMDB or our
+    checksums report as damage.
+    """
+    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if 0 < data.stat().st_size < needed:
+        os.truncate(data, needed)
