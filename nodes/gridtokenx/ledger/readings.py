@@ -2,11 +2,12 @@
 
 A reading is a transaction of the oracle chain: sender = the device's key, nonce = the device's
 sequence number (from `FIRST_SEQUENCE`, one more per reading, never reused), fee 0, and one
-`SubmitReading` call. MQTT only carries it, so the broker is trusted for nothing: a reading altered on
-the way has a bad signature, one seen twice has a spent nonce, one lost is sent again.
+`SubmitReading` call. MQTT only carries it, so the broker is trusted for nothing: a reading altered
+on the way has a bad signature, one seen twice has a spent nonce, one lost is sent again.
 
-The way back is the watermark: oracle nodes publish, retained, up to which sequence a device's readings
-are committed. It only tells a device what it need not send again; it never deletes anything.
+The way back is the watermark: oracle nodes publish, retained, up to which sequence a device's
+readings are committed. It only tells a device what it need not send again; it never deletes
+anything.
 
 ============================  =======  ==========================================================
 topic                         retain   payload
@@ -16,8 +17,8 @@ gtx/v1/{zone}/{id}/announce   yes      the canonical bytes of one `Announcement`
 gtx/v1/watermark/{id}         yes      the canonical bytes of one `Watermark`
 ============================  =======  ==========================================================
 
-`{id}` is the device's public key in lower-case hexadecimal; it is also its MQTT client id, so a broker
-can bind topics to connections without a table.
+`{id}` is the device's public key in lower-case hexadecimal; it is also its MQTT client id, so a
+broker can bind topics to connections without a table.
 """
 
 from typing import Annotated, Final
@@ -64,7 +65,8 @@ class SubmitReading(Wire, frozen=True, tag="meters.submit_reading"):
     import_wh: Register
     """Energy from the grid since installation (OBIS 1-0:1.8.0), whole Wh, rounded down."""
     export_wh: Register
-    """Energy to the grid since installation (OBIS 1-0:2.8.0); for a generation sub-meter, generation."""
+    """Energy to the grid since installation (OBIS 1-0:2.8.0); for a generation sub-meter,
+    generation."""
     power_w: PowerW
     """Mean power of the last minute before the boundary; telemetry, nothing is paid by it."""
     charge_wh: UInt63

@@ -1,0 +1,1 @@
+"""Households and their devices: pure physics in `models`, processes in `fleet`."""
