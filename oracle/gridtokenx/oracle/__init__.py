@@ -1,0 +1,1 @@
+"""The oracle network: signed measurements in, certified outcomes out."""
