@@ -1,0 +1,219 @@
+"""Real processes, kept alive: start through the zygote, watch, restart with back-off, measure.
+
+Law of the file: a process that ends without being asked is reported with its last lines and started
+again; one that keeps ending is given up, and the run has failed.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from gridtokenx.core.errors import LocalFault
+
+FIRST_BACKOFF_S: Final = 0.5
+MAX_BACKOFF_S: Final = 15.0
+STABLE_S: Final = 60.0
+"""A life this long resets the back-off."""
+GIVE_UP_AFTER: Final = 6
+"""Lives in a row, each shorter than `STABLE_S`, after which a process is given up."""
+MISUSE_EXIT: Final = 2
+"""A process that refuses its configuration would refuse it again: never restarted."""
+MEMORY_SAMPLE_S: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """One process of the network."""
+
+    name: str
+    argv: tuple[str, ...]
+    """Arguments of `gtx`."""
+    log: Path
+
+
+@dataclass(slots=True)
+class Watched:
+    """A process as the supervisor sees it."""
+
+    spec: ProcessSpec
+    pid: int | None = None
+    restarts: int = 0
+    given_up: bool = False
+    peak_memory_kib: int = 0
+    """Largest proportional set size seen (shared pages divided among their users)."""
+    _started_s: float = 0.0
+    _short_lives: int = 0
+    exits: list[int] = field(default_factory=list)
+
+
+Report = Callable[[str], None]
+
+
+class Processes:
+    """All processes of a testnet.
+
+    Args:
+        specs: what to run.
+        environment: added to every process's environment.
+        report: told, in a line, of everything a person should know.
+    """
+
+    def __init__(
+        self, specs: Sequence[ProcessSpec], environment: Mapping[str, str], report: Report
+    ) -> None:
+        self.watched: Final = {spec.name: Watched(spec) for spec in specs}
+        self.peak_memory_kib = 0
+        self._environment: Final = dict(environment)
+        self._report: Final = report
+        self._stopping = False
+        self._zygote: asyncio.subprocess.Process | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def failed(self) -> list[str]:
+        """Processes that could not be kept alive."""
+        return [name for name, watched in self.watched.items() if watched.given_up]
+
+    async def start(self) -> None:
+        """Start the zygote, then every process.
+
+        Raises:
+            LocalFault: the zygote could not be started.
+        """
+        self._zygote = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "gridtokenx.lab.testnet.zygote",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        ready = await self._next_event()
+        if ready is None:
+            raise LocalFault("the fork server did not start; its error is above")
+        for name in self.watched:
+            self._launch(name)
+        self._spawn(self._follow())
+        self._spawn(self._measure())
+
+    async def stop(self) -> None:
+        """End every process: politely, then by force."""
+        self._stopping = True
+        zygote = self._zygote
+        if zygote is not None and zygote.stdin is not None and zygote.returncode is None:
+            zygote.stdin.close()
+            await zygote.wait()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def kill(self, name: str, signum: int = signal.SIGKILL) -> None:
+        """Send a signal to one process, as a fault."""
+        pid = self.watched[name].pid
+        if pid is not None:
+            os.kill(pid, signum)
+
+    def _spawn(self, job: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(job)
+        self._tasks.add(task)
+
+    def _launch(self, name: str) -> None:
+        zygote, spec = self._zygote, self.watched[name].spec
+        if self._stopping or zygote is None or zygote.stdin is None or zygote.stdin.is_closing():
+            return
+        request = {
+            "name": name,
+            "argv": list(spec.argv),
+            "environment": self._environment,
+            "log": str(spec.log),
+        }
+        zygote.stdin.write(json.dumps(request).encode() + b"\n")
+
+    async def _next_event(self) -> dict[str, object] | None:
+        zygote = self._zygote
+        if zygote is None or zygote.stdout is None:
+            return None
+        line = await zygote.stdout.readline()
+        return json.loads(line) if line else None
+
+    async def _follow(self) -> None:
+        while (event := await self._next_event()) is not None:
+            watched = self.watched[str(event["name"])]
+            if event["event"] == "started":
+                watched.pid = int(str(event["pid"]))
+                watched._started_s = time.monotonic()  # noqa: SLF001 - this file's own record
+            else:
+                watched.pid = None
+                self._ended(watched, int(str(event["status"])))
+        if not self._stopping:
+            self._report("the fork server ended; every process is stopped")
+            for watched in self.watched.values():
+                watched.given_up = True
+
+    def _ended(self, watched: Watched, status: int) -> None:
+        if self._stopping:
+            return
+        watched.exits.append(status)
+        lived_s = time.monotonic() - watched._started_s  # noqa: SLF001 - this file's own record
+        short = 1 if lived_s >= STABLE_S else watched._short_lives + 1  # noqa: SLF001
+        watched._short_lives = short  # noqa: SLF001
+        if status == MISUSE_EXIT or short >= GIVE_UP_AFTER:
+            watched.given_up = True
+        verdict = "given up" if watched.given_up else "restarting"
+        self._report(f"{watched.spec.name} {_how(status)} after {lived_s:.0f} s: {verdict}")
+        for line in last_lines(watched.spec.log):
+            self._report(f"    {line}")
+        if not watched.given_up:
+            self._spawn(self._relaunch(watched, short))
+
+    async def _relaunch(self, watched: Watched, attempt: int) -> None:
+        await asyncio.sleep(min(FIRST_BACKOFF_S * 2 ** (attempt - 1), MAX_BACKOFF_S))
+        watched.restarts += 1
+        self._launch(watched.spec.name)
+
+    async def _measure(self) -> None:
+        while True:
+            await asyncio.sleep(MEMORY_SAMPLE_S)
+            total = 0
+            for watched in self.watched.values():
+                if watched.pid is None:
+                    continue
+                memory_kib = proportional_memory_kib(watched.pid)
+                total += memory_kib
+                watched.peak_memory_kib = max(watched.peak_memory_kib, memory_kib)
+            self.peak_memory_kib = max(self.peak_memory_kib, total)
+
+
+def proportional_memory_kib(pid: int) -> int:
+    """Proportional set size of a process; 0 where the system does not tell."""
+    try:
+        with Path(f"/proc/{pid}/smaps_rollup").open(encoding="ascii") as rollup:
+            for line in rollup:
+                if line.startswith("Pss:"):
+                    return int(line.split()[1])
+    except OSError:
+        return 0
+    return 0
+
+
+def last_lines(log: Path, count: int = 5) -> list[str]:
+    """The end of a log file."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            return file.read().decode(errors="replace").splitlines()[-count:]
+    except OSError:
+        return []
+
+
+def _how(status: int) -> str:
+    if status < 0:
+        return f"was ended by {signal.Signals(-status).name}"
+    return f"ended with code {status}"
