@@ -27,12 +27,23 @@ def negate(a: Point) -> Point:
 
 
 def multiply(n: int, a: Point) -> Point:
-    result = IDENTITY
+    """Double and add, in homogeneous coordinates so that only the end needs a division."""
+    result, power = (0, 1, 1), (a[0], a[1], 1)
     while n:
         if n & 1:
-            result = add(result, a)
-        a, n = add(a, a), n >> 1
-    return result
+            result = _add_homogeneous(result, power)
+        power, n = _add_homogeneous(power, power), n >> 1
+    scale = pow(result[2], -1, P)
+    return result[0] * scale % P, result[1] * scale % P
+
+
+def _add_homogeneous(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The law of `add` with each coordinate over a common denominator."""
+    z, x, y = a[2] * b[2] % P, a[0] * b[0] % P, a[1] * b[1] % P
+    square, product = z * z % P, D * x * y % P
+    over, under = square - product, square + product
+    cross = (a[0] * b[1] + a[1] * b[0]) % P
+    return z * over * cross % P, z * under * (y + x) % P, over * under % P
 
 
 def encode_point(a: Point) -> bytes:
