@@ -35,6 +35,7 @@ class Domain(bytes, Enum):
     BLOCK_SEAL = b"gtx:sl:1"
     GRANDPA_VOTE = b"gtx:gv:1"
     HANDSHAKE = b"gtx:hs:1"
+    BROKER_CONNECT = b"gtx:mq:1"
 
 
 def sha256(*parts: bytes) -> bytes:
