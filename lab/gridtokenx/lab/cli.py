@@ -1,0 +1,80 @@
+"""`gtx`: one command for people who run a testnet, operate a node, or study one.
+
+Sub-commands are loaded when they are used, so that a node does not import what only the lab needs.
+Every expected error is one line on standard error and exit code 2.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from gridtokenx.core.errors import LocalFault, RemoteFault
+
+MISUSE_EXIT: Final = 2
+
+_COMMANDS: Final = {
+    "testnet": ("gridtokenx.lab.commands.testnet", "Make, run, watch and stop a local testnet."),
+    "tx": ("gridtokenx.lab.commands.tx", "Sign and send transactions; wait for finality."),
+    "keys": ("gridtokenx.lab.commands.keys", "Make and show keys."),
+    "verify": ("gridtokenx.lab.commands.verify", "Re-execute a node's chain from its disk."),
+    "node": ("gridtokenx.lab.commands.node", "Run a node of one of the three chains."),
+    "bridge": ("gridtokenx.lab.commands.bridge", "Run a relayer between the chains."),
+    "gateway": ("gridtokenx.lab.commands.gateway", "Run the HTTP gateway and its live page."),
+    "devices": ("gridtokenx.lab.commands.devices", "Run a fleet of meters, panels and batteries."),
+    "agents": ("gridtokenx.lab.commands.agents", "Run household agents that trade."),
+    "broker": ("gridtokenx.lab.commands.broker", "Run the embedded MQTT broker."),
+    "market-data": ("gridtokenx.lab.commands.market_data", "Serve price sources for a testnet."),
+}
+
+
+class _Lazy(click.Group):
+    """A group whose commands are imported on demand."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(_COMMANDS[cmd_name][0])
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="gridtokenx", prog_name="gtx")
+def cli() -> None:
+    """GridTokenX: a three-chain energy-trading network, its nodes, and a lab to break it in."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `gtx`; expected errors become one line and exit code 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = cli.main(arguments, prog_name="gtx", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as shown:
+        click.echo(shown.format_message())
+        sys.exit(0)
+    except click.ClickException as error:
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+        hint = f" (see: {where} --help)" if where else ""
+        click.echo(f"error: {error.format_message()}{hint}", err=True)
+        sys.exit(MISUSE_EXIT)
+    except click.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except (LocalFault, RemoteFault) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(MISUSE_EXIT)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

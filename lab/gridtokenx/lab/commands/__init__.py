@@ -1,0 +1,1 @@
+"""The sub-commands of `gtx`, one file each, loaded only when used."""

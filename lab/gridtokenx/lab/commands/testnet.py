@@ -1,0 +1,253 @@
+"""`gtx testnet`: make a network on this machine, run it, look at it, stop it."""
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import click
+import msgspec
+
+from gridtokenx.core.errors import LocalFault
+from gridtokenx.lab.manifest import Manifest, dump_manifest, load_manifest, parse_manifest
+from gridtokenx.lab.testnet.layout import LOOPBACK, Layout
+
+DEFAULT_HOME: Final = Path(".testnet")
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(s|m|h)?")
+_UNIT_S: Final = {"s": 1, "m": 60, "h": 3600}
+
+home_option = click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_HOME,
+    show_default=True,
+    envvar="GTX_HOME",
+    help="Directory of the testnet.",
+)
+manifest_option = click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    help="TOML file that describes the network; the default is the one of compose/manifests/local.toml.",
+)
+households_option = click.option(
+    "--households", type=click.IntRange(2, 10_000), help="Households, instead of the manifest's."
+)
+time_scale_option = click.option(
+    "--time-scale",
+    type=click.IntRange(1, 3600),
+    help="Grid seconds per second, instead of the manifest's (60: a half hour lasts 30 s).",
+)
+
+
+class Duration(click.ParamType):
+    """Seconds, from text such as 90, 90s, 5m or 1.5h."""
+
+    name = "duration"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Parse."""
+        match = _DURATION.fullmatch(str(value).strip())
+        if match is None or float(match[1]) <= 0:
+            self.fail(f"{value!r} is no duration; write for example 90s, 5m or 1h", param, ctx)
+        return float(match[1]) * _UNIT_S[match[2] or "s"]
+
+
+@click.group()
+def command() -> None:
+    """Make, run, watch and stop a local testnet of three chains."""
+
+
+@command.command()
+@home_option
+@manifest_option
+@households_option
+@time_scale_option
+@click.option("--fresh", is_flag=True, help="Replace a testnet that is there already.")
+def init(
+    home: Path,
+    manifest: Path | None,
+    households: int | None,
+    time_scale: int | None,
+    *,
+    fresh: bool,
+) -> None:
+    """Lay out a testnet on disk: keys, certificates, genesis files, profiles, settings.
+
+    All keys are made anew and are for development only. `gtx testnet up` does this by itself when
+    there is no testnet yet.
+    """
+    if (home / "network.json").exists() and not fresh:
+        raise LocalFault(f"{home} holds a testnet already; use --fresh to replace it")
+    _make(home, _wanted(manifest, households, time_scale))
+    click.echo(f"made {home}; start it with: gtx testnet up --home {home}")
+
+
+@command.command()
+@home_option
+@manifest_option
+@households_option
+@time_scale_option
+@click.option("--fresh", is_flag=True, help="Start over: new keys, new chains.")
+@click.option(
+    "--for", "duration_s", type=Duration(), help="Stop by itself after this time, like 5m."
+)
+@click.option(
+    "--summary",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write what happened, with the verdict on every invariant, as JSON when it stops.",
+)
+@click.option("--open", "open_page", is_flag=True, help="Open the live page in a browser.")
+def up(
+    home: Path,
+    manifest: Path | None,
+    households: int | None,
+    time_scale: int | None,
+    duration_s: float | None,
+    summary: Path | None,
+    *,
+    fresh: bool,
+    open_page: bool,
+) -> int:
+    """Start every process of the testnet and watch it; Ctrl-C stops everything.
+
+    The next start goes on from disk at the height it had. The exit code is 0 when all processes
+    could be kept alive and, with --summary, every invariant held; else 1.
+    """
+    from gridtokenx.lab.testnet import up as running  # noqa: PLC0415 - only here
+
+    if summary is not None and not summary.absolute().parent.is_dir():
+        raise LocalFault(f"--summary {summary}: its directory does not exist")
+    layout, is_new = _resume_or_make(home, manifest, households, time_scale, fresh=fresh)
+    with running.supervisor_lock(home):
+        outcome = asyncio.run(running.run(layout, duration_s, fresh=is_new, open_page=open_page))
+        verdict = _write_summary(layout, outcome, summary) if summary is not None else True
+    for name in outcome.processes.failed:
+        click.echo(f"error: {name} could not be kept alive; see {layout.log_path(name)}", err=True)
+    return 0 if verdict and not outcome.processes.failed else 1
+
+
+@command.command()
+@home_option
+@click.option("--json", "as_json", is_flag=True, help="Print the gateway's answer as it is.")
+def status(home: Path, *, as_json: bool) -> int:
+    """Show heights, price, auctions, settlements and certificates of a running testnet."""
+    layout = _existing(home)
+    answer = asyncio.run(_ask_gateway(layout))
+    if answer is None:
+        raise LocalFault(
+            f"the gateway at port {layout.manifest.ports.gateway} does not answer; "
+            f"start the testnet with: gtx testnet up --home {home}"
+        )
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
+        return 0
+    from gridtokenx.lab.testnet.processes import Processes  # noqa: PLC0415 - only here
+    from gridtokenx.lab.testnet.status import console, screen  # noqa: PLC0415 - only here
+
+    url = f"http://{LOOPBACK}:{layout.manifest.ports.gateway}"
+    console().print(screen(answer, Processes([], {}, print), 0, url, ()))
+    return 0
+
+
+@command.command()
+@home_option
+def down(home: Path) -> None:
+    """Stop a testnet that runs elsewhere, as Ctrl-C in its own terminal would."""
+    from gridtokenx.lab.testnet.up import running_supervisor  # noqa: PLC0415 - only here
+
+    pid = running_supervisor(home)
+    if pid is None:
+        click.echo(f"{home}: no testnet is running")
+        return
+    os.kill(pid, signal.SIGTERM)
+    while running_supervisor(home) == pid:
+        time.sleep(0.1)
+    click.echo("stopped")
+
+
+def _wanted(manifest: Path | None, households: int | None, time_scale: int | None) -> Manifest:
+    wanted = Manifest() if manifest is None else load_manifest(manifest)
+    replace = msgspec.structs.replace
+    if households is not None:
+        wanted = replace(wanted, devices=replace(wanted.devices, households=households))
+    if time_scale is not None:
+        wanted = replace(wanted, time=replace(wanted.time, scale=time_scale))
+    return wanted
+
+
+def _resume_or_make(
+    home: Path,
+    manifest: Path | None,
+    households: int | None,
+    time_scale: int | None,
+    *,
+    fresh: bool,
+) -> tuple[Layout, bool]:
+    if fresh or not (home / "network.json").exists():
+        return _make(home, _wanted(manifest, households, time_scale)), True
+    layout = _existing(home)
+    kept = layout.manifest
+    asked = kept if manifest is None else load_manifest(manifest)
+    for name, given, has in (
+        ("--manifest", asked, kept),
+        ("--households", households or kept.devices.households, kept.devices.households),
+        ("--time-scale", time_scale or kept.time.scale, kept.time.scale),
+    ):
+        if given != has:
+            raise LocalFault(
+                f"{home} was made with another {name}; go on without the flag, "
+                "or start over with --fresh"
+            )
+    return layout, False
+
+
+def _existing(home: Path) -> Layout:
+    if not (home / "network.json").exists():
+        raise LocalFault(f"{home} holds no testnet; make one with: gtx testnet init --home {home}")
+    path = home / "manifest.toml"
+    return Layout(home, parse_manifest(path.read_text(encoding="utf-8"), str(path)))
+
+
+def _make(home: Path, manifest: Manifest) -> Layout:
+    """Make a testnet beside its place, then move it there: a half-made one is never seen."""
+    from gridtokenx.lab.testnet.initialise import initialise  # noqa: PLC0415 - imports pvlib
+
+    from gridtokenx.lab.testnet.up import running_supervisor  # noqa: PLC0415 - only here
+
+    if home.exists() and any(home.iterdir()) and not (home / "manifest.toml").exists():
+        raise LocalFault(f"{home} is not empty and holds no testnet; choose another --home")
+    if running_supervisor(home) is not None:
+        raise LocalFault(f"{home} is running; stop it first with: gtx testnet down --home {home}")
+    partial = home.with_name(home.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    initialise(Layout(partial, manifest), home, click.echo)
+    (partial / "manifest.toml").write_text(dump_manifest(manifest), encoding="utf-8")
+    if home.exists():
+        shutil.rmtree(home)
+    partial.rename(home)
+    return Layout(home, manifest)
+
+
+async def _ask_gateway(layout: Layout) -> dict[str, object] | None:
+    from gridtokenx.lab.testnet.status import fetch_status  # noqa: PLC0415 - only here
+
+    async with aiohttp.ClientSession() as session:
+        return await fetch_status(session, f"http://{LOOPBACK}:{layout.manifest.ports.gateway}")
+
+
+def _write_summary(layout: Layout, outcome: object, path: Path) -> bool:
+    from gridtokenx.lab.testnet.summary import summarise  # noqa: PLC0415 - only here
+
+    click.echo("summing up: re-executing the chains from disk")
+    summary, verdict = summarise(layout, outcome)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+    click.echo(f"summary: {path}; invariants {'all hold' if verdict else 'BROKEN'}")
+    return verdict

@@ -1,0 +1,149 @@
+"""Where everything of a local testnet lies, and which processes it consists of.
+
+::
+
+    HOME/
+      manifest.toml  network.json  heartbeat
+      genesis/{public,consortium,oracle}.json      what everyone may know
+      NAME/config.toml, keys, data/, log            one directory a process; it reads only its own
+"""
+
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gridtokenx.core.errors import LocalFault
+from gridtokenx.lab.manifest import Manifest
+from gridtokenx.lab.testnet.processes import ProcessSpec
+
+CHAINS: Final = ("public", "consortium", "oracle")
+LOOPBACK: Final = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One process of a testnet and where it can be reached."""
+
+    name: str
+    command: tuple[str, ...]
+    """Words of `gtx` before its flags."""
+    peer_port: int
+    """Peer transport, or the one service port; 0 where it listens on none."""
+    http_port: int
+    """`/health`, `/ready`, `/metrics`."""
+
+    @property
+    def chain(self) -> str:
+        """The chain that a node belongs to, or an empty text."""
+        chain = self.name.rpartition("-")[0]
+        return chain if chain in CHAINS else ""
+
+
+class Layout:
+    """Paths and processes of one testnet."""
+
+    def __init__(self, home: Path, manifest: Manifest) -> None:
+        self.home: Final = home
+        self.manifest: Final = manifest
+        self.members: Final = tuple(_members(manifest))
+        self._by_name: Final = {member.name: member for member in self.members}
+
+    @property
+    def manifest_path(self) -> Path:
+        """The manifest that the network was made from."""
+        return self.home / "manifest.toml"
+
+    @property
+    def network_path(self) -> Path:
+        """Public facts: chain ids and addresses."""
+        return self.home / "network.json"
+
+    @property
+    def heartbeat_path(self) -> Path:
+        """See `heartbeat`."""
+        return self.home / "heartbeat"
+
+    def genesis_path(self, chain: str) -> Path:
+        """The genesis file of a chain."""
+        return self.home / "genesis" / f"{chain}.json"
+
+    def directory(self, name: str) -> Path:
+        """The directory of one process."""
+        return self.home / name
+
+    def config_path(self, name: str) -> Path:
+        """The settings of one process."""
+        return self.directory(name) / "config.toml"
+
+    def log_path(self, name: str) -> Path:
+        """Standard output and error of one process."""
+        return self.directory(name) / "log"
+
+    def member(self, name: str) -> Member:
+        """The process of that name."""
+        return self._by_name[name]
+
+    def nodes(self, chain: str) -> tuple[Member, ...]:
+        """The nodes of a chain, in index order."""
+        return tuple(member for member in self.members if member.chain == chain)
+
+    def addresses(self, chain: str) -> tuple[str, ...]:
+        """``host:port`` of the peer transport of every node of a chain."""
+        return tuple(f"{LOOPBACK}:{member.peer_port}" for member in self.nodes(chain))
+
+    def specs(self) -> list[ProcessSpec]:
+        """How to start every process."""
+        return [
+            ProcessSpec(
+                member.name,
+                (*member.command, "--config", str(self.config_path(member.name))),
+                self.log_path(member.name),
+            )
+            for member in self.members
+        ]
+
+    def check_ports(self) -> None:
+        """Refuse to start where another program already listens.
+
+        Raises:
+            LocalFault: naming the port and the process that wants it.
+        """
+        for member in self.members:
+            for port in (member.peer_port, member.http_port):
+                if port and not _is_free(port):
+                    raise LocalFault(
+                        f"port {port} of {member.name} is in use: is another testnet running? "
+                        "stop it, or choose others with [ports] in the manifest and --fresh"
+                    )
+
+
+def _members(manifest: Manifest) -> Iterator[Member]:
+    ports = iter(range(manifest.ports.base, 65_536))
+    candidates = manifest.public.candidates or manifest.public.validators
+    counts = (
+        ("public", candidates),
+        ("consortium", manifest.consortium.replicas),
+        ("oracle", manifest.oracle.nodes),
+    )
+    yield Member("broker", ("broker",), next(ports), 0)
+    yield Member("market-data", ("market-data",), next(ports), 0)
+    for chain, count in counts:
+        for index in range(count):
+            yield Member(f"{chain}-{index}", ("node", chain), next(ports), next(ports))
+    for index in range(manifest.bridge.relayers):
+        yield Member(f"relayer-{index}", ("bridge",), 0, next(ports))
+    yield Member("gateway", ("gateway",), 0, manifest.ports.gateway)
+    yield Member("devices", ("devices",), 0, next(ports))
+    yield Member("agents", ("agents",), 0, next(ports))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
