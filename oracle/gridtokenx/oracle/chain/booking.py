@@ -136,9 +136,7 @@ def _take_first(book: Book, point: Point, first: Point, rating_w: int) -> Book:
         points, total = (point, *book.points), book.total
     else:
         points, total = book.points, book.total + added
-    return replace(
-        book, points=points, first=point, total=total, unbooked=book.unbooked + added
-    )
+    return replace(book, points=points, first=point, total=total, unbooked=book.unbooked + added)
 
 
 def _insert(book: Book, point: Point, rating_w: int) -> Book:
@@ -202,7 +200,10 @@ def _entries(
     start = keep[0].interval if keep else interval
     late = {entry.interval: entry.late for entry in keep}
     if book.first is None:
-        return [Booked(i, ZERO, ZERO, Quality.SUBSTITUTED, False) for i in range(start, interval + 1)]
+        return [
+            Booked(i, ZERO, ZERO, Quality.SUBSTITUTED, measured=False)
+            for i in range(start, interval + 1)
+        ]
     floor = sum(late.values(), final)
     last = book.points[-1].boundary
     estimates = last >= start and last > interval - window

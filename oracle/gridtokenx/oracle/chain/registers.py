@@ -9,6 +9,7 @@ Replacement and rollover are explicit flags of the device. A register that runs 
 one contradicts its neighbour and is refused, as is one that moved more than the device can.
 """
 
+import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Final
@@ -39,9 +40,7 @@ class Energy(Wire, frozen=True):
 
     def at_least(self, floor: "Energy") -> "Energy":
         """The larger of both, register by register."""
-        return Energy(
-            max(self.import_wh, floor.import_wh), max(self.export_wh, floor.export_wh)
-        )
+        return Energy(max(self.import_wh, floor.import_wh), max(self.export_wh, floor.export_wh))
 
 
 ZERO: Final = Energy(0, 0)
@@ -129,7 +128,7 @@ class Curve:
         self._points = points
         self._boundaries = [point.boundary for point in points]
         self._totals = [total]
-        for earlier, later in zip(points, points[1:], strict=False):
+        for earlier, later in itertools.pairwise(points):
             self._totals.append(self._totals[-1] + energy_between(earlier, later))
         self._rate_wh = rate_wh
 

@@ -16,7 +16,9 @@ from msgspec.structs import replace
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.gridtime import GridClock, interval_at
 from gridtokenx.core.types import Hash32, UInt63
+from gridtokenx.interchain.apps import registry as registry_packets
 from gridtokenx.interchain.apps.registry import DeviceRegistration, DeviceRegistrations
+from gridtokenx.interchain.packets import Acknowledgement, Packet
 from gridtokenx.ledger.runtime import CallFailed, Context, Module
 from gridtokenx.ledger.state import Log, Map, State
 
@@ -38,45 +40,64 @@ class DeviceRegistered(Wire, frozen=True, tag="registry.registered"):
     registration: DeviceRegistration
 
 
+DEVICES: Final = Map("registry.device", Device)
+"""(device id) -> the device."""
+KEYS: Final = Map("registry.key", Hash32)
+"""(public key) -> the id of the device that signs with it now."""
+ORDER: Final = Log("registry.order", Hash32)
+"""Device ids by first registration: how a closing interval walks them."""
+
+
+def device_by_key(state: State, public_key: bytes) -> Device | None:
+    """The device that signs with this key now, active or withdrawn."""
+    device = KEYS.get(state, public_key)
+    return None if device is None else DEVICES.get(state, device)
+
+
+def walk_devices(state: State, start: int, stop: int) -> Iterator[Device]:
+    """Devices by order of first registration, from `start` to before `stop`."""
+    for index in range(start, stop):
+        device = DEVICES.get(state, ORDER.get(state, index) or b"")
+        if device is not None:
+            yield device
+
+
 class Registry(Module):
-    """Devices by id and by key, and the order in which they came.
+    """Keeps the devices up to date.
 
     Args:
         clock: the map from block time to grid time.
         grace_ms: how long after its end an interval closes, in network time.
+        consortium: our client of the consortium chain, the only one whose word counts.
     """
 
     name = "registry"
     events = (DeviceRegistered,)
 
-    def __init__(self, clock: GridClock, grace_ms: int) -> None:
+    def __init__(self, clock: GridClock, grace_ms: int, consortium: str) -> None:
         self._clock: Final = clock
         self._grace_ms: Final = grace_ms
-        self.devices: Final = Map("registry.device", Device)
-        self.keys: Final = Map("registry.key", Hash32)
-        self.order: Final = Log("registry.order", Hash32)
+        self._consortium: Final = consortium
 
-    # -- reads -------------------------------------------------------------------------------------
+    # -- the app of port "registry" ----------------------------------------------------------------
 
-    def device(self, state: State, device: bytes) -> Device | None:
-        """A device by its id."""
-        return self.devices.get(state, device)
+    @property
+    def port(self) -> str:
+        """See `interchain.module.App`."""
+        return registry_packets.PORT
 
-    def by_key(self, state: State, public_key: bytes) -> Device | None:
-        """The device that signs with this key now, active or withdrawn."""
-        device = self.keys.get(state, public_key)
-        return None if device is None else self.devices.get(state, device)
+    def on_receive(self, ctx: Context, packet: Packet) -> bytes:
+        """Take note of what the consortium, and no other chain, decided."""
+        if packet.destination_client != self._consortium:
+            raise CallFailed("not-the-consortium", f"registrations by {packet.destination_client}")
+        self.apply(ctx, registry_packets.decode_registrations(packet.payload))
+        return b""
 
-    def count(self, state: State) -> int:
-        """How many devices were ever registered."""
-        return self.order.length(state)
+    def on_acknowledge(self, ctx: Context, packet: Packet, ack: Acknowledgement) -> None:
+        """Nothing: this chain sends no registrations."""
 
-    def walk(self, state: State, start: int, stop: int) -> Iterator[Device]:
-        """Devices by order of first registration, from `start` to before `stop`."""
-        for index in range(start, stop):
-            device = self.devices.get(state, self.order.get(state, index) or b"")
-            if device is not None:
-                yield device
+    def on_timeout(self, ctx: Context, packet: Packet) -> None:
+        """Nothing: this chain sends no registrations."""
 
     # -- what the consortium decided ---------------------------------------------------------------
 
@@ -84,26 +105,31 @@ class Registry(Module):
         """Take note of a batch; returns how many decisions were news.
 
         Raises:
-            CallFailed: a key is another device's; the whole packet is refused.
+            CallFailed: a key is another device's, or a device changes its kind (what its registers
+                mean); the whole packet is refused.
         """
         return sum(self._apply_one(ctx, registration) for registration in batch.registrations)
 
     def _apply_one(self, ctx: Context, registration: DeviceRegistration) -> bool:
         state = ctx.state
-        known = self.devices.get(state, registration.device)
+        known = DEVICES.get(state, registration.device)
         if known is not None and registration.revision <= known.registration.revision:
             return False
-        holder = self.keys.get(state, registration.public_key)
-        if holder not in (None, registration.device):
+        holder = KEYS.get(state, registration.public_key)
+        if holder is not None and holder != registration.device:
             raise CallFailed(
                 "key-in-use", f"key {registration.public_key.hex()} is device {holder.hex()}'s"
             )
-        self.devices.put(state, self._merged(ctx, known, registration), registration.device)
+        if known is not None and registration.kind is not known.registration.kind:
+            raise CallFailed(
+                "kind-changed", f"device {registration.device.hex()}: register it as another device"
+            )
+        DEVICES.put(state, self._merged(ctx, known, registration), registration.device)
         if known is None:
-            self.order.append(state, registration.device)
+            ORDER.append(state, registration.device)
         else:
-            self.keys.delete(state, known.registration.public_key)
-        self.keys.put(state, registration.device, registration.public_key)
+            KEYS.delete(state, known.registration.public_key)
+        KEYS.put(state, registration.device, registration.public_key)
         ctx.emit(DeviceRegistered(registration=registration))
         return True
 
@@ -120,13 +146,13 @@ class Registry(Module):
 
     def check_invariants(self, state: State) -> Iterator[str]:
         """Every device is reachable by its key and is in the order once."""
-        devices = dict(self.devices.scan(state))
-        listed = list(self.order.walk(state))
+        devices = dict(DEVICES.scan(state))
+        listed = list(ORDER.walk(state))
         if len(listed) != len(devices) or set(listed) != {
             device.registration.device for device in devices.values()
         }:
             yield f"{len(devices)} devices, {len(listed)} in the order"
         for device in devices.values():
             key = device.registration.public_key
-            if self.keys.get(state, key) != device.registration.device:
+            if KEYS.get(state, key) != device.registration.device:
                 yield f"key {key.hex()} does not lead to its device"
