@@ -47,9 +47,9 @@ def client_key(name: str | None) -> bytes | None:
 def device_may_publish(public_key: bytes, topic: str) -> bool:
     """A device publishes its own readings and announcements, in any zone, and nothing else."""
     parts = topic.split("/")
-    if len(parts) != 5:
+    if len(parts) != 5 or not (parts[2].isascii() and parts[2].isdigit()):
         return False
-    zone = parts[2]
+    zone = int(parts[2])
     return topic in (reading_topic(zone, public_key), announce_topic(zone, public_key))
 
 

@@ -17,8 +17,8 @@ gtx/v1/{zone}/{id}/announce   yes      the canonical bytes of one `Announcement`
 gtx/v1/watermark/{id}         yes      the canonical bytes of one `Watermark`
 ============================  =======  ==========================================================
 
-`{id}` is the device's public key in lower-case hexadecimal; it is also its MQTT client id, so a
-broker can bind topics to connections without a table.
+`{zone}` is the zone's number; `{id}` is the device's public key in lower-case hexadecimal, and also
+its MQTT client id, so that a broker can bind topics to connections without a table.
 """
 
 from typing import Annotated, Final
@@ -65,8 +65,7 @@ class SubmitReading(Wire, frozen=True, tag="meters.submit_reading"):
     import_wh: Register
     """Energy from the grid since installation (OBIS 1-0:1.8.0), whole Wh, rounded down."""
     export_wh: Register
-    """Energy to the grid since installation (OBIS 1-0:2.8.0); for a generation sub-meter,
-    generation."""
+    """Energy to the grid since installation (OBIS 1-0:2.8.0); generation, of a solar sub-meter."""
     power_w: PowerW
     """Mean power of the last minute before the boundary; telemetry, nothing is paid by it."""
     charge_wh: UInt63
@@ -92,7 +91,7 @@ class Announcement(Wire, frozen=True):
     device: PublicKey
     """Who speaks."""
     kind: ShortText
-    """meter, generation or storage."""
+    """What it is: meter, solar or battery."""
     online: bool
     """False in the last will, which the broker publishes when the connection breaks."""
 
@@ -102,12 +101,12 @@ def device_id(public_key: bytes) -> str:
     return public_key.hex()
 
 
-def reading_topic(zone: str, public_key: bytes) -> str:
+def reading_topic(zone: int, public_key: bytes) -> str:
     """Where a device publishes its signed readings."""
     return f"{TOPIC_ROOT}/{zone}/{public_key.hex()}/reading"
 
 
-def announce_topic(zone: str, public_key: bytes) -> str:
+def announce_topic(zone: int, public_key: bytes) -> str:
     """Where a device announces itself, and its last will appears."""
     return f"{TOPIC_ROOT}/{zone}/{public_key.hex()}/announce"
 
