@@ -212,6 +212,7 @@ def check_update(
     if header.height <= client.latest_height:
         raise ClientFault("stale-header", f"height {header.height}, latest {client.latest_height}")
     _require_time(client, header, now_ms)
+    _require_set(validators, header)
     following = _following_set(validators, header, next_set)
     _require_final(client, validators, certified, verifier)
     return following
@@ -249,6 +250,11 @@ def _require_time(client: ClientState, header: Header, now_ms: int) -> None:
         raise ClientFault("time-not-monotone", f"{time_ms}, latest {client.latest_timestamp_ms}")
 
 
+def _require_set(validators: ValidatorSet, header: Header) -> None:
+    if header.set_id != validators.set_id:
+        raise ClientFault("wrong-set-id", f"{header.set_id}, client has {validators.set_id}")
+
+
 def _following_set(
     validators: ValidatorSet, header: Header, next_set: ValidatorSet | None
 ) -> ValidatorSet:
@@ -277,8 +283,7 @@ def _require_final(
     wanted = CommitCertificate if client.kind is ClientKind.PBFT else Justification
     if not isinstance(proof, wanted):
         raise ClientFault("wrong-proof-kind", f"{type(proof).__name__} for a {client.kind} chain")
-    if header.set_id != validators.set_id:
-        raise ClientFault("wrong-set-id", f"{header.set_id}, client has {validators.set_id}")
+    _require_set(validators, header)
     verify_finality(header, proof, validators, verifier)
 
 
