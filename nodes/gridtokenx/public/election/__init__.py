@@ -1,0 +1,1 @@
+"""Who validates: proportional elections in exact integers, which know nothing of staking."""
