@@ -1,0 +1,191 @@
+"""The message log: what was proposed and voted, per height above the last committed one.
+
+Law of the file: **bounded by the set, not by what is sent.** Per height and replica one prepare and
+one commit are kept, those of the highest view: an honest replica never needs an older one counted
+again, and a faulty one that votes in high views only loses its own votes. Two votes of one replica
+for one (view, height) that name different blocks are evidence.
+
+Theory: Castro & Liskov (OSDI 1999) section 4.2:
+
+* ``prepared(block, v, n)``: the pre-prepare of v's primary and prepares of q - 1 *other* replicas match.
+* ``committed-local``: commits of q replicas match. They prove the block by themselves.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from gridtokenx.core.keys import Domain
+from gridtokenx.finality.certificates import CommitCertificate, CommitVote, IndexedSignature
+from gridtokenx.finality.validators import ValidatorSet
+from gridtokenx.ledger.blocks import Block
+from gridtokenx.ledger.runtime import ExecutedBlock
+from gridtokenx.pbft.messages import (
+    Ballot,
+    Commit,
+    Equivocation,
+    Prepare,
+    PreparedCertificate,
+    SignedVote,
+)
+from gridtokenx.pbft.view_change import primary_of
+
+MAX_BODIES: Final = 64
+"""Most bodies of one height; there is at most one per view that opened without a commit."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """All that is known about one height."""
+
+    height: int
+    ballot: Ballot | None = None
+    """The one proposal accepted in the current view; None before, and after leaving the view."""
+    proposal: bytes = b""
+    """The primary's signature over `ballot`."""
+    prepares: dict[int, Prepare] = field(default_factory=dict)
+    """The latest of each replica."""
+    commits: dict[int, Commit] = field(default_factory=dict)
+    """The latest of each replica."""
+    bodies: dict[bytes, Block] = field(default_factory=dict)
+    """Blocks by hash: those voted for in any view, and those that a certificate names."""
+    executed: dict[bytes, ExecutedBlock] = field(default_factory=dict)
+    """Those bodies that were executed on their parent."""
+    prepared: PreparedCertificate | None = None
+    """The prepared certificate of the highest view."""
+    own_prepare: Prepare | None = None
+    """What this replica voted last, to be sent again."""
+    own_commit: Commit | None = None
+    """What this replica voted last, to be sent again."""
+
+    def keep(self, block: Block) -> None:
+        """Keep a body until the height is committed: a certificate that names it may appear late.
+
+        A body is only kept when this replica is about to vote for it, or a certificate named it: at
+        most one per view.
+        """
+        self.bodies[block.hash] = block
+        if len(self.bodies) > MAX_BODIES:
+            del self.bodies[next(iter(self.bodies))]
+
+    def prepared_in(self, view: int) -> bool:
+        """Whether this replica knows that the proposal accepted in `view` is prepared."""
+        return self.own_commit is not None and self.own_commit.vote.view == view
+
+    def end_view(self) -> None:
+        """The view of the accepted proposal ended: its overlay goes, what is prepared stays."""
+        self.ballot, self.proposal = None, b""
+        self.executed.clear()
+
+
+class VoteLog:
+    """The slots of one validator set.
+
+    Args:
+        chain_id: of the chain.
+        validators: who votes.
+    """
+
+    def __init__(self, chain_id: bytes, validators: ValidatorSet) -> None:
+        self._chain_id: Final = chain_id
+        self._validators: Final = validators
+        self._slots: dict[int, Slot] = {}
+
+    def slot(self, height: int) -> Slot:
+        """The slot of a height, made if there is none; callers bound the height."""
+        return self._slots.setdefault(height, Slot(height))
+
+    def find(self, height: int) -> Slot | None:
+        """The slot of a height, if anything is known about it."""
+        return self._slots.get(height)
+
+    def above(self, height: int) -> Iterator[Slot]:
+        """All slots above a height, ascending."""
+        return (self._slots[h] for h in sorted(self._slots) if h > height)
+
+    def forget(self, height: int) -> None:
+        """Drop everything at or below a committed height."""
+        for old in [h for h in self._slots if h <= height]:
+            del self._slots[old]
+
+    # -- votes -------------------------------------------------------------------------------------
+
+    def add_prepare(self, prepare: Prepare) -> Equivocation | None:
+        """Keep a verified prepare; returns the proof if its author contradicts itself."""
+        slot = self.slot(prepare.ballot.height)
+        known = slot.prepares.get(prepare.replica)
+        if known is None or known.ballot.view < prepare.ballot.view:
+            slot.prepares[prepare.replica] = prepare
+        elif known.ballot.view == prepare.ballot.view and known.ballot != prepare.ballot:
+            return Equivocation(
+                offender=prepare.replica,
+                first=self._evidence(known.ballot, Domain.PBFT_PREPARE, known.signature),
+                second=self._evidence(prepare.ballot, Domain.PBFT_PREPARE, prepare.signature),
+            )
+        return None
+
+    def add_commit(self, commit: Commit) -> Equivocation | None:
+        """Keep a verified commit; returns the proof if its author contradicts itself."""
+        slot = self.slot(commit.vote.height)
+        known = slot.commits.get(commit.replica)
+        if known is None or known.vote.view < commit.vote.view:
+            slot.commits[commit.replica] = commit
+        elif known.vote.view == commit.vote.view and known.vote != commit.vote:
+            return Equivocation(
+                offender=commit.replica,
+                first=SignedVote(known.vote.signed_bytes(self._chain_id), known.signature),
+                second=SignedVote(commit.vote.signed_bytes(self._chain_id), commit.signature),
+            )
+        return None
+
+    def contradicts(self, slot: Slot, ballot: Ballot, signature: bytes) -> Equivocation | None:
+        """The proof if the primary proposed another block here in the same view."""
+        known = slot.ballot
+        if known is None or known.view != ballot.view or known == ballot:
+            return None
+        return Equivocation(
+            offender=primary_of(ballot.view, self._validators),
+            first=self._evidence(known, Domain.PBFT_PRE_PREPARE, slot.proposal),
+            second=self._evidence(ballot, Domain.PBFT_PRE_PREPARE, signature),
+        )
+
+    def prepared_certificate(self, slot: Slot, block: Block) -> PreparedCertificate | None:
+        """The proof that the accepted proposal is prepared, if it is."""
+        ballot = slot.ballot
+        if ballot is None:
+            return None
+        primary = primary_of(ballot.view, self._validators)
+        prepares = [
+            IndexedSignature(index=replica, signature=prepare.signature)
+            for replica, prepare in sorted(slot.prepares.items())
+            if prepare.ballot == ballot and replica != primary
+        ]
+        needed = self._validators.quorum - 1
+        if len(prepares) < needed:
+            return None
+        return PreparedCertificate(
+            ballot.view, block.header, slot.proposal, tuple(prepares[:needed])
+        )
+
+    def commit_certificate(self, slot: Slot) -> CommitCertificate | None:
+        """The proof that some block is committed here, if a quorum of commits matches."""
+        vote = self._quorum_vote(slot)
+        if vote is None:
+            return None
+        signatures = [
+            IndexedSignature(index=replica, signature=commit.signature)
+            for replica, commit in sorted(slot.commits.items())
+            if commit.vote == vote
+        ]
+        return CommitCertificate(self._chain_id, vote, tuple(signatures[: self._validators.quorum]))
+
+    def _quorum_vote(self, slot: Slot) -> CommitVote | None:
+        if len(slot.commits) < self._validators.quorum:
+            return None
+        tally = Counter(commit.vote for commit in slot.commits.values())
+        vote, count = tally.most_common(1)[0]
+        return vote if count >= self._validators.quorum else None
+
+    def _evidence(self, ballot: Ballot, domain: Domain, signature: bytes) -> SignedVote:
+        return SignedVote(ballot.signed_bytes(domain, self._chain_id), signature)

@@ -1,0 +1,131 @@
+"""Catching up: certified blocks in ranges, from several peers at once.
+
+Law of the file: **a lying peer costs only time.** Blocks are believed for their certificates, never
+for their sender. A peer that does not answer, or answers with nothing, is not asked again until it
+says anew where it is. At most `RANGES` questions are open, and at most that many ranges are kept, so
+memory is bounded whatever is claimed.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from gridtokenx.core.machine import Instant, NodeId
+from gridtokenx.pbft.messages import FETCH_BLOCKS, CertifiedBlock, CertifiedBlocks, FetchBlocks
+
+RANGES: Final = 4
+_MAX_PEERS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    peer: NodeId
+    first: int
+    count: int
+    deadline_ms: Instant
+
+
+class Sync:
+    """Who claims to have what, what was asked, and what has arrived out of order."""
+
+    def __init__(self, fetch_timeout_ms: int) -> None:
+        self._timeout_ms: Final = fetch_timeout_ms
+        self._claims: dict[NodeId, int] = {}
+        self._open: dict[int, _Question] = {}
+        self._arrived: dict[int, tuple[NodeId, CertifiedBlock]] = {}
+        self._turn = 0
+
+    def claim(self, peer: NodeId, height: int) -> None:
+        """A peer says, or shows, that it has committed up to `height`."""
+        if peer in self._claims or len(self._claims) < _MAX_PEERS:
+            self._claims[peer] = height
+
+    def shows(self, peer: NodeId, height: int) -> None:
+        """A peer's vote shows that it has at least `height`."""
+        if self._claims.get(peer, 0) < height:
+            self.claim(peer, height)
+
+    def distrust(self, peer: NodeId) -> None:
+        """Forget what a peer claims, and what it sent."""
+        self._claims.pop(peer, None)
+        self._arrived = {h: found for h, found in self._arrived.items() if found[0] != peer}
+
+    def behind(self, head: int) -> bool:
+        """Whether some peer claims to have more."""
+        return any(height > head for height in self._claims.values())
+
+    def questions(self, head: int, now: Instant) -> list[tuple[NodeId, FetchBlocks]]:
+        """What to ask now, of whom; expects an answer within the timeout."""
+        self._expire(head, now)
+        asked: list[tuple[NodeId, FetchBlocks]] = []
+        first = head + 1
+        limit = head + FETCH_BLOCKS * RANGES
+        while first <= limit and len(self._open) < RANGES:
+            known = self._open.get(first)
+            if known is not None:
+                first += known.count
+            elif first in self._arrived:
+                first += 1
+            else:
+                count = self._gap(first, limit)
+                peer = self._pick(first)
+                if peer is None:
+                    break
+                self._open[first] = _Question(peer, first, count, now + self._timeout_ms)
+                asked.append((peer, FetchBlocks(first=first, count=count)))
+                first += count
+        return asked
+
+    def deadline_ms(self) -> Instant | None:
+        """When the first open question has waited too long."""
+        return min((question.deadline_ms for question in self._open.values()), default=None)
+
+    def answer(self, peer: NodeId, message: CertifiedBlocks) -> bool:
+        """Take an answer whose certificates verified; False if nobody asked for it."""
+        question = self._open.get(message.first)
+        if question is None or question.peer != peer:
+            return False
+        del self._open[message.first]
+        for height, certified in enumerate(message.blocks[: question.count], message.first):
+            if certified.block.height != height:
+                self.distrust(peer)
+                return True
+            self._arrived[height] = (peer, certified)
+        if not message.blocks:
+            self.distrust(peer)
+        return True
+
+    def take(self, height: int) -> tuple[NodeId, CertifiedBlock] | None:
+        """The block that comes next, if it has arrived; older ones are dropped."""
+        for old in [h for h in self._arrived if h < height]:
+            del self._arrived[old]
+        return self._arrived.pop(height, None)
+
+    def _gap(self, first: int, limit: int) -> int:
+        """How many heights from `first` are neither asked for nor here."""
+        count = 1
+        while (
+            count < FETCH_BLOCKS
+            and first + count <= limit
+            and first + count not in self._open
+            and first + count not in self._arrived
+        ):
+            count += 1
+        return count
+
+    def _pick(self, height: int) -> NodeId | None:
+        """A peer that claims to have `height`; they take turns, idle ones first."""
+        busy = {question.peer for question in self._open.values()}
+        able = [peer for peer, claimed in self._claims.items() if claimed >= height]
+        idle = [peer for peer in able if peer not in busy]
+        if not idle:
+            return None
+        self._turn += 1
+        return idle[self._turn % len(idle)]
+
+    def _expire(self, head: int, now: Instant) -> None:
+        for first, question in list(self._open.items()):
+            late = question.deadline_ms <= now
+            if late:
+                self._claims.pop(question.peer, None)
+            if late or first + question.count <= head + 1:
+                del self._open[first]

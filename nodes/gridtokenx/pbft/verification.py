@@ -1,0 +1,164 @@
+"""Which signatures a message stands on: named before the machine sees it.
+
+Law of the file: **nothing signed enters `Replica.step` unchecked.** Keys are found by the message's
+own set id; a set that is not known yet makes the driver wait (`Unknown`). Every rule that must hold
+for a key to be nameable at all is checked here, the rest by the handlers.
+
+A certified block's transactions are not checked again: a quorum checked them before it voted. The
+signatures of a message are listed once each, however often they are nested in it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from gridtokenx.core.codec import Wire
+from gridtokenx.core.errors import RemoteFault
+from gridtokenx.core.keys import Domain
+from gridtokenx.core.machine import SignatureCheck, Unknown
+from gridtokenx.finality.certificates import CommitCertificate, check_certificate
+from gridtokenx.finality.validators import ValidatorSet
+from gridtokenx.ledger.blocks import Block, Header
+from gridtokenx.ledger.transactions import Transaction
+from gridtokenx.pbft.messages import (
+    Ballot,
+    Body,
+    CertifiedBlocks,
+    Commit,
+    FetchBlocks,
+    FetchBody,
+    NewView,
+    Prepare,
+    PreparedCertificate,
+    PrePrepare,
+    Status,
+    Suspect,
+    Transactions,
+    ViewChange,
+)
+from gridtokenx.pbft.view_change import check_view_change, primary_of
+
+
+class MessageFault(RemoteFault):
+    """A message that no key could make valid."""
+
+
+class _UnknownSet(Exception):  # noqa: N818 - a way out of the recursion, never seen outside
+    pass
+
+
+class Verification:
+    """Names the signatures of messages of one chain.
+
+    Args:
+        chain_id: of the chain.
+        sets: every known validator set by id.
+    """
+
+    def __init__(self, chain_id: bytes, sets: Mapping[int, ValidatorSet]) -> None:
+        self._chain_id: Final = chain_id
+        self._sets: Final = sets
+
+    def checks(self, message: Wire) -> Sequence[SignatureCheck] | Unknown:
+        """What must verify before `message` may enter the replica.
+
+        Raises:
+            RemoteFault: no key could ever make this message valid.
+        """
+        try:
+            return tuple(dict.fromkeys(self._of(message)))
+        except _UnknownSet as unknown:
+            return Unknown(str(unknown))
+
+    def _of(self, message: Wire) -> Iterator[SignatureCheck]:
+        match message:
+            case PrePrepare():
+                yield from self._pre_prepare(message)
+            case Prepare(ballot, replica, signature):
+                yield self._vote(ballot, Domain.PBFT_PREPARE, replica, signature)
+            case Commit(vote, replica, signature):
+                key = self._member(vote.set_id, replica)
+                yield SignatureCheck(key, vote.signed_bytes(self._chain_id), signature)
+            case ViewChange():
+                yield from self._view_change(message)
+            case NewView():
+                yield from self._new_view(message)
+            case CertifiedBlocks(_, blocks):
+                for certified in blocks:
+                    yield from self._certificate(certified.certificate, certified.block.header)
+            case Body(block):
+                yield from self._block(block)
+            case Transactions(transactions):
+                yield from map(Transaction.signature_check, transactions)
+            case Suspect() | Status() | FetchBlocks() | FetchBody():
+                return
+            case _:
+                raise MessageFault("unexpected-message", type(message).__name__)
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    def _pre_prepare(self, message: PrePrepare) -> Iterator[SignatureCheck]:
+        ballot = message.ballot
+        primary = primary_of(message.view, self._set(ballot.set_id))
+        yield self._vote(ballot, Domain.PBFT_PRE_PREPARE, primary, message.signature)
+        yield from self._block(message.block)
+
+    def _block(self, block: Block) -> Iterator[SignatureCheck]:
+        if block.header.chain_id != self._chain_id:
+            raise MessageFault("wrong-chain", "a block of another chain")
+        yield from map(Transaction.signature_check, block.transactions)
+
+    def _view_change(self, message: ViewChange) -> Iterator[SignatureCheck]:
+        body = message.body
+        check_view_change(body, self._set(body.set_id))
+        key = self._member(body.set_id, body.replica)
+        yield SignatureCheck(key, message.signed_bytes(self._chain_id), message.signature)
+        if body.head is not None:
+            yield from self._certificate(body.head.certificate, body.head.header)
+        for prepared in body.prepared:
+            yield from self._prepared(prepared)
+
+    def _new_view(self, message: NewView) -> Iterator[SignatureCheck]:
+        body = message.body
+        primary = primary_of(body.view, self._set(body.set_id))
+        key = self._member(body.set_id, primary)
+        yield SignatureCheck(key, message.signed_bytes(self._chain_id), message.signature)
+        for change in body.view_changes:
+            yield from self._view_change(change)
+        for proposal in body.proposals:
+            yield self._vote(proposal.ballot, Domain.PBFT_PRE_PREPARE, primary, proposal.signature)
+
+    def _prepared(self, certificate: PreparedCertificate) -> Iterator[SignatureCheck]:
+        header, ballot = certificate.header, certificate.ballot
+        if header.chain_id != self._chain_id:
+            raise MessageFault("wrong-chain", "a prepared block of another chain")
+        primary = primary_of(certificate.view, self._set(header.set_id))
+        yield self._vote(ballot, Domain.PBFT_PRE_PREPARE, primary, certificate.proposal)
+        for signed in certificate.prepares:
+            yield self._vote(ballot, Domain.PBFT_PREPARE, signed.index, signed.signature)
+
+    def _certificate(
+        self, certificate: CommitCertificate, header: Header
+    ) -> Sequence[SignatureCheck]:
+        if header.chain_id != self._chain_id:
+            raise MessageFault("wrong-chain", "a committed block of another chain")
+        return check_certificate(certificate, header, self._set(header.set_id))
+
+    def _vote(
+        self, ballot: Ballot, domain: Domain, replica: int, signature: bytes
+    ) -> SignatureCheck:
+        key = self._member(ballot.set_id, replica)
+        return SignatureCheck(key, ballot.signed_bytes(domain, self._chain_id), signature)
+
+    def _member(self, set_id: int, index: int) -> bytes:
+        validators = self._set(set_id)
+        if index >= validators.size:
+            raise MessageFault("unknown-replica", f"index {index} of {validators.size}")
+        return validators.members[index]
+
+    def _set(self, set_id: int) -> ValidatorSet:
+        found = self._sets.get(set_id)
+        if found is None:
+            if set_id < max(self._sets):
+                raise MessageFault("wrong-set", f"set {set_id} never finalised here")
+            raise _UnknownSet(f"validator set {set_id}")
+        return found

@@ -1,0 +1,183 @@
+"""A PBFT chain in the simulated world, and what must hold of it. Used by all PBFT tests."""
+
+from collections.abc import Callable, Sequence
+
+from gridtokenx.core.codec import Wire, decode_own
+from gridtokenx.core.keys import KeyedHashSigner, KeyedHashVerifier, sha256
+from gridtokenx.core.machine import Committed, Effect, Event, Instant, Machine, NodeId, Reader
+from gridtokenx.finality.certificates import CommitCertificate, verify_certificate
+from gridtokenx.finality.validators import ValidatorSet
+from gridtokenx.lab.sim.network import LinkProfile
+from gridtokenx.lab.sim.world import START_MS, SimulatedNode, World
+from gridtokenx.ledger.admission import StrictNonce, TokenFee
+from gridtokenx.ledger.records import load_block, load_finality
+from gridtokenx.ledger.runtime import ExecutedBlock, Ledger, SetReference
+from gridtokenx.ledger.tokens import Allocation, Tokens, Transfer
+from gridtokenx.ledger.transactions import Transaction, sign_transaction
+from gridtokenx.pbft.replica import Replica
+from gridtokenx.pbft.timing import Timing
+
+CHAIN_ID = sha256(b"pbft test chain")
+VERIFIER = KeyedHashVerifier()
+CLIENTS = tuple(KeyedHashSigner(sha256(b"client", bytes((i,)))) for i in range(4))
+TREASURY = sha256(b"treasury")
+
+
+def signer(index: int) -> KeyedHashSigner:
+    return KeyedHashSigner(sha256(b"replica", index.to_bytes(2, "big")))
+
+
+def validator_set(n: int) -> ValidatorSet:
+    return ValidatorSet(0, tuple(signer(i).public_key for i in range(n)))
+
+
+def ledger(validators: ValidatorSet) -> Ledger:
+    tokens = Tokens([Allocation("WATT", client.public_key, 10**9) for client in CLIENTS])
+    admission = StrictNonce(TokenFee(tokens, "WATT", 0, TREASURY))
+    reference = SetReference(validators.set_id, validators.hash)
+    return Ledger(CHAIN_ID, [tokens], admission, lambda _state: reference)
+
+
+def transfer(client: int, nonce: int, amount: int = 1) -> Transaction:
+    call = Transfer("WATT", TREASURY, amount)
+    return sign_transaction(CLIENTS[client], CHAIN_ID, nonce, [call])
+
+
+Wrap = Callable[[Machine, int], Machine]
+
+
+class Cluster:
+    """n replicas of one chain; nobody is started yet."""
+
+    def __init__(
+        self,
+        n: int = 4,
+        seed: int = 1,
+        *,
+        timing: Timing | None = None,
+        profile: LinkProfile | None = None,
+        wrap: dict[int, Wrap] | None = None,
+        trace: bool = False,
+    ) -> None:
+        self.n = n
+        self.validators = validator_set(n)
+        self.ids = self.validators.members
+        self.timing = timing or Timing()
+        self.ledger = ledger(self.validators)
+        self.genesis = self.ledger.genesis(START_MS)
+        self.world = World(seed, VERIFIER, profile=profile, trace=trace)
+        self.wrap = wrap or {}
+        self.faulty: set[int] = set(self.wrap)
+        self.chain: dict[int, bytes] = {}
+        self.world.on_committed = self._on_committed
+        for index in range(n):
+            self.world.add(self.ids[index], self._builder(index))
+
+    def _builder(self, index: int) -> Callable[[Reader], Machine]:
+        def build(reader: Reader) -> Machine:
+            replica = self.replica_from(reader, index)
+            wrap = self.wrap.get(index)
+            return replica if wrap is None else wrap(replica, index)
+
+        return build
+
+    def replica_from(self, reader: Reader, index: int) -> Replica:
+        return Replica.restore(
+            reader, self.ledger, self.validators, signer(index), self.genesis, self.timing
+        )
+
+    # -- checks --------------------------------------------------------------------------------
+
+    def _on_committed(self, node: SimulatedNode, effect: Committed) -> None:
+        """Agreement, certificate validity and durability, at the moment of every commit."""
+        index = self.ids.index(node.id)
+        if index in self.faulty:
+            return
+        executed = effect.value
+        assert isinstance(executed, ExecutedBlock)
+        known = self.chain.setdefault(effect.height, executed.hash)
+        assert known == executed.hash, f"two blocks at height {effect.height}"
+        raw = load_finality(node.store, effect.height)
+        assert raw is not None, "committed without its proof on disk"
+        proof = decode_own(raw, CommitCertificate)
+        verify_certificate(proof, executed.header, self.validators, VERIFIER)
+
+    def check_chains(self) -> None:
+        """Every honest disk holds one gap-free prefix of the one chain."""
+        for index in self.honest():
+            store = self.world.nodes[self.ids[index]].store
+            parent = self.genesis.hash
+            for height in range(1, self.height(index) + 1):
+                block = load_block(store, height)
+                assert block is not None
+                assert block.header.parent == parent
+                assert self.chain[height] == block.hash
+                parent = block.hash
+
+    # -- looking -------------------------------------------------------------------------------
+
+    def honest(self) -> list[int]:
+        return [index for index in range(self.n) if index not in self.faulty]
+
+    def replica(self, index: int) -> Replica:
+        machine = self.world.nodes[self.ids[index]].machine
+        while isinstance(machine, Wrapper):
+            machine = machine.inner
+        assert isinstance(machine, Replica)
+        return machine
+
+    def up(self) -> list[int]:
+        return [i for i in self.honest() if self.world.nodes[self.ids[i]].alive]
+
+    def height(self, index: int) -> int:
+        node = self.world.nodes[self.ids[index]]
+        key = node.store.get("meta", b"head")
+        return 0 if key is None else int.from_bytes(key, "big")
+
+    def all_reached(self, height: int, among: Sequence[int] | None = None) -> bool:
+        return all(self.height(i) >= height for i in (self.up() if among is None else among))
+
+    # -- doing ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self.world.start()
+
+    def crash(self, index: int, keep: int | None = None) -> None:
+        self.world.crash(self.ids[index], keep)
+
+    def restart(self, index: int) -> None:
+        self.world.start(self.ids[index])
+
+    def submit(self, index: int, *transactions: Transaction) -> None:
+        self.world.submit(self.ids[index], transactions)
+
+    def run_to(self, height: int, limit_ms: int, among: Sequence[int] | None = None) -> bool:
+        return self.world.run_until(lambda: self.all_reached(height, among), limit_ms)
+
+    def rejections(self) -> dict[str, int]:
+        total: dict[str, int] = {}
+        for node in self.world.nodes.values():
+            for reason, count in node.rejections.items():
+                total[reason] = total.get(reason, 0) + count
+        return total
+
+
+class Wrapper:
+    """Base of Byzantine behaviours: a machine around an honest one that changes what it emits."""
+
+    def __init__(self, inner: Machine, index: int) -> None:
+        self.inner = inner
+        self.index = index
+
+    def verification(self, message: Wire):
+        return self.inner.verification(message)
+
+    def step(self, now: Instant, event: Event) -> list[Effect]:
+        return self.corrupt(list(self.inner.step(now, event)))
+
+    def corrupt(self, effects: list[Effect]) -> list[Effect]:
+        return effects
+
+
+def ids(cluster: Cluster, *indices: int) -> list[NodeId]:
+    return [cluster.ids[index] for index in indices]
