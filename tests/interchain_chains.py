@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gridtokenx.core.codec import Wire, decode
-from gridtokenx.core.keys import KeyedHashSigner, KeyedHashVerifier, Signer, Verifier, sha256
+from gridtokenx.core.keys import (
+    Ed25519Signer,
+    Ed25519Verifier,
+    KeyedHashSigner,
+    KeyedHashVerifier,
+    Signer,
+    Verifier,
+    sha256,
+)
 from gridtokenx.core.state_tree import StateProof
 from gridtokenx.core.types import Blob, Millis
 from gridtokenx.finality.certificates import CommitCertificate, CommitVote, IndexedSignature
@@ -50,8 +58,9 @@ GRID = "grid"
 MAX_KEYS = 7
 
 
-def seed_signers(name: str, count: int = 4, generation: int = 0) -> list[Signer]:
-    return [KeyedHashSigner(sha256(name.encode(), bytes([i, generation]))) for i in range(count)]
+def seed_signers(name: str, count: int = 4, *, real: bool = False) -> list[Signer]:
+    make = Ed25519Signer if real else KeyedHashSigner
+    return [make(sha256(name.encode(), bytes((i,)))) for i in range(count)]
 
 
 def account(name: str) -> KeyedHashSigner:
@@ -156,13 +165,14 @@ class Identity:
     name: str
     kind: ClientKind
     size: int = 4
+    real: bool = False
 
     @property
     def chain_id(self) -> bytes:
         return sha256(b"test chain", self.name.encode())
 
     def signers(self) -> list[Signer]:
-        return seed_signers(self.name, self.size)
+        return seed_signers(self.name, self.size, real=self.real)
 
 
 @dataclass
@@ -407,15 +417,17 @@ ALICE, BOB = account("alice"), account("bob")
 
 def public_and_consortium(
     limits: Sequence[transfer.TransferLimit] = (),
-    verifier: Verifier | None = None,
+    *,
+    real_keys: bool = False,
     trusting_period_ms: int = 24 * HOUR_MS,
 ) -> Link:
     """The route on which tokens travel; Alice holds 1000 GRID on the public chain."""
-    verifier = KeyedHashVerifier() if verifier is None else verifier
+    verifier = Ed25519Verifier() if real_keys else KeyedHashVerifier()
+    left, right = (dataclasses.replace(each, real=real_keys) for each in (PUBLIC, CONSORTIUM))
     public = TestChain(
-        PUBLIC,
+        left,
         [
-            Peer("consortium", "public", CONSORTIUM, trusting_period_ms),
+            Peer("consortium", "public", right, trusting_period_ms),
             Peer("oracle", "public", ORACLE),
         ],
         [Allocation(GRID, ALICE.public_key, 1_000)],
@@ -423,9 +435,9 @@ def public_and_consortium(
         verifier,
     )
     consortium = TestChain(
-        CONSORTIUM,
+        right,
         [
-            Peer("public", "consortium", PUBLIC, trusting_period_ms),
+            Peer("public", "consortium", left, trusting_period_ms),
             Peer("oracle", "consortium", ORACLE),
         ],
         [Allocation("watt", BOB.public_key, 1_000)],

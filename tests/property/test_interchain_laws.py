@@ -80,8 +80,7 @@ STEPS = st.lists(
         Step,
         left=st.booleans(),
         action=st.sampled_from(
-            ["send", "send", "return", "poke", "relay", "relay", "relay", "twice", "ack", "ack"]
-            + ["timeout", "idle", "sweep"]
+            "send send return poke relay relay relay twice ack ack timeout idle sweep".split()
         ),
         pick=st.integers(0, 30),
         behind=st.integers(0, 3),
@@ -96,7 +95,6 @@ def take(world: World, step: Step) -> None:
     """Carry out one step as one block."""
     link = world.link
     at = link.left if step.left else link.right
-    other, client, _ = link.clients(at)
     batch, by = list(chosen_calls(world, step, at)), RELAYERS[step.pick % 2]
     if step.action in ("send", "return", "poke"):
         by = ALICE if step.left else BOB
@@ -104,7 +102,6 @@ def take(world: World, step: Step) -> None:
     if step.action in ("relay", "twice", "ack", "timeout", "sweep"):
         assert set(codes) <= HARMLESS | {"unknown-header"}, codes
     world.note_sent(at)
-    assert other.now_ms
     world.check()
 
 
@@ -112,7 +109,7 @@ RELAYERS = [BOB, ALICE]
 
 
 def chosen_calls(world: World, step: Step, at: TestChain) -> list[Wire]:
-    link, client = world.link, world.link.clients(at)[1]
+    client = world.link.clients(at)[1]
     until = at.now_ms + step.after_ms + step.amount * 100
     receiver = BOB if step.left else ALICE
     match step.action:
