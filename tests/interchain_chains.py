@@ -5,6 +5,7 @@ GRANDPA justification, as its kind says. There is no network: a test carries wha
 another, as a relayer could, and may alter it on the way.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -80,7 +80,21 @@ STEPS = st.lists(
         Step,
         left=st.booleans(),
         action=st.sampled_from(
-            "send send return poke relay relay relay twice ack ack timeout idle sweep".split()
+            [
+                "send",
+                "send",
+                "return",
+                "poke",
+                "relay",
+                "relay",
+                "relay",
+                "twice",
+                "ack",
+                "ack",
+                "timeout",
+                "idle",
+                "sweep",
+            ]
         ),
         pick=st.integers(0, 30),
         behind=st.integers(0, 3),
