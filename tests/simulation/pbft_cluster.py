@@ -111,7 +111,7 @@ class Cluster:
                 block = load_block(store, height)
                 assert block is not None
                 assert block.header.parent == parent
-                assert self.chain[height] == block.hash
+                assert self.chain.setdefault(height, block.hash) == block.hash
                 parent = block.hash
 
     # -- looking -------------------------------------------------------------------------------

@@ -1,0 +1,216 @@
+"""What a replica is made of, and the few things that all its parts do.
+
+Law of the file: **no rule of the protocol is here.** The rules are in `catch_up.py`, `view_changing.py`
+and `replica.py`, each a layer on the one before; this is what they share.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from gridtokenx.core.errors import LocalFault
+from gridtokenx.core.keys import Domain, Signer
+from gridtokenx.core.machine import (
+    CancelTimer,
+    Instant,
+    Misbehaviour,
+    NodeId,
+    Reader,
+    SetTimer,
+)
+from gridtokenx.finality.certificates import CommitCertificate
+from gridtokenx.finality.validators import ValidatorSet
+from gridtokenx.ledger.pool import Pool
+from gridtokenx.ledger.runtime import ExecutedBlock
+from gridtokenx.pbft.journal import Journal
+from gridtokenx.pbft.log import Slot, VoteLog
+from gridtokenx.pbft.marks import MarkedSigner, SigningRefused
+from gridtokenx.pbft.messages import (
+    MAX_REPLICAS,
+    Ballot,
+    Equivocation,
+    PrePrepare,
+    Status,
+)
+from gridtokenx.pbft.requests import Application, Requests
+from gridtokenx.pbft.sync import Sync
+from gridtokenx.pbft.timing import Timing
+from gridtokenx.pbft.turn import Turn
+from gridtokenx.pbft.verification import Verification
+from gridtokenx.pbft.views import Views
+
+BLOCK: Final = "block"
+SILENCE: Final = "silence"
+REQUEST: Final = "request"
+NEW_VIEW: Final = "new-view"
+RETRANSMIT: Final = "retransmit"
+GOSSIP: Final = "gossip"
+FETCH: Final = "fetch"
+"""The names of the timers."""
+
+EARLY_HEIGHTS: Final = 2
+"""How far above the window votes are kept: others commit a moment before this replica does."""
+OMISSION: Final = "omission"
+"""The reason for suspicion that a committed block does not end."""
+_HELPED_PEERS: Final = 1_024
+
+
+class ReplicaBase:
+    """State, timers and signatures of one replica.
+
+    Args:
+        application: executes blocks; `ledger.runtime.Ledger`.
+        validators: the set that finalises, this replica's key among them.
+        signer: this replica's key; nothing else may sign with it.
+        genesis: block 0.
+        reader: what earlier lives of this replica persisted.
+        timing: how long to wait for what.
+        pool: where submissions wait.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        validators: ValidatorSet,
+        signer: Signer,
+        genesis: ExecutedBlock,
+        reader: Reader,
+        timing: Timing,
+        pool: Pool,
+    ) -> None:
+        self._application: Final = application
+        self._chain_id: Final = application.chain_id
+        self._validators: Final = validators
+        self._me: Final = _own_index(validators, signer)
+        self._genesis: Final = genesis
+        self._reader: Final = reader
+        self._timing: Final = timing
+        self._verification: Final = Verification(self._chain_id, {validators.set_id: validators})
+        self._signer: Final = MarkedSigner(signer, reader)
+        self._journal: Final = Journal(reader)
+        self._log: Final = VoteLog(self._chain_id, validators)
+        self._views: Final = Views(validators, self._me)
+        self._sync: Final = Sync(timing.fetch_timeout_ms)
+        self._requests: Final = Requests(application, pool)
+        self._head = genesis
+        self._head_proof: CommitCertificate | None = None
+        self._early: dict[tuple[int, int], PrePrepare] = {}
+        self._wanted: dict[tuple[int, bytes], tuple[int, ...]] = {}
+        self._helped: dict[tuple[str, NodeId], Instant] = {}
+        self._timers: set[str] = set()
+        self._moved_ms: Instant = 0
+        self._asked = 0
+        self._idle = False
+        self._muted_view = -1
+
+    # -- for hosts ---------------------------------------------------------------------------------
+
+    @property
+    def head(self) -> ExecutedBlock:
+        """The last committed block."""
+        return self._head
+
+    @property
+    def view(self) -> int:
+        """The view, or the one that it moves to."""
+        return self._views.view
+
+    @property
+    def active(self) -> bool:
+        """Whether it takes part in `view`; False while it waits for the new-view."""
+        return self._views.active
+
+    @property
+    def primary(self) -> NodeId:
+        """The key of the view's primary."""
+        return self._validators.members[self._views.primary]
+
+    @property
+    def pending(self) -> int:
+        """Submissions that wait for a block."""
+        return len(self._requests.pool)
+
+    # -- the window --------------------------------------------------------------------------------
+
+    def _in_flight(self) -> Iterator[Slot]:
+        """The slots of the window, ascending, as far as there are any without gap."""
+        first = self._head.height + 1
+        for height in range(first, first + self._timing.window):
+            slot = self._log.find(height)
+            if slot is None:
+                return
+            yield slot
+
+    def _is_past(self, view: int) -> bool:
+        return view < self._views.view
+
+    # -- saying ------------------------------------------------------------------------------------
+
+    def _status(self) -> Status:
+        return Status(
+            set_id=self._validators.set_id,
+            view=self._views.view,
+            active=self._views.active,
+            height=self._head.height,
+        )
+
+    def _report(self, turn: Turn, proof: Equivocation | None) -> None:
+        if proof is not None:
+            offender = self._validators.members[proof.offender]
+            turn.add(Misbehaviour(offender, "equivocation", proof))
+
+    def _may_help(self, turn: Turn, kind: str, peer: NodeId) -> bool:
+        """At most one answer of a kind per peer and half retransmission period."""
+        key = (kind, peer)
+        last_ms = self._helped.get(key)
+        if last_ms is not None and turn.now < last_ms + self._timing.retransmit_ms // 2:
+            return False
+        if len(self._helped) >= _HELPED_PEERS:
+            self._helped.clear()
+        self._helped[key] = turn.now
+        return True
+
+    # -- signing -----------------------------------------------------------------------------------
+
+    def _sign_ballot(self, turn: Turn, domain: Domain, ballot: Ballot) -> bytes | None:
+        what = ballot.signed_bytes(domain, self._chain_id)
+        return self._sign(turn, domain, ballot.view, ballot.height, what)
+
+    def _sign(
+        self, turn: Turn, domain: Domain, view: int, height: int, what: bytes
+    ) -> bytes | None:
+        """A signature, or None where the high-water mark refuses: better silent than twice."""
+        try:
+            return self._signer.sign(turn, domain, (self._validators.set_id, view, height), what)
+        except SigningRefused as refusal:
+            turn.log("error", "signing-refused", detail=str(refusal))
+            return None
+
+    # -- timers ------------------------------------------------------------------------------------
+
+    def _set_timer(self, turn: Turn, name: str, delay_ms: int) -> None:
+        self._timers.add(name)
+        turn.add(SetTimer(name, turn.now + delay_ms))
+
+    def _cancel_timer(self, turn: Turn, name: str) -> None:
+        if name in self._timers:
+            self._timers.discard(name)
+            turn.add(CancelTimer(name))
+
+    def _set_silence(self, turn: Turn) -> None:
+        """A block is due within the interval; patience doubles with every failed view (4.5.2)."""
+        patience_ms = self._timing.patience_ms(max(0, self._views.attempts - 1))
+        self._set_timer(turn, SILENCE, self._timing.interval_ms + patience_ms)
+
+
+def _own_index(validators: ValidatorSet, signer: Signer) -> int:
+    index = validators.index_of(signer.public_key)
+    if index is None:
+        raise LocalFault(
+            f"key {signer.public_key.hex()[:16]} is not among the {validators.size} replicas of this"
+            " chain; use the key that the genesis file names"
+        )
+    if validators.size > MAX_REPLICAS:
+        raise LocalFault(
+            f"{validators.size} replicas; PBFT here is made for at most {MAX_REPLICAS}"
+        )
+    return index

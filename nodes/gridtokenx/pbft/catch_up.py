@@ -1,0 +1,244 @@
+"""Committing, and catching up with those that have committed more.
+
+Law of the file: **a block is committed for its certificate and its execution here, never for who sent
+it.** A quorum of commits proves a block in any view, whether this replica counted them itself or a
+peer delivers the proof, so both ways end in `_commit`.
+
+Theory: Castro & Liskov (OSDI 1999) section 4.2 (committed-local), 4.3 (checkpoints: here every
+certified block), the end of 4.4 (obtaining what is missing); Castro's thesis (MIT, 2001) section 5.2:
+replicas show each other where they are, and whoever is ahead helps, here at most once per peer and
+half retransmission period.
+
+A header is what a certificate proves; a body is checked against it before it is kept, so a peer
+that exchanges transactions is refused. If this replica's execution of a certified block differs, it
+is this replica that is wrong, and it stops (`LocalFault`).
+"""
+
+from gridtokenx.core.codec import decode_own, encode
+from gridtokenx.core.errors import LocalFault
+from gridtokenx.core.machine import (
+    Committed,
+    NodeId,
+)
+from gridtokenx.finality.certificates import CommitCertificate, CommitVote
+from gridtokenx.ledger.blocks import Block, transaction_root
+from gridtokenx.ledger.records import (
+    block_writes,
+    load_block,
+    load_finality,
+)
+from gridtokenx.ledger.runtime import ExecutedBlock, InvalidBlock
+from gridtokenx.pbft.base import EARLY_HEIGHTS, FETCH, OMISSION, ReplicaBase
+from gridtokenx.pbft.log import Slot
+from gridtokenx.pbft.messages import (
+    FETCH_BYTES,
+    Ballot,
+    Body,
+    CertifiedBlock,
+    CertifiedBlocks,
+    FetchBlocks,
+    FetchBody,
+    Status,
+)
+from gridtokenx.pbft.turn import Turn
+from gridtokenx.pbft.verification import MessageFault
+
+
+class CatchUp(ReplicaBase):
+    """Commits, helps and is helped."""
+
+    # -- committing --------------------------------------------------------------------------------
+
+    def _commit_next(self, turn: Turn) -> bool:
+        """Commit the next height if a quorum of commits is here, and the block."""
+        slot = self._log.find(self._head.height + 1)
+        certificate = None if slot is None else self._log.commit_certificate(slot)
+        if slot is None or certificate is None:
+            return False
+        hash_ = certificate.vote.block_hash
+        holders = tuple(signed.index for signed in certificate.signatures)
+        executed = self._executed(turn, slot, hash_, holders)
+        if executed is None:
+            return False
+        self._commit(turn, executed, certificate)
+        return True
+
+    def _commit(self, turn: Turn, executed: ExecutedBlock, proof: CommitCertificate) -> None:
+        turn.write(*block_writes(executed, encode(proof)))
+        turn.add(Committed(executed.height, executed))
+        self._head, self._head_proof = executed, proof
+        self._journal.forget(turn, executed.height)
+        self._log.forget(executed.height)
+        self._requests.committed(executed)
+        self._early = {k: m for k, m in self._early.items() if k[1] > executed.height}
+        self._wanted = {k: h for k, h in self._wanted.items() if k[0] > executed.height}
+        self._idle = False
+        self._moved_ms = turn.now
+        self._views.attempts = 0
+        self._views.reasons &= {OMISSION}
+        if self._views.active:
+            self._set_silence(turn)
+
+    def _executed(
+        self, turn: Turn, slot: Slot, hash_: bytes, holders: tuple[int, ...] = ()
+    ) -> ExecutedBlock | None:
+        """A block of this slot, executed on its parent; asks for it if it is not here."""
+        found = slot.executed.get(hash_)
+        if found is not None:
+            return found
+        block = slot.bodies.get(hash_)
+        if block is None:
+            self._want(turn, slot.height, hash_, holders)
+            return None
+        parent = self._parent_of(turn, block)
+        if parent is None:
+            return None
+        try:
+            executed = self._application.execute(parent, block)
+        except InvalidBlock as fault:
+            raise LocalFault(
+                f"a quorum voted for block {block.height} ({block.hash.hex()[:16]}), which this"
+                f" program refuses: {fault.detail}; it runs another version, or its state differs:"
+                " run `gtx verify` on this home"
+            ) from fault
+        slot.executed[hash_] = executed
+        return executed
+
+    def _parent_of(self, turn: Turn, block: Block) -> ExecutedBlock | None:
+        if block.height == self._head.height + 1:
+            return self._head
+        slot = self._log.find(block.height - 1)
+        return None if slot is None else self._executed(turn, slot, block.header.parent)
+
+    # -- where everybody is ------------------------------------------------------------------------
+
+    def _on_status(self, turn: Turn, sender: NodeId, message: Status) -> None:
+        self._sync.claim(sender, message.height)
+        if message.height > self._head.height:
+            self._fetch(turn)
+        elif message.height < self._head.height and self._may_help(turn, "height", sender):
+            turn.send(sender, self._status())
+        views = self._views
+        waits = message.view == views.view and views.active and not message.active
+        if message.view < views.view or waits:
+            self._help_with_view(turn, sender)
+
+    def _help_with_view(self, turn: Turn, peer: NodeId) -> None:
+        """Send a peer what lets it follow into this view."""
+        views = self._views
+        proof = views.new_view if views.active else views.changes.get(self._me)
+        if proof is not None and self._may_help(turn, "view", peer):
+            turn.send(peer, proof)
+
+    def _ask(self, turn: Turn, peer: NodeId) -> None:
+        """A peer is ahead in views: show it where this replica is, and it helps."""
+        if self._may_help(turn, "ask", peer):
+            turn.send(peer, self._status())
+
+    def _in_range(self, turn: Turn, sender: NodeId, vote: Ballot | CommitVote) -> bool:
+        """Whether a vote is between the watermarks; one far above shows that this replica lags."""
+        window = self._timing.window
+        if vote.height > self._head.height + window + EARLY_HEIGHTS:
+            self._sync.shows(sender, vote.height - window)
+            self._fetch(turn)
+            return False
+        return vote.height > self._head.height
+
+    # -- committed blocks --------------------------------------------------------------------------
+
+    def _fetch(self, turn: Turn) -> None:
+        """Ask for the blocks that peers claim to have beyond this replica's head."""
+        for peer, question in self._sync.questions(self._head.height, turn.now):
+            turn.send(peer, question)
+        deadline_ms = self._sync.deadline_ms()
+        if deadline_ms is None:
+            self._cancel_timer(turn, FETCH)
+        else:
+            self._set_timer(turn, FETCH, max(1, deadline_ms - turn.now))
+
+    def _on_fetch_blocks(self, turn: Turn, sender: NodeId, message: FetchBlocks) -> None:
+        blocks: list[CertifiedBlock] = []
+        size = 0
+        for height in range(message.first, message.first + message.count):
+            block, proof = load_block(self._reader, height), load_finality(self._reader, height)
+            if block is None or proof is None or size > FETCH_BYTES:
+                break
+            blocks.append(CertifiedBlock(block, decode_own(proof, CommitCertificate)))
+            size += sum(len(transaction.encoded) for transaction in block.transactions)
+        turn.send(sender, CertifiedBlocks(first=message.first, blocks=tuple(blocks)))
+
+    def _on_certified_blocks(self, turn: Turn, sender: NodeId, message: CertifiedBlocks) -> None:
+        if not self._sync.answer(sender, message):
+            return
+        while (found := self._sync.take(self._head.height + 1)) is not None:
+            peer, certified = found
+            try:
+                check_transactions(certified.block)
+            except MessageFault as fault:
+                self._sync.distrust(peer)
+                turn.reject(peer, fault.reason, fault.detail)
+                break
+            slot = self._log.slot(certified.block.height)
+            slot.keep(certified.block)
+            executed = self._executed(turn, slot, certified.block.hash)
+            if executed is None:
+                break
+            self._commit(turn, executed, certified.certificate)
+        self._fetch(turn)
+
+    # -- proposed blocks ---------------------------------------------------------------------------
+
+    def _want(self, turn: Turn, height: int, hash_: bytes, holders: tuple[int, ...]) -> None:
+        """Ask f + 1 of those that voted for a block to send it: one of them is honest."""
+        key = (height, hash_)
+        if key in self._wanted:
+            return
+        self._wanted[key] = holders or self._voters_of(hash_)
+        self._ask_for_body(turn, key)
+
+    def _voters_of(self, hash_: bytes) -> tuple[int, ...]:
+        """Who is known to have the block: the signers of its prepared certificates in V."""
+        new_view = self._views.new_view
+        certificates = [
+            certificate
+            for change in (() if new_view is None else new_view.body.view_changes)
+            for certificate in change.body.prepared
+            if certificate.header.hash == hash_
+        ]
+        voters = {signed.index for c in certificates for signed in c.prepares}
+        return tuple(sorted(voters)) or tuple(range(self._validators.size))
+
+    def _ask_for_body(self, turn: Turn, key: tuple[int, bytes]) -> None:
+        holders = [index for index in self._wanted[key] if index != self._me]
+        question = FetchBody(height=key[0], block_hash=key[1])
+        for offset in range(min(self._validators.faulty + 1, len(holders))):
+            index = holders[(self._asked + offset) % len(holders)]
+            turn.send(self._validators.members[index], question)
+        self._asked += 1
+
+    def _on_fetch_body(self, turn: Turn, sender: NodeId, message: FetchBody) -> None:
+        slot = self._log.find(message.height)
+        block = None if slot is None else slot.bodies.get(message.block_hash)
+        if block is None and message.height <= self._head.height:
+            block = load_block(self._reader, message.height)
+        if block is not None and block.hash == message.block_hash:
+            turn.send(sender, Body(block))
+
+    def _on_body(self, turn: Turn, message: Body) -> None:
+        if (message.block.height, message.block.hash) in self._wanted:
+            check_transactions(message.block)
+            self._take_body(turn, message.block)
+
+    def _take_body(self, turn: Turn, block: Block) -> None:
+        """Keep a block that the accepted ballot or a certificate names."""
+        slot = self._log.slot(block.height)
+        self._wanted.pop((block.height, block.hash), None)
+        if block.hash not in slot.bodies:
+            slot.keep(block)
+            self._journal.body(turn, block)
+
+
+def check_transactions(block: Block) -> None:
+    """Whether the body is the one that the header (and every vote for it) speaks of."""
+    if transaction_root(block.transactions) != block.header.transaction_root:
+        raise MessageFault("wrong-body", f"transactions of block {block.height} were exchanged")
