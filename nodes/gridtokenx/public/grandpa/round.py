@@ -22,7 +22,9 @@ A voter whose two votes of one stage differ is an equivocator: his weight counts
 because he may have shown either vote to anyone. Two votes are stored, later ones are ignored.
 
 Ours differs: a vote for a block that does not descend from the round's base is counted as seen,
-for no block of the graph. It says that its voter will not help any block above the base.
+for no block of the graph. It says that its voter will not help any block above the base. If so
+many did that the base itself is out of reach, the round is completable without an estimate: that
+happens to a voter who learnt of a later round's finality first, and builds the round on it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -163,14 +165,20 @@ class Round:
             )
         return self._precommit_ghost
 
-    def precommits_for(self, target: BlockRef) -> tuple[CastVote, ...]:
-        """Just enough precommits for `target` or blocks above it, one per voter; () if too few.
+    def justifiable(self) -> BlockRef | None:
+        """The highest finalised block that strangers can be convinced of.
 
-        An equivocator whose two precommits are both elsewhere is left out, though his weight
-        counts for `target` in the round: a stranger to the round checks only votes that descend
-        from the target. With no more than a third faulty, honest precommits alone suffice, so
-        this can delay a justification and never prevent it.
+        Ours differs: an equivocator whose two precommits are both elsewhere counts for `finalized`,
+        as in the paper, and not here, because a justification may only hold votes that descend from
+        its target. With no more than a third faulty, honest precommits alone suffice, so this can
+        delay what a node believes final and never prevent it.
         """
+        if self._ghost is None or self._finalized is None:
+            return None
+        return self._graph.find_ancestor(self._ghost, self._has_shown_precommits)
+
+    def precommits_for(self, target: BlockRef) -> tuple[CastVote, ...]:
+        """Just enough precommits for `target` or blocks above it, one per voter; () if too few."""
         chosen: dict[int, CastVote] = {}
         weight = 0
         for vote in self._trackers[Stage.PRECOMMIT].all():
@@ -202,6 +210,9 @@ class Round:
     def _has_precommits(self, voters: int) -> bool:
         return self._weight(self._precommitters(voters)) >= self.threshold
 
+    def _has_shown_precommits(self, voters: int) -> bool:
+        return self._weight(voters >> len(self._weights)) >= self.threshold
+
     def _can_have_precommits(self, voters: int) -> bool:
         """possible(B) of the head of this file.
 
@@ -216,6 +227,9 @@ class Round:
         return on_block + (self._total - seen) + further >= self.threshold
 
     def _update(self) -> None:
+        if self._is_surpassed():
+            self._estimate, self._completable = None, True
+            return
         if self._weight(self._trackers[Stage.PREVOTE].seen) < self.threshold:
             return
         ghost = self._ghost = self._graph.find_ghost(self._ghost, self._has_prevotes)
@@ -228,6 +242,12 @@ class Round:
         self._finalized = self._graph.find_ancestor(ghost, self._has_precommits)
         self._estimate = self._graph.find_ancestor(ghost, self._can_have_precommits)
         self._completable = self._is_completable(ghost)
+
+    def _is_surpassed(self) -> bool:
+        """Whether not even the base can be finalised here: it became final in a later round."""
+        if self._weight(self._trackers[Stage.PRECOMMIT].seen) < self.threshold:
+            return False
+        return not self._can_have_precommits(self._graph.voters(self.base.hash))
 
     def _is_completable(self, ghost: BlockRef) -> bool:
         if self._estimate is None:
