@@ -346,3 +346,14 @@ def test_truncated_calls_are_malformed() -> None:
     for cut in range(0, len(raw), 7):
         with pytest.raises(Malformed):
             decode(raw[:cut], calls.ReceivePacket)
+
+
+def test_a_packet_for_one_chain_is_refused_by_another_of_the_same_client_names() -> None:
+    """Oracle and public chain both call the consortium "consortium"; each takes only its own."""
+    link = public_and_consortium()
+    public, consortium = link.left, link.right
+    consortium.block(Poke("oracle", b"for the oracle chain", consortium.now_ms + HOUR_MS))
+    public.block(link.update(public))
+    (packet,) = consortium.packets("oracle")
+    assert packet.destination_client == "consortium"
+    assert public.block(link.receive(public, packet)) == ["wrong-counterparty"]
