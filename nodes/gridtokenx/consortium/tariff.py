@@ -17,7 +17,7 @@ from gridtokenx.consortium.market.auction import (
     effective_ask_tick,
     effective_bid_tick,
 )
-from gridtokenx.core.codec import Wire
+from gridtokenx.consortium.parameters import Section
 from gridtokenx.core.gridtime import interval_start_ms, local_day, local_minute_of_day
 from gridtokenx.core.types import ShortText, Text, UInt63
 from gridtokenx.core.units import WATT
@@ -30,7 +30,7 @@ WEEKDAYS: Final = 5
 """Monday to Friday."""
 
 
-class Tariff(Wire, frozen=True):
+class Tariff(Section, frozen=True):
     """What the utility charges and pays, and when."""
 
     name: ShortText

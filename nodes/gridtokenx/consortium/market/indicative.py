@@ -18,9 +18,11 @@ halfway between two micro-WATT.
 
 import decimal
 import math
-from typing import Final
+from typing import Annotated, Final
 
-from gridtokenx.core.codec import Wire
+from msgspec import Meta
+
+from gridtokenx.consortium.parameters import Section
 from gridtokenx.core.types import UInt63
 
 _FIRST_PRECISION_BITS: Final = 160
@@ -36,28 +38,22 @@ less than 4 and the series less than one per term, all doubled by at most `_HALV
 _MAX_PRECISION_BITS: Final = 2_560
 
 
-class IndicativeParameters(Wire, frozen=True):
+class IndicativeParameters(Section, frozen=True):
     """Shape of the indicative price."""
 
-    balance_uwatt_per_kwh: UInt63
+    balance_uwatt_per_kwh: UInt63 = 4_000_000
     """p_balance: the price at equal supply and demand."""
-    range_uwatt_per_kwh: UInt63
+    range_uwatt_per_kwh: UInt63 = 2_000_000
     """p_con: the furthest the price moves from it, in either direction."""
-    sensitivity_milli: UInt63
+    sensitivity_milli: UInt63 = 1_000
     """k, in thousandths."""
-    min_ratio_ppm: UInt63
-    """m, in millionths: supply/demand is clamped to [m, 1/m]; at least 1."""
-    update_grid_ms: UInt63
+    min_ratio_ppm: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    """m, in millionths: supply/demand is clamped to [m, 1/m]."""
+    update_grid_ms: UInt63 = 300_000
     """Grid time between two price signals."""
 
 
-DEFAULT_INDICATIVE: Final = IndicativeParameters(
-    balance_uwatt_per_kwh=4_000_000,
-    range_uwatt_per_kwh=2_000_000,
-    sensitivity_milli=1_000,
-    min_ratio_ppm=10_000,
-    update_grid_ms=300_000,
-)
+DEFAULT_INDICATIVE: Final = IndicativeParameters()
 """The guide's figures: 4.0 +- 2.0 WATT/kWh, k = 1, m = 0.01, every five minutes."""
 
 

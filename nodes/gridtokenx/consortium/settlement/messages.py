@@ -1,0 +1,74 @@
+"""Events of settlement; it has no calls: everything follows from contracts and meter reports."""
+
+from typing import Annotated, Final
+
+from msgspec import Meta
+
+from gridtokenx.consortium.settlement.statement import Line
+from gridtokenx.core.codec import Wire
+from gridtokenx.core.types import Int64, PublicKey, UInt63
+
+
+class Statement(Wire, frozen=True, tag="settlement.statement"):
+    """One account's part of a batch: every item once, rounded once."""
+
+    interval: UInt63
+    """The batch: the delivery interval whose report made it."""
+    account: PublicKey
+    lines: Annotated[tuple[Line, ...], Meta(max_length=4_096)]
+    """Items of this interval, and corrections of earlier ones."""
+    net_uwatt: Int64
+    """Sum of the lines, rounded against the account; positive to receive."""
+    paid_uwatt: Int64
+    """What moved; differs from `net_uwatt` only if somebody in the batch could not pay."""
+
+
+class IntervalSettled(Wire, frozen=True, tag="settlement.interval_settled"):
+    """A batch was paid."""
+
+    interval: UInt63
+    metered: bool
+    """False: no report came in time, and contracts were settled without imbalance."""
+    accounts: UInt63
+    """Statements in the batch."""
+    meters: UInt63
+    """Meters with an entry of this interval."""
+    substituted: UInt63
+    """Of these, estimates that may be corrected."""
+    unknown: UInt63
+    """Entries of devices that are no participant's meter here; not settled."""
+    corrections: UInt63
+    """Entries that corrected earlier intervals."""
+    contracted_wh: UInt63
+    """Bought, which equals sold."""
+    import_wh: UInt63
+    export_wh: UInt63
+    short_wh: UInt63
+    long_wh: UInt63
+    debits_uwatt: UInt63
+    credits_uwatt: UInt63
+    pool_uwatt: UInt63
+    """Fees and dust."""
+    dust_nwatt: UInt63
+    """The part of the pool's that rounding made."""
+    shortfall_uwatt: UInt63
+    """Debts that were not paid, borne by this batch's receivers."""
+
+
+class AccountDefaulted(Wire, frozen=True, tag="settlement.account_defaulted"):
+    """A debt exceeded all that secured it; the account is suspended."""
+
+    interval: UInt63
+    account: PublicKey
+    shortfall_uwatt: UInt63
+    """What remained after locks, balance, bond and default fund."""
+
+
+class WindowClosed(Wire, frozen=True, tag="settlement.window_closed"):
+    """Nothing can change an interval any more; its collateral is free."""
+
+    interval: UInt63
+    released_uwatt: UInt63
+
+
+EVENTS: Final = (Statement, IntervalSettled, AccountDefaulted, WindowClosed)

@@ -1,0 +1,513 @@
+"""Settlement: contracts meet meters.
+
+Law of the file: **an interval is settled once, in order, from a complete report; whatever is known
+later is a new line.** No batch is ever rewritten.
+
+::
+
+    end of block        for each interval, in order:
+    report complete     contracts in full + imbalance to the utility + corrections of the window
+    3 intervals later   the window closes: margins are free, nothing can change any more
+    no report in time   contracts in full, no imbalance (a network that lost its oracle chain)
+
+An account that cannot pay is made good from its own locks and balance, its bond and the default
+fund, in this order; what remains is borne pro rata by those who receive in the same batch, and the
+account is suspended.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Final
+
+from msgspec import Meta
+from msgspec.structs import replace
+
+from gridtokenx.consortium.custody import TREASURY, WATT_DENOM
+from gridtokenx.consortium.market.module import COLLATERAL, Market
+from gridtokenx.consortium.market.parameters import Positive
+from gridtokenx.consortium.market.positions import Holder, Positions
+from gridtokenx.consortium.parameters import Section
+from gridtokenx.consortium.participants import Participants
+from gridtokenx.consortium.settlement.messages import (
+    EVENTS,
+    AccountDefaulted,
+    IntervalSettled,
+    Statement,
+    WindowClosed,
+)
+from gridtokenx.consortium.settlement.reports import Metered, Reports
+from gridtokenx.consortium.settlement.statement import (
+    Batch,
+    Item,
+    contract_lines,
+    dust_nwatt,
+    imbalance,
+    imbalance_lines,
+    share_receipts,
+)
+from gridtokenx.core.codec import Wire
+from gridtokenx.core.gridtime import GridClock, interval_at
+from gridtokenx.core.types import Int64, UInt63
+from gridtokenx.interchain.apps import meter_report
+from gridtokenx.interchain.apps.meter_report import (
+    MeterEntry,
+    MeterReport,
+    Quality,
+    decode_report,
+)
+from gridtokenx.interchain.apps.registry import DeviceKind
+from gridtokenx.interchain.packets import Acknowledgement, Packet
+from gridtokenx.ledger.runtime import CallFailed, Context, Module
+from gridtokenx.ledger.state import Cell, State
+from gridtokenx.ledger.tokens import Tokens, module_account
+
+BATCHES_PER_BLOCK: Final = 4
+"""Intervals that one block settles at most when reports come in a burst."""
+BOND: Final = "bond"
+"""Purpose of the lock that a participant's bond is."""
+MAX_AHEAD_INTERVALS: Final = 48
+"""The oracle chain may run ahead of us; a report waits until its interval is over here."""
+DEFAULT_FUND: Final = module_account("default-fund")
+CLEARING: Final = module_account("settlement")
+"""Holds a batch's money between debits and credits; empty between blocks."""
+
+
+class SettlementParameters(Section, frozen=True):
+    """Rules of settlement."""
+
+    correction_window_intervals: Annotated[int, Meta(ge=0, le=48)] = 3
+    """An interval may be corrected by the reports of so many later ones."""
+    report_deadline_intervals: Positive = 336
+    """After so long without a report (a week) contracts are settled without it."""
+
+
+class Totals(Wire, frozen=True):
+    """All energy ever settled."""
+
+    bought_wh: UInt63
+    sold_wh: UInt63
+    metered_wh: Int64
+    """Feed-in less draw, of accounts as settled and corrected."""
+    short_wh: UInt63
+    long_wh: UInt63
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A batch while it is put together."""
+
+    interval: int
+    is_metered: bool
+    batch: Batch = field(default_factory=Batch)
+    meters: int = 0
+    substituted: int = 0
+    unknown: int = 0
+    corrections: int = 0
+    import_wh: int = 0
+    export_wh: int = 0
+    net_wh: int = 0
+    """Metered feed-in less draw of all accounts, corrections included."""
+    touched: dict[bytes, list[tuple[int, Holder]]] = field(default_factory=dict)
+    """Positions whose collateral secures each account's part of this batch."""
+    energy_wh: Counter[Item] = field(default_factory=Counter)
+    """Energy of each item, corrections included."""
+    own_wh: Counter[Item] = field(default_factory=Counter)
+    """The same of the batch's own interval alone."""
+
+    def close(self, utility: bytes) -> None:
+        """Count the accounts' lines, then add the utility's side of them."""
+        for line in (line for lines in self.batch.lines.values() for line in lines):
+            self.energy_wh[line.item] += line.energy_wh
+            if line.interval == self.interval:
+                self.own_wh[line.item] += line.energy_wh
+        self.batch.add_utility(utility)
+
+
+class Settlement(Module):
+    """See the head of the file; also the ``meter-report`` app of this chain.
+
+    Args:
+        tokens: holds collateral and pays.
+        participants: says whose a meter is.
+        market: has the prices of past auctions.
+        positions: the contracts.
+        utility: the funded account that takes every imbalance.
+        clock: the map from block time to grid time.
+        parameters: windows and deadlines.
+        oracle_client: our client of the oracle chain; reports by any other are refused.
+        bonds: opening bonds by account.
+        default_fund_uwatt: opening default fund, from the utility.
+    """
+
+    name = "settlement"
+    port = meter_report.PORT
+    events = EVENTS
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        participants: Participants,
+        market: Market,
+        positions: Positions,
+        *,
+        utility: bytes,
+        clock: GridClock,
+        parameters: SettlementParameters,
+        oracle_client: str = "oracle",
+        bonds: Mapping[bytes, int] | None = None,
+        default_fund_uwatt: int = 0,
+    ) -> None:
+        self._tokens: Final = tokens
+        self._participants: Final = participants
+        self._market: Final = market
+        self._positions: Final = positions
+        self._utility: Final = utility
+        self._clock: Final = clock
+        self.parameters: Final = parameters
+        self._oracle_client: Final = oracle_client
+        self._bonds: Final = dict(bonds or {})
+        self._default_fund_uwatt: Final = default_fund_uwatt
+        self.reports: Final = Reports()
+        self._settled: Final = Cell("settlement.settled_through", UInt63, 0)
+        self._final: Final = Cell("settlement.final_through", UInt63, 0)
+        self._reported: Final = Cell("settlement.last_reported", UInt63, 0)
+        self.totals: Final = Cell("settlement.totals", Totals, Totals(0, 0, 0, 0, 0))
+
+    def genesis(self, ctx: Context) -> None:
+        """Lock bonds, fund the default fund, and start at the interval that genesis lies in."""
+        for account, amount in self._bonds.items():
+            self._tokens.lock(ctx.state, WATT_DENOM, account, BOND, amount)
+        self._tokens.move(
+            ctx.state, WATT_DENOM, self._utility, DEFAULT_FUND, self._default_fund_uwatt
+        )
+        before_first = interval_at(self._clock.grid_ms(ctx.timestamp_ms)) - 1
+        self._settled.put(ctx.state, before_first)
+        self._final.put(ctx.state, before_first)
+
+    # -- reads -------------------------------------------------------------------------------------
+
+    def settled_through(self, state: State) -> int:
+        """The last settled interval."""
+        return self._settled.get(state)
+
+    def final_through(self, state: State) -> int:
+        """The last interval whose correction window is over."""
+        return self._final.get(state)
+
+    # -- the meter-report app ----------------------------------------------------------------------
+
+    def on_receive(self, ctx: Context, packet: Packet) -> bytes:
+        """Take a chunk of a meter report, proved to come from the oracle chain."""
+        if packet.destination_client != self._oracle_client:
+            raise CallFailed("not-the-oracle", "meter reports come from the oracle chain alone")
+        self.take_report(ctx, decode_report(packet.payload))
+        return b""
+
+    def on_acknowledge(self, ctx: Context, packet: Packet, ack: Acknowledgement) -> None:
+        """Nothing: this chain sends no reports."""
+
+    def on_timeout(self, ctx: Context, packet: Packet) -> None:
+        """Nothing: this chain sends no reports."""
+
+    def take_report(self, ctx: Context, report: MeterReport) -> None:
+        """Keep one chunk until its interval is complete.
+
+        Raises:
+            CallFailed: of an interval that is settled or far ahead, or see `Reports.take`.
+        """
+        if report.interval <= self._settled.get(ctx.state):
+            raise CallFailed("interval-settled", f"interval {report.interval} was settled before")
+        if report.interval > self._current(ctx) + MAX_AHEAD_INTERVALS:
+            raise CallFailed("interval-ahead", f"interval {report.interval} is far from over here")
+        self.reports.take(ctx.state, report)
+        if report.interval > self._reported.get(ctx.state):
+            self._reported.put(ctx.state, report.interval)
+
+    # -- hooks -------------------------------------------------------------------------------------
+
+    def end_block(self, ctx: Context) -> None:
+        """Settle, in order, what is complete or overdue."""
+        self._settle_overdue(ctx)
+        for _ in range(BATCHES_PER_BLOCK):
+            interval = self._settled.get(ctx.state) + 1
+            over = interval < self._current(ctx)
+            if not (over and self.reports.is_complete(ctx.state, interval)):
+                break
+            self._settle(ctx, interval)
+            self._settled.put(ctx.state, interval)
+        self._close_windows(ctx)
+
+    def _settle_overdue(self, ctx: Context) -> None:
+        """Settle what no report will come for; intervals with nothing in them cost nothing."""
+        deadline = self.parameters.report_deadline_intervals
+        overdue = self._current(ctx) - 1 - deadline
+        settled = self._settled.get(ctx.state)
+        if settled >= overdue:
+            return
+        for interval in range(settled + 1, min(overdue, self._last_active(ctx.state)) + 1):
+            self._settle(ctx, interval)
+        self._settled.put(ctx.state, overdue)
+
+    def _current(self, ctx: Context) -> int:
+        """The interval that is being delivered by this chain's clock."""
+        return interval_at(self._clock.grid_ms(ctx.timestamp_ms))
+
+    def _last_active(self, state: State) -> int:
+        """No later interval has a position or a report."""
+        return max(self._positions.last(state), self._reported.get(state))
+
+    def _close_windows(self, ctx: Context) -> None:
+        through = self._settled.get(ctx.state) - self.parameters.correction_window_intervals
+        final = self._final.get(ctx.state)
+        if through <= final:
+            return
+        for interval in range(final + 1, min(through, self._last_active(ctx.state)) + 1):
+            self._close_window(ctx, interval)
+        self._final.put(ctx.state, through)
+
+    def _close_window(self, ctx: Context, interval: int) -> None:
+        released = 0
+        for holder in self._positions.holders(ctx.state, interval):
+            margin = self._positions.get(ctx.state, interval, holder).margin_uwatt
+            self._unlock(ctx.state, holder.account, margin)
+            released += margin
+        self._positions.close(ctx.state, interval)
+        self.reports.keep_metered(ctx.state, interval, ())
+        self._market.forget_prices(ctx.state, interval)
+        ctx.emit(WindowClosed(interval=interval, released_uwatt=released))
+
+    # -- a batch -----------------------------------------------------------------------------------
+
+    def _settle(self, ctx: Context, interval: int) -> None:
+        """Put the batch of one interval together, pay it, and say so."""
+        complete = self.reports.is_complete(ctx.state, interval)
+        entries = self.reports.entries(ctx.state, interval) if complete else []
+        self.reports.drop_chunks(ctx.state, interval)
+        draft = _Draft(interval, complete)
+        metered = self._metered(ctx.state, draft, [e for e in entries if e.corrects is None])
+        self.reports.keep_metered(ctx.state, interval, metered)
+        self._draft_interval(ctx.state, draft, metered)
+        self._draft_corrections(ctx.state, draft, [e for e in entries if e.corrects is not None])
+        draft.close(self._utility)
+        self._count(ctx.state, draft)
+        self._pay(ctx, draft)
+
+    def _metered(
+        self, state: State, draft: _Draft, entries: Iterable[MeterEntry]
+    ) -> tuple[Metered, ...]:
+        """The entries that are a participant's revenue meter, with their owners."""
+        found = []
+        for entry in entries:
+            device = self._participants.device(state, entry.device)
+            if device is not None and device.kind is DeviceKind.SOLAR:
+                continue  # generation is behind the revenue meter, which has it already
+            if device is None or device.kind is not DeviceKind.METER:
+                draft.unknown += 1
+                continue
+            draft.meters += 1
+            draft.substituted += entry.quality is Quality.SUBSTITUTED
+            draft.import_wh += entry.import_wh
+            draft.export_wh += entry.export_wh
+            net_wh = entry.export_wh - entry.import_wh
+            found.append(Metered(entry.device, device.owner, device.zone, net_wh))
+        return tuple(found)
+
+    def _draft_interval(self, state: State, draft: _Draft, metered: Iterable[Metered]) -> None:
+        """Contracts and imbalance of everyone with a position or a meter."""
+        interval = draft.interval
+        net_wh = _by_holder(metered)
+        for holder in self._positions.holders(state, interval):
+            net_wh.setdefault((holder.zone, holder.account), 0)
+        for zone, account in sorted(net_wh):
+            holder = Holder(zone, account)
+            position = self._positions.get(state, interval, holder)
+            prices = self._market.prices(state, zone, interval)
+            actual_wh = net_wh[zone, account] if draft.is_metered else position.net_wh
+            difference = imbalance(actual_wh, position.net_wh)
+            draft.batch.add(account, contract_lines(interval, zone, position, prices))
+            draft.batch.add(account, imbalance_lines(interval, zone, difference, prices))
+            draft.net_wh += actual_wh
+            draft.touched.setdefault(account, []).append((interval, holder))
+
+    def _draft_corrections(
+        self, state: State, draft: _Draft, entries: Iterable[MeterEntry]
+    ) -> None:
+        """New lines for what is now known better of intervals whose window is open."""
+        by_interval: dict[int, dict[bytes, MeterEntry]] = {}
+        for entry in entries:
+            if entry.corrects is not None and entry.corrects > self._final.get(state):
+                by_interval.setdefault(entry.corrects, {})[entry.device] = entry
+        for interval, corrected in sorted(by_interval.items()):
+            self._correct(state, draft, interval, corrected)
+
+    def _correct(
+        self, state: State, draft: _Draft, interval: int, corrected: Mapping[bytes, MeterEntry]
+    ) -> None:
+        before = self.reports.metered(state, interval)
+        after = tuple(
+            replace(meter, net_wh=entry.export_wh - entry.import_wh)
+            if (entry := corrected.get(meter.device))
+            else meter
+            for meter in before
+        )
+        known = {meter.device for meter in before}
+        draft.corrections += sum(device in known for device in corrected)
+        self.reports.keep_metered(state, interval, after)
+        old_wh, new_wh = _by_holder(before), _by_holder(after)
+        for zone, account in sorted(new_wh):
+            change_wh = new_wh[zone, account] - old_wh[zone, account]
+            if change_wh == 0:
+                continue
+            holder = Holder(zone, account)
+            contracted_wh = self._positions.get(state, interval, holder).net_wh
+            change = imbalance(new_wh[zone, account], contracted_wh).minus(
+                imbalance(old_wh[zone, account], contracted_wh)
+            )
+            prices = self._market.prices(state, zone, interval)
+            draft.batch.add(account, imbalance_lines(interval, zone, change, prices))
+            draft.net_wh += change_wh
+            draft.touched.setdefault(account, []).append((interval, holder))
+
+    def _count(self, state: State, draft: _Draft) -> None:
+        totals = self.totals.get(state)
+        self.totals.put(
+            state,
+            Totals(
+                bought_wh=totals.bought_wh + draft.energy_wh[Item.PURCHASE],
+                sold_wh=totals.sold_wh + draft.energy_wh[Item.SALE],
+                metered_wh=totals.metered_wh + draft.net_wh,
+                short_wh=totals.short_wh + draft.energy_wh[Item.SHORT],
+                long_wh=totals.long_wh + draft.energy_wh[Item.LONG],
+            ),
+        )
+
+    # -- money -------------------------------------------------------------------------------------
+
+    def _pay(self, ctx: Context, draft: _Draft) -> None:
+        """Collect the debits, pay the credits, leave the pool its own."""
+        nets = draft.batch.nets()
+        debits = {account: -net for account, net in nets.items() if net < 0}
+        credits_ = {account: net for account, net in nets.items() if net > 0}
+        pool_uwatt = sum(debits.values()) - sum(credits_.values())
+        self._release_contracts(ctx.state, draft)
+        paid = {
+            account: -self._collect(ctx, draft, account, debit) for account, debit in debits.items()
+        }
+        received_uwatt = -sum(paid.values())
+        receipts, to_pool = share_receipts(credits_, pool_uwatt, received_uwatt)
+        paid |= receipts
+        for account, amount in (*receipts.items(), (TREASURY, to_pool)):
+            self._tokens.move(ctx.state, WATT_DENOM, CLEARING, account, amount)
+        for account, lines in sorted(draft.batch.lines.items()):
+            if lines:
+                ctx.emit(
+                    Statement(
+                        interval=draft.interval,
+                        account=account,
+                        lines=tuple(lines),
+                        net_uwatt=nets[account],
+                        paid_uwatt=paid.get(account, 0),
+                    )
+                )
+        ctx.emit(
+            IntervalSettled(
+                interval=draft.interval,
+                metered=draft.is_metered,
+                accounts=sum(bool(lines) for lines in draft.batch.lines.values()),
+                meters=draft.meters,
+                substituted=draft.substituted,
+                unknown=draft.unknown,
+                corrections=draft.corrections,
+                contracted_wh=draft.own_wh[Item.PURCHASE],
+                import_wh=draft.import_wh,
+                export_wh=draft.export_wh,
+                short_wh=draft.own_wh[Item.SHORT],
+                long_wh=draft.own_wh[Item.LONG],
+                debits_uwatt=sum(debits.values()),
+                credits_uwatt=sum(credits_.values()),
+                pool_uwatt=pool_uwatt,
+                dust_nwatt=dust_nwatt(pool_uwatt, draft.batch.fees_nwatt()),
+                shortfall_uwatt=sum(debits.values()) - received_uwatt,
+            )
+        )
+
+    def _release_contracts(self, state: State, draft: _Draft) -> None:
+        """The contracts of this interval are paid now: their locks pay first."""
+        for holder in self._positions.holders(state, draft.interval):
+            position = self._positions.get(state, draft.interval, holder)
+            self._unlock(state, holder.account, position.contract_uwatt)
+            self._positions.replace(
+                state, draft.interval, holder, replace(position, contract_uwatt=0)
+            )
+
+    def _collect(self, ctx: Context, draft: _Draft, account: bytes, debit_uwatt: int) -> int:
+        """Take a debit; returns what could be had.
+
+        The released contract lock is part of the balance by now; margins are touched only when
+        that is used up, since they secure later corrections.
+        """
+        state = ctx.state
+        missing = debit_uwatt - self._take_balance(state, account, debit_uwatt)
+        missing -= self._take_margins(state, draft.touched.get(account, ()), missing)
+        bond = min(missing, self._tokens.locked(state, WATT_DENOM, account, BOND))
+        self._tokens.seize(state, WATT_DENOM, account, BOND, CLEARING, bond)
+        missing -= bond
+        missing -= self._take_balance(state, DEFAULT_FUND, missing)
+        if missing:
+            ctx.emit(
+                AccountDefaulted(interval=draft.interval, account=account, shortfall_uwatt=missing)
+            )
+        if missing or bond:
+            self._participants.suspend_for(ctx, account, "default")
+        return debit_uwatt - missing
+
+    def _take_balance(self, state: State, account: bytes, wanted: int) -> int:
+        amount = min(wanted, self._tokens.balance(state, WATT_DENOM, account))
+        self._tokens.move(state, WATT_DENOM, account, CLEARING, amount)
+        return amount
+
+    def _take_margins(
+        self, state: State, secured: Iterable[tuple[int, Holder]], wanted: int
+    ) -> int:
+        taken = 0
+        for interval, holder in secured:
+            position = self._positions.get(state, interval, holder)
+            amount = min(wanted - taken, position.margin_uwatt)
+            if amount == 0:
+                continue
+            self._tokens.seize(state, WATT_DENOM, holder.account, COLLATERAL, CLEARING, amount)
+            rest = replace(position, margin_uwatt=position.margin_uwatt - amount)
+            self._positions.replace(state, interval, holder, rest)
+            taken += amount
+        return taken
+
+    def _unlock(self, state: State, account: bytes, amount: int) -> None:
+        if amount:
+            self._tokens.unlock(state, WATT_DENOM, account, COLLATERAL, amount)
+
+    # -- laws --------------------------------------------------------------------------------------
+
+    def check_invariants(self, state: State) -> Iterator[str]:
+        """Bought = sold; contracted + imbalance = metered; no money between batches."""
+        totals = self.totals.get(state)
+        if totals.bought_wh != totals.sold_wh:
+            yield f"{totals.bought_wh} Wh were bought, {totals.sold_wh} Wh sold"
+        contracted_wh = totals.sold_wh - totals.bought_wh
+        if contracted_wh + totals.long_wh - totals.short_wh != totals.metered_wh:
+            yield (
+                f"contracted {contracted_wh} + long {totals.long_wh} - short {totals.short_wh} Wh "
+                f"is not the metered {totals.metered_wh} Wh"
+            )
+        stranded = self._tokens.balance(state, WATT_DENOM, CLEARING)
+        if stranded:
+            yield f"{stranded} uWATT remain in the settlement account"
+
+
+def _by_holder(metered: Iterable[Metered]) -> dict[tuple[int, bytes], int]:
+    """Net feed-in by (zone, account)."""
+    sums: dict[tuple[int, bytes], int] = {}
+    for meter in metered:
+        key = (meter.zone, meter.account)
+        sums[key] = sums.get(key, 0) + meter.net_wh
+    return sums
