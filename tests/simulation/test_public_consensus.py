@@ -8,14 +8,6 @@ every disk holds a chain whose justifications convince a stranger.
 import random
 
 import pytest
-
-from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier, sha256
-from gridtokenx.lab.sim.network import DeliverAfter, Drop, Envelope, LinkProfile, Verdict
-from gridtokenx.ledger.state import State
-from gridtokenx.public.grandpa.messages import CatchUp, Votes
-from gridtokenx.public.machine import NodeKeys
-from gridtokenx.public.messages import FinalBlocks
-from gridtokenx.public.slots import Ed25519Vrf, Ed25519VrfVerifier
 from tests.simulation.public_network import (
     SLOT_MS,
     TOKENS,
@@ -28,6 +20,14 @@ from tests.simulation.public_network import (
     Wrap,
     transfer,
 )
+
+from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier, sha256
+from gridtokenx.lab.sim.network import DeliverAfter, Drop, Envelope, LinkProfile, Verdict
+from gridtokenx.ledger.state import State
+from gridtokenx.public.grandpa.messages import CatchUp, Votes
+from gridtokenx.public.machine import NodeKeys
+from gridtokenx.public.messages import FinalBlocks
+from gridtokenx.public.slots import Ed25519Vrf, Ed25519VrfVerifier
 
 ROUGH = LinkProfile(delay_ms=(5, 400), loss=0.1, duplicate=0.1, reorder=0.3)
 

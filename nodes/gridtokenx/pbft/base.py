@@ -96,7 +96,7 @@ class ReplicaBase:
         self._early: dict[tuple[int, int], PrePrepare] = {}
         self._wanted: dict[tuple[int, bytes], tuple[int, ...]] = {}
         self._helped: dict[tuple[str, NodeId], Instant] = {}
-        self._timers: set[str] = set()
+        self._timers: dict[str, Instant] = {}
         self._moved_ms: Instant = 0
         self._asked = 0
         self._idle = False
@@ -188,12 +188,11 @@ class ReplicaBase:
     # -- timers ------------------------------------------------------------------------------------
 
     def _set_timer(self, turn: Turn, name: str, delay_ms: int) -> None:
-        self._timers.add(name)
+        self._timers[name] = turn.now + delay_ms
         turn.add(SetTimer(name, turn.now + delay_ms))
 
     def _cancel_timer(self, turn: Turn, name: str) -> None:
-        if name in self._timers:
-            self._timers.discard(name)
+        if self._timers.pop(name, None) is not None:
             turn.add(CancelTimer(name))
 
     def _set_silence(self, turn: Turn) -> None:

@@ -69,6 +69,7 @@ from gridtokenx.ledger.records import (
     load_head,
 )
 from gridtokenx.ledger.runtime import ExecutedBlock, InvalidBlock, Proposal
+from gridtokenx.ledger.state import State
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.pbft.base import (
     BLOCK,
@@ -145,7 +146,7 @@ class Replica(ViewChanging):
             case Received(verified):
                 self._receive(turn, verified.sender, verified.message)
             case TimerFired(name):
-                self._timers.discard(str(name))
+                self._timers.pop(str(name), None)
                 self._on_timer(turn, str(name))
             case Submitted(transactions):
                 self._on_submitted(turn, transactions)
@@ -210,6 +211,14 @@ class Replica(ViewChanging):
                 self._fetch(turn)
             case _:
                 """The block timer: `_advance` proposes what is due."""
+
+    def check_transaction(self, now: Instant, transaction: Transaction) -> None:
+        """Whether a client's transaction could wait here, as things stand.
+
+        Raises:
+            RemoteFault: with the reason that the client is told.
+        """
+        self._application.admit(State(self._head.state), transaction, now)
 
     # -- a life begins -----------------------------------------------------------------------------
 
@@ -394,7 +403,7 @@ class Replica(ViewChanging):
         height, parent = frontier
         due_ms = self._due_ms(turn, parent)
         if turn.now < due_ms:
-            if BLOCK not in self._timers:
+            if self._timers.get(BLOCK) != due_ms:
                 self._set_timer(turn, BLOCK, due_ms - turn.now)
             return False
         executed = self._build(turn, parent)
@@ -423,8 +432,14 @@ class Replica(ViewChanging):
         return executed
 
     def _due_ms(self, turn: Turn, parent: ExecutedBlock) -> Instant:
-        """When the child of `parent` is due."""
+        """When the child of `parent` is due.
+
+        A faulty primary may have stamped the head ahead of time (within the clock bound); waiting for
+        its stamp to pass would cost the next primary its view, so waiting ends with the interval.
+        """
         made_ms = parent.header.timestamp_ms
+        if parent is self._head:
+            made_ms = min(made_ms, self._moved_ms)
         if self._timing.block_time_ms:
             return made_ms + self._timing.block_time_ms
         return turn.now if self._has_work() else made_ms + self._timing.heartbeat_ms

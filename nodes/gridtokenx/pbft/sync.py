@@ -2,8 +2,8 @@
 
 Law of the file: **a lying peer costs only time.** Blocks are believed for their certificates, never
 for their sender. A peer that does not answer, or answers with nothing, is not asked again until it
-says anew where it is. At most `RANGES` questions are open, and at most that many ranges are kept, so
-memory is bounded whatever is claimed.
+says anew where it is, and then after those that failed less often. At most `RANGES` questions are
+open, and at most that many ranges are kept, so memory is bounded whatever is claimed.
 """
 
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ class Sync:
         self._claims: dict[NodeId, int] = {}
         self._open: dict[int, _Question] = {}
         self._arrived: dict[int, tuple[NodeId, CertifiedBlock]] = {}
+        self._failures: dict[NodeId, int] = {}
         self._turn = 0
 
     def claim(self, peer: NodeId, height: int) -> None:
@@ -46,7 +47,7 @@ class Sync:
 
     def distrust(self, peer: NodeId) -> None:
         """Forget what a peer claims, and what it sent."""
-        self._claims.pop(peer, None)
+        self._fail(peer)
         self._arrived = {h: found for h, found in self._arrived.items() if found[0] != peer}
 
     def behind(self, head: int) -> bool:
@@ -92,6 +93,8 @@ class Sync:
             self._arrived[height] = (peer, certified)
         if not message.blocks:
             self.distrust(peer)
+        else:
+            self._failures.pop(peer, None)
         return True
 
     def take(self, height: int) -> tuple[NodeId, CertifiedBlock] | None:
@@ -113,19 +116,26 @@ class Sync:
         return count
 
     def _pick(self, height: int) -> NodeId | None:
-        """A peer that claims to have `height`; they take turns, idle ones first."""
+        """An idle peer that claims to have `height`; those that failed least take turns."""
         busy = {question.peer for question in self._open.values()}
         able = [peer for peer, claimed in self._claims.items() if claimed >= height]
         idle = [peer for peer in able if peer not in busy]
         if not idle:
             return None
+        fewest = min(self._failures.get(peer, 0) for peer in idle)
+        best = [peer for peer in idle if self._failures.get(peer, 0) == fewest]
         self._turn += 1
-        return idle[self._turn % len(idle)]
+        return best[self._turn % len(best)]
+
+    def _fail(self, peer: NodeId) -> None:
+        self._claims.pop(peer, None)
+        if peer in self._failures or len(self._failures) < _MAX_PEERS:
+            self._failures[peer] = self._failures.get(peer, 0) + 1
 
     def _expire(self, head: int, now: Instant) -> None:
         for first, question in list(self._open.items()):
             late = question.deadline_ms <= now
             if late:
-                self._claims.pop(question.peer, None)
+                self._fail(question.peer)
             if late or first + question.count <= head + 1:
                 del self._open[first]

@@ -1,0 +1,562 @@
+"""Castro & Liskov, "Practical Byzantine Fault Tolerance" (OSDI 1999), rule by rule.
+
+Each test names the section and states the paper's rule; where ours differs it says so. The replica
+under test is alone on a bench: the test plays the others with their real keys.
+"""
+
+import pytest
+from tests.simulation.pbft_cluster import CHAIN_ID, transfer
+from tests.simulation.pbft_script import Bench
+
+from gridtokenx.core.codec import encode
+from gridtokenx.core.errors import RemoteFault
+from gridtokenx.core.machine import Committed, Persist
+from gridtokenx.ledger.blocks import Block
+from gridtokenx.pbft.messages import (
+    Body,
+    Commit,
+    FetchBody,
+    NewView,
+    Prepare,
+    PrePrepare,
+    Status,
+    Suspect,
+    Transactions,
+    ViewChange,
+)
+from gridtokenx.pbft.timing import Timing
+from gridtokenx.pbft.view_change import ViewChangeFault, check_view_change
+
+# -- 4.1 the client --------------------------------------------------------------------------------
+
+
+def test_4_1_a_request_reaches_all_replicas() -> None:
+    """A client that hears no reply sends to all. Ours differs: whoever it told, tells all at once."""
+    bench = Bench(1)
+    bench.submit(transfer(0, 0))
+    bench.fire("gossip")
+    (gossip,) = bench.take(Transactions)
+    assert gossip.transactions == (transfer(0, 0),)
+
+
+# -- 4.2 normal-case operation ---------------------------------------------------------------------
+
+
+def test_4_2_the_primary_multicasts_a_pre_prepare_with_the_request() -> None:
+    bench = Bench(0)
+    bench.submit(transfer(0, 0))
+    bench.fire("block")
+    (proposal,) = bench.take(PrePrepare)
+    assert (proposal.view, proposal.block.height) == (0, 1)
+    assert proposal.block.transactions == (transfer(0, 0),)
+
+
+def test_4_2_a_backup_that_accepts_a_pre_prepare_multicasts_a_prepare() -> None:
+    bench = Bench(1)
+    block = bench.block()
+    bench.now = block.header.timestamp_ms
+    bench.hear(bench.pre_prepare(block))
+    assert bench.take(Prepare) == [bench.prepare(1, block)]
+
+
+def test_4_2_a_pre_prepare_must_be_signed_by_the_primary_of_its_view() -> None:
+    bench = Bench(1)
+    block = bench.block()
+    forged = PrePrepare(0, block.block, bench.prepare(2, block).signature)
+    (check,) = bench.replica.verification(forged)
+    assert check.public_key == bench.validators.members[0]
+    with pytest.raises(AssertionError):
+        bench.hear(forged)
+
+
+@pytest.mark.parametrize("view", [1, 2])
+def test_4_2_a_pre_prepare_of_another_view_is_not_accepted(view: int) -> None:
+    bench = Bench(3)
+    block = bench.block(view=view)
+    bench.now = block.header.timestamp_ms
+    bench.hear(bench.pre_prepare(block, view))
+    assert not bench.take(Prepare)
+
+
+def test_4_2_a_second_digest_for_one_view_and_number_is_not_accepted() -> None:
+    """...and is proof that the primary is faulty."""
+    bench = Bench(1)
+    first, second = bench.block(), bench.block(after_ms=1_001)
+    bench.now = first.header.timestamp_ms
+    bench.hear(bench.pre_prepare(first), bench.pre_prepare(second))
+    assert bench.take(Prepare) == [bench.prepare(1, first)]
+    (misbehaviour,) = bench.misbehaviours
+    assert misbehaviour.offender == bench.validators.members[0]
+
+
+def test_4_2_numbers_outside_the_watermarks_are_not_accepted() -> None:
+    """Window of one: above the next height nothing is prepared, and a far one shows that we lag."""
+    bench = Bench(1)
+    blocks = [bench.block()]
+    for _ in range(5):
+        blocks.append(bench.block(blocks[-1]))
+    bench.now = blocks[-1].header.timestamp_ms
+    bench.hear(bench.pre_prepare(blocks[1]), bench.pre_prepare(blocks[5]))
+    assert not [m for m in bench.sent if isinstance(m, Prepare)]
+
+
+def test_4_2_a_prepare_and_its_pre_prepare_are_logged_before_it_is_sent() -> None:
+    bench = Bench(1)
+    block = bench.block()
+    bench.now = block.header.timestamp_ms
+    bench.hear(bench.pre_prepare(block))
+    assert bench.promise_is_durable(bench.prepare(1, block))
+    assert encode(block.block) in bench.persisted_bytes()
+
+
+@pytest.mark.parametrize(("n", "others"), [(4, 1), (5, 2), (6, 2), (7, 3), (21, 12)])
+def test_4_2_prepared_takes_a_quorum_counting_the_pre_prepare(n: int, others: int) -> None:
+    """2f prepares from different backups that match the pre-prepare.
+
+    Ours differs: quorum - 1 of them, the own one among them, which is 2f only where n = 3f + 1.
+    """
+    bench = Bench(1, n)
+    block = bench.block()
+    bench.now = block.header.timestamp_ms
+    bench.hear(bench.pre_prepare(block))
+    for index in range(2, 2 + others - 1):
+        bench.hear(bench.prepare(index, block))
+    assert not bench.take(Commit)
+    bench.hear(bench.prepare(2 + others - 1, block))
+    assert bench.take(Commit) == [bench.commit(1, block)]
+
+
+def test_4_2_the_same_prepare_twice_counts_once() -> None:
+    bench = Bench(1, 7)
+    block = bench.block()
+    bench.now = block.header.timestamp_ms
+    bench.hear(bench.pre_prepare(block), *[bench.prepare(2, block)] * 5)
+    assert not bench.take(Commit)
+
+
+def test_4_2_prepares_for_another_digest_or_view_do_not_count() -> None:
+    bench = Bench(1, 7)
+    block, other = bench.block(), bench.block(after_ms=1_001)
+    bench.now = block.header.timestamp_ms
+    bench.hear(bench.pre_prepare(block), bench.prepare(2, block))
+    bench.hear(bench.prepare(3, other), bench.prepare(4, block, view=1))
+    assert not bench.take(Commit)
+
+
+def test_4_2_the_primary_does_not_prepare() -> None:
+    """A prepare by the primary would let it vote twice: it is refused."""
+    bench = Bench(1)
+    block = bench.block()
+    bench.now = block.header.timestamp_ms
+    bench.hear(bench.pre_prepare(block), bench.prepare(0, block))
+    assert bench.rejected == ["primary-prepared"]
+    assert not bench.take(Commit)
+
+
+def test_4_2_a_commit_and_its_certificate_are_durable_before_it_is_sent() -> None:
+    bench = Bench(1)
+    block = bench.block()
+    bench.now = block.header.timestamp_ms
+    bench.hear(bench.pre_prepare(block), bench.prepare(2, block))
+    assert bench.promise_is_durable(bench.commit(1, block))
+    assert encode(bench.prepared(block, backups=(1, 2))) in bench.persisted_bytes()
+
+
+def test_4_2_committed_takes_a_quorum_of_commits_and_is_durable_first() -> None:
+    bench = Bench(1)
+    block = bench.block()
+    bench.now = block.header.timestamp_ms
+    bench.hear(bench.pre_prepare(block), bench.prepare(2, block), bench.commit(2, block))
+    assert bench.committed == []
+    bench.hear(bench.commit(0, block))
+    assert bench.committed == [1]
+    kinds = [type(effect) for effect in bench.effects]
+    assert kinds.index(Persist) < kinds.index(Committed)
+
+
+def test_4_2_commits_count_before_the_block_is_prepared_here() -> None:
+    """Replicas accept commits in any order relative to prepares; a quorum of them is proof."""
+    bench = Bench(1)
+    block = bench.block()
+    bench.now = block.header.timestamp_ms
+    bench.hear(*(bench.commit(index, block) for index in (0, 2, 3)))
+    assert bench.committed == []
+    bench.hear(bench.pre_prepare(block))
+    assert bench.committed == [1]
+
+
+def test_4_2_commits_of_different_views_do_not_add_up() -> None:
+    bench = Bench(1)
+    block = bench.block()
+    bench.now = block.header.timestamp_ms
+    bench.hear(bench.pre_prepare(block))
+    bench.hear(bench.commit(0, block), bench.commit(2, block), bench.commit(3, block, view=1))
+    assert bench.committed == []
+
+
+def test_4_2_requests_execute_in_the_order_of_their_numbers() -> None:
+    bench = Bench(1, timing=Timing(window=2))
+    first = bench.block()
+    second = bench.block(first)
+    bench.now = second.header.timestamp_ms
+    bench.hear(bench.pre_prepare(first), bench.prepare(2, first), bench.pre_prepare(second))
+    bench.hear(*(bench.commit(index, second) for index in (0, 2, 3)))
+    assert bench.committed == []
+    bench.hear(bench.commit(0, first), bench.commit(2, first))
+    assert bench.committed == [1, 2]
+
+
+def test_4_2_a_block_is_prepared_only_upon_its_prepared_parent() -> None:
+    """Ours differs: prepares are chained, so that a prepared block implies a locked prefix."""
+    bench = Bench(1, timing=Timing(window=2))
+    first = bench.block()
+    second = bench.block(first)
+    bench.now = second.header.timestamp_ms
+    bench.hear(bench.pre_prepare(first), bench.pre_prepare(second))
+    assert bench.take(Prepare) == [bench.prepare(1, first)]
+    bench.hear(bench.prepare(2, first))
+    assert bench.take(Prepare) == [bench.prepare(1, second)]
+
+
+# -- 4.3 garbage collection ------------------------------------------------------------------------
+
+
+def committed_bench(index: int = 1, n: int = 4) -> Bench:
+    """A replica that has committed block 1."""
+    bench = Bench(index, n)
+    block = bench.block()
+    bench.now = block.header.timestamp_ms
+    bench.hear(bench.pre_prepare(block))
+    bench.hear(*(bench.prepare(i, block) for i in range(1, n) if i != index))
+    bench.hear(*(bench.commit(i, block) for i in range(n) if i != index))
+    assert bench.committed == [1]
+    bench.sent.clear()
+    return bench
+
+
+def test_4_3_messages_at_or_below_the_stable_checkpoint_are_discarded() -> None:
+    """Ours differs: every certified block is one, because its header proves the state."""
+    bench = committed_bench()
+    names = {key for key, _ in bench.store.scan("log")}
+    assert not any(b"/" in name for name in names)
+    bench.hear(bench.prepare(2, bench.block()), bench.pre_prepare(bench.block(after_ms=1_500)))
+    assert not bench.sent
+    assert not bench.misbehaviours
+
+
+# -- 4.4 view changes ------------------------------------------------------------------------------
+
+
+def test_4_4_an_expired_timer_asks_to_leave_the_view() -> None:
+    """Ours differs: the replica says so, and leaves when f + 1 say so."""
+    bench = Bench(1)
+    bench.fire("silence")
+    assert bench.take(Suspect) == [Suspect(0, 0)]
+    bench.suspect(2, 0)
+    assert bench.take(ViewChange) == [bench.view_change(1, 1)]
+
+
+def test_4_4_one_faulty_replica_moves_nobody() -> None:
+    bench = Bench(1, 7)
+    for _ in range(5):
+        bench.suspect(2, 0)
+    bench.hear(bench.view_change(2, 9))
+    assert (bench.replica.view, bench.replica.active) == (0, True)
+
+
+def left_bench(index: int, view: int = 1, n: int = 4) -> Bench:
+    """A replica that has left view 0."""
+    bench = Bench(index, n)
+    leave(bench, view)
+    return bench
+
+
+def leave(bench: Bench, view: int = 1) -> ViewChange:
+    others = [i for i in range(bench.n) if i not in (bench.index, bench.primary(view))]
+    for other in others[: bench.validators.faulty + 1]:
+        bench.hear(bench.view_change(other, view))
+    assert bench.replica.view == view
+    return bench.take(ViewChange)[0]
+
+
+def test_4_4_after_leaving_it_accepts_nothing_of_the_old_view() -> None:
+    bench = left_bench(2)
+    block = bench.block()
+    bench.now = block.header.timestamp_ms
+    bench.hear(bench.pre_prepare(block), bench.prepare(1, block), bench.prepare(3, block))
+    assert not bench.take(Prepare)
+    assert not bench.take(Commit)
+
+
+def test_4_4_a_view_change_carries_the_last_checkpoint_and_what_is_prepared() -> None:
+    bench = committed_bench(2)
+    first = bench.block()
+    second = bench.block(first)
+    bench.now = second.header.timestamp_ms
+    bench.hear(bench.pre_prepare(second), bench.prepare(1, second))
+    assert bench.take(Commit)
+    change = leave(bench)
+    assert change.body.head is not None
+    assert change.body.head.header == first.header
+    assert change.body.prepared == (bench.prepared(second, backups=(1, 2)),)
+
+
+def test_4_4_what_is_only_pre_prepared_is_not_in_a_view_change() -> None:
+    bench = Bench(2)
+    block = bench.block()
+    bench.now = block.header.timestamp_ms
+    bench.hear(bench.pre_prepare(block))
+    assert leave(bench).body.prepared == ()
+
+
+def test_4_4_a_view_change_is_durable_before_it_is_sent() -> None:
+    bench = left_bench(2)
+    change = bench.view_change(2, 1)
+    assert bench.promise_is_durable(change)
+    bench.live()
+    assert (bench.replica.view, bench.replica.active) == (1, False)
+    assert bench.take(ViewChange) == [change]
+
+
+def test_4_4_the_new_primary_opens_the_view_with_a_quorum() -> None:
+    bench = Bench(1)
+    bench.hear(bench.view_change(2, 1))
+    assert not bench.take(NewView)
+    bench.hear(bench.view_change(3, 1))
+    (new_view,) = bench.take(NewView)
+    assert [change.body.replica for change in new_view.body.view_changes] == [1, 2, 3]
+    assert new_view.body.proposals == ()
+    assert (bench.replica.view, bench.replica.active) == (1, True)
+
+
+def test_4_4_the_new_primary_proposes_again_what_is_prepared() -> None:
+    bench = Bench(1)
+    block = bench.block()
+    bench.hear(bench.view_change(2, 1, prepared=[bench.prepared(block)]))
+    bench.hear(bench.view_change(3, 1))
+    (new_view,) = [m for m in bench.sent if isinstance(m, NewView)]
+    assert [p.ballot for p in new_view.body.proposals] == [bench.ballot(block, 1)]
+    assert [m for m in bench.sent if isinstance(m, FetchBody)], "it lacks the block and asks"
+
+
+def test_4_4_a_backup_enters_the_view_and_prepares_what_is_proposed_again() -> None:
+    bench = Bench(2)
+    block = bench.block()
+    bench.now = block.header.timestamp_ms
+    bench.hear(bench.pre_prepare(block))
+    bench.take(Prepare)
+    changes = [
+        bench.view_change(0, 1),
+        bench.view_change(1, 1, prepared=[bench.prepared(block)]),
+        bench.view_change(3, 1),
+    ]
+    bench.hear(bench.new_view(1, changes))
+    assert bench.take(Prepare) == [bench.prepare(2, block, view=1)]
+    bench.hear(bench.prepare(3, block, view=1))
+    assert bench.take(Commit) == [bench.commit(2, block, view=1)]
+
+
+def test_4_4_a_block_proposed_again_is_the_same_byte_for_byte() -> None:
+    """The header keeps the view of first proposal; the certificate names the deciding view."""
+    bench = Bench(2)
+    block = bench.block()
+    bench.now = block.header.timestamp_ms
+    changes = [bench.view_change(i, 1, prepared=[bench.prepared(block)]) for i in (0, 1, 3)]
+    bench.hear(bench.new_view(1, changes), Body(block.block))
+    bench.hear(bench.prepare(3, block, view=1))
+    bench.hear(bench.commit(1, block, view=1), bench.commit(3, block, view=1))
+    assert bench.committed == [1]
+    assert bench.replica.head.block == block.block
+    assert bench.replica.head.header.round == 0
+
+
+@pytest.mark.parametrize("what", ["omitted", "other", "extra"])
+def test_4_4_backups_recompute_the_choice_and_refuse_another(what: str) -> None:
+    bench = left_bench(2)
+    block, other = bench.block(), bench.block(after_ms=1_001)
+    prepared = [] if what == "extra" else [bench.prepared(block)]
+    changes = [bench.view_change(i, 1, prepared=prepared) for i in (0, 1, 3)]
+    wrong = {"omitted": [], "other": [bench.ballot(other, 1)], "extra": [bench.ballot(block, 1)]}
+    bench.hear(bench.new_view(1, changes, wrong[what]))
+    assert bench.rejected == ["wrong-choice"]
+    assert not bench.replica.active
+
+
+def test_4_4_a_new_view_needs_a_quorum_of_view_changes_to_it() -> None:
+    bench = left_bench(2)
+    changes = [bench.view_change(i, 1) for i in (0, 1)]
+    bench.hear(bench.new_view(1, changes))
+    bench.hear(bench.new_view(1, [*changes, bench.view_change(3, 2)]))
+    assert bench.rejected == ["below-quorum", "bad-view"]
+
+
+def test_4_4_a_new_view_must_come_from_the_primary_of_the_view() -> None:
+    bench = left_bench(2)
+    changes = [bench.view_change(i, 1) for i in (0, 1, 3)]
+    forged = bench.new_view(1, changes, author=3)
+    with pytest.raises(AssertionError):
+        bench.hear(forged)
+
+
+def test_4_4_a_view_change_proves_what_it_says_is_prepared() -> None:
+    """P holds pre-prepares with 2f matching prepares, all of an earlier view and signed."""
+    bench = Bench(1)
+    block = bench.block()
+    too_few = bench.prepared(block, backups=(1,))
+    by_primary = bench.prepared(block, backups=(0, 1))
+    too_late = bench.prepared(block, view=1)
+    for certificate, reason in (
+        (too_few, "below-quorum"),
+        (by_primary, "primary-prepared"),
+        (too_late, "bad-view"),
+    ):
+        change = bench.view_change(2, 1, prepared=[certificate])
+        with pytest.raises(ViewChangeFault, match=reason):
+            check_view_change(change.body, bench.validators)
+        with pytest.raises(RemoteFault):
+            bench.replica.verification(change)
+
+
+def test_4_4_the_new_primary_proposes_its_own_only_above_what_is_chosen() -> None:
+    bench = Bench(2)
+    block, fresh = bench.block(), bench.block(view=1, after_ms=1_500)
+    bench.now = fresh.header.timestamp_ms
+    changes = [bench.view_change(i, 1, prepared=[bench.prepared(block)]) for i in (0, 1, 3)]
+    bench.hear(bench.new_view(1, changes))
+    bench.take(Prepare)
+    bench.hear(bench.pre_prepare(fresh, 1))
+    assert not bench.take(Prepare)
+    assert bench.misbehaviours, "the new-view is its pre-prepare for that height"
+
+
+def test_4_4_nothing_is_prepared_at_or_below_what_the_new_view_proves_committed() -> None:
+    """A laggard must not help to replace a block that others committed (the paper's min-s)."""
+    bench = Bench(2)
+    block, rival = bench.block(), bench.block(view=1, after_ms=1_500)
+    bench.now = rival.header.timestamp_ms
+    changes = [bench.view_change(i, 1, head=bench.certified(block)) for i in (0, 1, 3)]
+    bench.hear(bench.new_view(1, changes), bench.pre_prepare(rival, 1))
+    assert not bench.take(Prepare)
+    assert bench.rejected == ["below-floor"]
+    bench.live()
+    bench.hear(bench.pre_prepare(rival, 1))
+    assert bench.rejected == ["below-floor"] * 2, "nor after a restart"
+
+
+def test_4_4_a_replica_obtains_what_it_is_missing_from_another() -> None:
+    """It asks f + 1 of those that voted for the block: one of them is honest."""
+    bench = Bench(2)
+    block = bench.block()
+    bench.now = block.header.timestamp_ms
+    certificate = bench.prepared(block, backups=(1, 3))
+    changes = [bench.view_change(i, 1, prepared=[certificate]) for i in (0, 1, 3)]
+    bench.hear(bench.new_view(1, changes))
+    asked = [to for to, message in bench.sends if isinstance(message, FetchBody)]
+    assert sorted(asked) == sorted(bench.validators.members[i] for i in (1, 3))
+    bench.hear(Body(block.block))
+    assert bench.take(Prepare) == [bench.prepare(2, block, view=1)]
+
+
+def test_4_4_who_voted_for_a_block_keeps_it_for_the_next_views() -> None:
+    """A certificate may appear late that names a block which is prepared nowhere else."""
+    bench = Bench(2)
+    block = bench.block()
+    bench.now = block.header.timestamp_ms
+    bench.hear(bench.pre_prepare(block))
+    leave(bench)
+    bench.live()
+    bench.hear(FetchBody(1, block.hash), sender=3)
+    assert bench.take(Body) == [Body(block.block)]
+
+
+# -- 4.5.2 liveness --------------------------------------------------------------------------------
+
+
+def test_4_5_2_the_new_view_timer_starts_only_with_a_quorum_of_view_changes() -> None:
+    bench = Bench(3)
+    bench.hear(bench.view_change(0, 1), bench.view_change(2, 1))
+    assert bench.replica.view == 1
+    assert "new-view" in bench.timers, "own, 0 and 2 are a quorum"
+    alone = Bench(3, 7)
+    alone.hear(*(alone.view_change(i, 1) for i in (0, 2, 4)))
+    assert alone.replica.view == 1
+    assert "new-view" not in alone.timers
+    alone.hear(alone.view_change(5, 1))
+    assert "new-view" in alone.timers
+
+
+def test_4_5_2_timeouts_double_with_each_view_and_reset_with_progress() -> None:
+    bench = Bench(0, timing=Timing(view_timeout_ms=1_000, block_time_ms=1_000))
+    waits: list[int] = []
+    for view in (1, 2, 3):
+        bench.hear(bench.view_change(2, view), bench.view_change(3, view))
+        waits.append(bench.timers["new-view"] - bench.now)
+        bench.fire("new-view")
+    assert waits == [1_000, 2_000, 4_000]
+    bench.hear(bench.view_change(2, 5), bench.view_change(3, 5))
+    assert bench.replica.view == 5
+    bench.hear(bench.new_view(5, [bench.view_change(i, 5) for i in (1, 2, 3)]))
+    block = bench.block(view=5, after_ms=bench.now - bench.genesis.header.timestamp_ms)
+    bench.hear(bench.pre_prepare(block, 5))
+    bench.hear(*(bench.commit(i, block, 5) for i in (1, 2, 3)))
+    assert bench.committed == [1]
+    assert bench.timers["silence"] - bench.now == 2_000
+
+
+def test_4_5_2_f_plus_1_in_higher_views_are_joined_in_the_smallest() -> None:
+    bench = Bench(1, 7)
+    bench.hear(bench.view_change(2, 8), bench.view_change(3, 5))
+    assert bench.replica.view == 0
+    bench.hear(bench.view_change(4, 6))
+    assert bench.replica.view == 5, "of views 8, 5 and 6, without any timer"
+    assert bench.take(ViewChange) == [bench.view_change(1, 5)]
+
+
+def test_4_5_2_a_view_never_goes_back() -> None:
+    bench = Bench(1)
+    bench.hear(bench.view_change(2, 7), bench.view_change(3, 7))
+    bench.hear(bench.view_change(2, 3), bench.view_change(3, 3))
+    bench.hear(bench.new_view(3, [bench.view_change(i, 3) for i in (0, 2, 3)]))
+    assert (bench.replica.view, bench.replica.active) == (7, False)
+
+
+def test_4_5_2_a_laggard_is_shown_the_way_into_the_view() -> None:
+    bench = Bench(1)
+    bench.hear(bench.view_change(2, 1), bench.view_change(3, 1))
+    (new_view,) = bench.take(NewView)
+    bench.now += 1_000
+    bench.hear(Status(set_id=0, view=0, active=True, height=0), sender=0)
+    assert bench.take(NewView) == [new_view]
+
+
+# -- 4.6 non-determinism ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skew_ms", [-5_001, 5_001])
+def test_4_6_a_value_chosen_by_the_primary_is_checked_by_every_backup(skew_ms: int) -> None:
+    """The block's time: above its parent's, and near the voter's clock."""
+    bench = Bench(1)
+    block = bench.block(after_ms=20_000)
+    bench.now = block.header.timestamp_ms - skew_ms
+    bench.hear(bench.pre_prepare(block))
+    assert not bench.take(Prepare)
+    assert bench.rejected == ["bad-timestamp"]
+
+
+def test_4_6_a_block_proposed_again_is_exempt_from_the_clock() -> None:
+    bench = Bench(2)
+    block = bench.block()
+    bench.now = block.header.timestamp_ms + 3_600_000
+    changes = [bench.view_change(i, 1, prepared=[bench.prepared(block)]) for i in (0, 1, 3)]
+    bench.hear(bench.new_view(1, changes), Body(block.block))
+    assert bench.take(Prepare) == [bench.prepare(2, block, view=1)]
+
+
+def test_4_6_time_does_not_stand_still() -> None:
+    bench = Bench(1)
+    header = structs.replace(bench.block().header, timestamp_ms=bench.genesis.header.timestamp_ms)
+    forged = Block(header, ())
+    what = bench.ballot(forged, 0).signed_bytes(Domain.PBFT_PRE_PREPARE, CHAIN_ID)
+    bench.hear(PrePrepare(0, forged, bench.signer(0).sign(what)))
+    assert not bench.take(Prepare)
+    assert bench.rejected == ["invalid-block"]
