@@ -2,7 +2,9 @@
 
 Law of the file: **one key and one input have one output, which only the key's owner can compute and
 everybody can check**. Group operations are libsodium's; this file is the RFC's arithmetic on them.
-An Ed25519 seed is also the VRF's secret key, and the public keys coincide.
+An Ed25519 seed is also the VRF's secret key, and the public keys coincide. One key for both is safe
+as long as nobody signs the 32 bytes of a point, which would repeat a nonce; what we sign is longer
+(domain tag, chain id, payload).
 
 Ours differs from the RFC's verifier, on the strict side: a public key or Gamma with a component of
 small order is refused outright (RFC 9381 §5.4.5 asks for that of the key only, and allows mixed

@@ -171,7 +171,7 @@ class MintOutcome(Wire, frozen=True):
 
 CERTIFICATES: Final = Map("rec.certificate", Certificate)
 """(certificate id) -> the certificate."""
-HOLDINGS: Final = Map("rec.holding", UInt63)
+HOLDINGS: Final = Map("rec.holding", int)
 """(certificate id, account) -> Wh that the account holds of it."""
 ACCOUNTS: Final = Map("rec.account", AccountTotals)
 """(account) -> what it holds and has retired."""

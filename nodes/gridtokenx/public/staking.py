@@ -175,7 +175,7 @@ class Staking(Module):
         self._elected: Final = elected
         self.current: Final = Cell("staking.current", ValidatorSet, elected.validator_set)
         """The set that authors and finalises the next block."""
-        self.bonded: Final = Map("staking.bonded", UInt63)
+        self.bonded: Final = Map("staking.bonded", int)
         """(account) -> stake in 10**-9 GRID."""
         self.targets: Final[Map[tuple[bytes, ...]]] = Map("staking.targets", tuple[bytes, ...])
         """(voter) -> the accounts that it nominates."""

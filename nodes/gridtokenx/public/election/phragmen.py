@@ -78,6 +78,7 @@ class _Candidate(Generic[Id]):
     approval: int = 0
     score: int = 0
     elected: bool = False
+    behind: "list[tuple[_Voter[Id], _Edge[Id]]]" = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -102,12 +103,12 @@ def elect(seats: int, candidates: Sequence[Id], votes: Sequence[Vote[Id]]) -> El
     """
     standing, voters = _enrol(seats, candidates, votes)
     winners: list[Id] = []
+    _first_scores(standing)
     for _ in range(min(seats, len(standing))):
-        _score(standing, voters)
-        winner = min((c for c in standing if not c.elected), key=lambda candidate: candidate.score)
-        winner.elected = True
+        winner = min((c for c in standing if not c.elected), key=_saturated)
+        winner.score, winner.elected = _saturated(winner), True
         winners.append(winner.id)
-        _carry(winner, voters)
+        _carry(winner)
     assignments = (_assignment(voter) for voter in voters)
     return Election(tuple(winners), tuple(each for each in assignments if each.shares))
 
@@ -203,32 +204,42 @@ def _enrol(
         for candidate in approved:
             candidate.approval += vote.budget
         if approved:
-            voters.append(_Voter(vote.voter, vote.budget, [_Edge(each) for each in approved]))
+            voters.append(_voter(vote, approved))
     return list(by_id.values()), voters
 
 
-def _score(candidates: Sequence[_Candidate[Id]], voters: Sequence[_Voter[Id]]) -> None:
-    """Scores of all who are not elected yet."""
+def _voter(vote: Vote[Id], approved: Sequence[_Candidate[Id]]) -> _Voter[Id]:
+    voter = _Voter(vote.voter, vote.budget, [_Edge(candidate) for candidate in approved])
+    for edge in voter.edges:
+        edge.candidate.behind.append((voter, edge))
+    return voter
+
+
+def _saturated(candidate: _Candidate[Id]) -> int:
+    """The score that counts: sums stop at `SCALE`."""
+    return min(SCALE, candidate.score) if candidate.approval else _UNBACKED
+
+
+def _first_scores(candidates: Sequence[_Candidate[Id]]) -> None:
+    """Nobody carries anything yet."""
     for candidate in candidates:
-        if not candidate.elected:
-            candidate.score = SCALE // candidate.approval if candidate.approval else _UNBACKED
-    for voter in voters:
-        if not voter.load:
-            continue
-        weighed = voter.load * voter.budget
-        for edge in voter.edges:
-            candidate = edge.candidate
+        candidate.score = SCALE // candidate.approval if candidate.approval else _UNBACKED
+
+
+def _carry(winner: _Candidate[Id]) -> None:
+    """Each voter behind the winner now carries the winner's score; the edge, what that added.
+
+    The scores of the voter's other candidates change by just its own terms, so a round costs what
+    the winner's voters have edges, not what all have.
+    """
+    for voter, edge in winner.behind:
+        before, voter.load = voter.load, winner.score
+        edge.load = max(0, voter.load - before)
+        old, new = before * voter.budget, voter.load * voter.budget
+        for other in voter.edges:
+            candidate = other.candidate
             if candidate.approval and not candidate.elected:
-                candidate.score = min(SCALE, candidate.score + weighed // candidate.approval)
-
-
-def _carry(winner: _Candidate[Id], voters: Sequence[_Voter[Id]]) -> None:
-    """Each voter behind the winner now carries the winner's score; the edge, what that added."""
-    for voter in voters:
-        for edge in voter.edges:
-            if edge.candidate is winner:
-                edge.load = max(0, winner.score - voter.load)
-                voter.load = winner.score
+                candidate.score += new // candidate.approval - old // candidate.approval
 
 
 def _assignment(voter: _Voter[Id]) -> Assignment[Id]:
