@@ -1,0 +1,1 @@
+"""Where observations come from: HTTP sources and their formats, and a market to observe."""
