@@ -193,6 +193,11 @@ class ConsortiumWorld:
         self._queue.append(transaction)
         return transaction.id
 
+    def include(self, transaction: Transaction) -> None:
+        """Make a block of one transaction that a test signed itself."""
+        self._queue.append(transaction)
+        self.block()
+
     def do(self, name: str, *calls: Wire) -> list[CallResult]:
         """Submit, make a block, and return the results."""
         transaction_id = self.submit(name, *calls)
