@@ -17,11 +17,11 @@ class GridTokenXError(Exception):
     """Base of all expected errors."""
 
 
-class LocalFault(GridTokenXError):  # noqa: N818 - named after whose fault it is
+class LocalFault(GridTokenXError):
     """Something on our side: configuration, keys, files, a manifest. Ends the process with code 2."""
 
 
-class RemoteFault(GridTokenXError):  # noqa: N818 - named after whose fault it is
+class RemoteFault(GridTokenXError):
     """Bad input from outside.
 
     Args:

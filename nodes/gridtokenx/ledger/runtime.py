@@ -44,7 +44,7 @@ NOBODY: Final = bytes(32)
 """`Context.sender` inside hooks."""
 
 
-class CallFailed(Exception):  # noqa: N818 - an outcome that the receipt records, not a fault
+class CallFailed(Exception):
     """A call refuses: its writes and events are undone, the receipt carries `code`."""
 
     def __init__(self, code: str, message: str = "") -> None:
@@ -390,7 +390,7 @@ class Ledger:
         return ExecutedBlock(Block(header, transactions), tree, changes, tuple(records))
 
 
-class BlockFull(Exception):  # noqa: N818 - a limit reached, not an error
+class BlockFull(Exception):
     """The next transaction does not fit the block's weight."""
 
 

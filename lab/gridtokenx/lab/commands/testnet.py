@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import aiohttp
 import click
@@ -16,6 +16,9 @@ import msgspec
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab.manifest import Manifest, dump_manifest, load_manifest, parse_manifest
 from gridtokenx.lab.testnet.layout import LOOPBACK, Layout
+
+if TYPE_CHECKING:
+    from gridtokenx.lab.testnet.up import Outcome
 
 DEFAULT_HOME: Final = Path(".testnet")
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(s|m|h)?")
@@ -243,7 +246,7 @@ async def _ask_gateway(layout: Layout) -> dict[str, object] | None:
         return await fetch_status(session, f"http://{LOOPBACK}:{layout.manifest.ports.gateway}")
 
 
-def _write_summary(layout: Layout, outcome: object, path: Path) -> bool:
+def _write_summary(layout: Layout, outcome: "Outcome", path: Path) -> bool:
     from gridtokenx.lab.testnet.summary import summarise  # noqa: PLC0415 - only here
 
     click.echo("summing up: re-executing the chains from disk")

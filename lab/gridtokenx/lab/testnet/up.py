@@ -21,6 +21,7 @@ import aiohttp
 from rich.live import Live
 
 from gridtokenx.core.errors import LocalFault
+from gridtokenx.lab.testnet.counters import Counters
 from gridtokenx.lab.testnet.heartbeat import Heartbeat
 from gridtokenx.lab.testnet.layout import LOOPBACK, Layout
 from gridtokenx.lab.testnet.processes import Processes
@@ -28,6 +29,7 @@ from gridtokenx.lab.testnet.status import Status, console, fetch_status, one_lin
 
 BEAT_S: Final = 1.0
 LINE_S: Final = 5.0
+COUNT_S: Final = 10.0
 OFFSET_VARIABLE: Final = "GTX_CLOCK_OFFSET_MS"
 
 
@@ -39,8 +41,8 @@ class Outcome:
     processes: Processes
     first_final_s: dict[str, float]
     """Seconds until the gateway showed each chain's first finalised block of this run."""
-    status: Status | None
-    """The last thing the gateway said."""
+    counters: Counters
+    """What the devices and the oracle nodes counted."""
 
 
 @contextlib.contextmanager
@@ -91,6 +93,9 @@ class _Supervisor:
         self._heartbeat = Heartbeat.resume(layout.heartbeat_path)
         environment = {OFFSET_VARIABLE: str(self._heartbeat.offset_ms)}
         self._processes = Processes(layout.specs(), environment, self._report)
+        self._counters = Counters(
+            {m.name: m.http_port for m in layout.members if m.name == "devices" or m.chain}
+        )
         self._url = f"http://{LOOPBACK}:{layout.manifest.ports.gateway}"
         self._started_s = time.monotonic()
         self._first_heights: dict[str, int] = {}
@@ -112,7 +117,7 @@ class _Supervisor:
             self._report("stopping")
             await self._processes.stop()
             self._heartbeat.beat()
-        return Outcome(self._elapsed_s(), self._processes, self._first_final_s, self._status)
+        return Outcome(self._elapsed_s(), self._processes, self._first_final_s, self._counters)
 
     async def _watch(self, stop: asyncio.Event, duration_s: float | None) -> None:
         deadline = None if duration_s is None else time.monotonic() + duration_s
@@ -121,16 +126,20 @@ class _Supervisor:
                 self._live = stack.enter_context(
                     Live(console=self._console, auto_refresh=False, transient=True)
                 )
-            next_line_s = 0.0
+            next_line_s, next_look_s = 0.0, COUNT_S
             while not stop.is_set() and not self._processes.failed:
                 self._heartbeat.beat()
                 self._note_status(await fetch_status(session, self._url))
                 next_line_s = self._show(next_line_s)
+                if self._elapsed_s() >= next_look_s:
+                    await self._counters.look(session)
+                    next_look_s = self._elapsed_s() + COUNT_S
                 wait_s = BEAT_S if deadline is None else min(BEAT_S, deadline - time.monotonic())
                 if wait_s <= 0:
                     break
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(stop.wait(), wait_s)
+            await self._counters.look(session)
         self._live = None
 
     def _show(self, next_line_s: float) -> float:

@@ -1,0 +1,340 @@
+"""What really happened: counted and judged by re-executing the chains that the nodes left on disk.
+
+Law of the file: **an invariant is judged under load**, at every block or at consistent cuts through
+two chains, never only at the end when everything is quiet. The last word on each is a boolean with
+the first sentence that contradicts it.
+"""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from gridtokenx.consortium.market.messages import AuctionCleared, PriceSignalUpdated
+from gridtokenx.consortium.settlement.messages import IntervalSettled
+from gridtokenx.core.codec import Wire
+from gridtokenx.core.state_tree import StateTree
+from gridtokenx.interchain import calls
+from gridtokenx.interchain.apps import attestation
+from gridtokenx.interchain.audit import conservation_gap
+from gridtokenx.interchain.packets import Delivered
+from gridtokenx.lab.chains import Chain, load_chain
+from gridtokenx.lab.replay import Divergence, Replayed, decoded_events, open_chain_store, replay
+from gridtokenx.lab.testnet.layout import CHAINS, Layout
+from gridtokenx.ledger.readings import SubmitReading
+from gridtokenx.ledger.records import final_height, load_block
+from gridtokenx.ledger.runtime import Executed
+from gridtokenx.oracle.chain.meters import IntervalClosed
+from gridtokenx.public.rec import CertificateIssued, CertificateRetired
+from gridtokenx.public.staking import GRID_DENOM
+
+HOME_CHAIN: Final = "public"
+AWAY_CHAIN: Final = "consortium"
+
+
+@dataclass(slots=True)
+class Verdicts:
+    """Invariants by name, with what contradicts them."""
+
+    against: dict[str, list[str]] = field(default_factory=dict)
+
+    def look(self, name: str) -> None:
+        """Note that an invariant was looked at."""
+        self.against.setdefault(name, [])
+
+    def break_(self, name: str, sentence: str) -> None:
+        """Note that an invariant does not hold."""
+        self.against.setdefault(name, []).append(sentence)
+
+    def as_booleans(self) -> dict[str, bool]:
+        """Name -> whether it held wherever it was looked at."""
+        return {name: not sentences for name, sentences in self.against.items()}
+
+
+@dataclass(slots=True)
+class Route:
+    """Packets from one chain to another."""
+
+    sent: set[bytes] = field(default_factory=set)
+    delivered: set[bytes] = field(default_factory=set)
+    refused: set[bytes] = field(default_factory=set)
+    acknowledged: Counter[bytes] = field(default_factory=Counter)
+    timed_out: Counter[bytes] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class Audit:
+    """Everything counted."""
+
+    verdicts: Verdicts = field(default_factory=Verdicts)
+    heights: dict[str, int] = field(default_factory=dict)
+    intervals_ms: dict[str, list[int]] = field(default_factory=dict)
+    routes: dict[str, Route] = field(default_factory=dict)
+    readings_verified: int = 0
+    readings_refused: int = 0
+    auctions_held: int = 0
+    auctions_cleared: int = 0
+    trades: int = 0
+    traded_wh: int = 0
+    traded_by_interval: Counter[int] = field(default_factory=Counter)
+    price_signals: int = 0
+    settled: dict[int, IntervalSettled] = field(default_factory=dict)
+    reported: dict[int, IntervalClosed] = field(default_factory=dict)
+    attested: dict[tuple[bytes, int], int] = field(default_factory=dict)
+    issued: dict[tuple[bytes, int], int] = field(default_factory=dict)
+    retired_wh: int = 0
+    _home_states: list[tuple[int, StateTree, int]] = field(default_factory=list)
+    """(home height, home state, latest away height that home had recorded)."""
+
+    def route(self, source: str, destination: str) -> Route:
+        """The packets from one chain to another."""
+        return self.routes.setdefault(f"{source}-{destination}", Route())
+
+
+def audit(layout: Layout) -> Audit:
+    """Replay and judge a stopped network."""
+    result = Audit()
+    for name in CHAINS:
+        chain = load_chain(name, layout.genesis_path(name))
+        _compare_nodes(layout, name, result)
+        _replay_longest(layout, chain, result)
+    _judge_packets(result)
+    _judge_energy(result)
+    _judge_certificates(result)
+    return result
+
+
+# -- one chain -------------------------------------------------------------------------------------
+
+
+def _compare_nodes(layout: Layout, name: str, result: Audit) -> None:
+    """No two nodes finalised different blocks at one height."""
+    invariant = f"{name}_agreement"
+    result.verdicts.look(invariant)
+    seen: dict[int, bytes] = {}
+    for member in layout.nodes(name):
+        for height, block_hash in _block_hashes(layout, member.name):
+            if seen.setdefault(height, block_hash) != block_hash:
+                result.verdicts.break_(invariant, f"{member.name} differs at block {height}")
+                break
+
+
+def _block_hashes(layout: Layout, node: str) -> Iterator[tuple[int, bytes]]:
+    store = open_chain_store(layout.directory(node) / "data")
+    try:
+        for height in range(1, (final_height(store) or 0) + 1):
+            block = load_block(store, height)
+            if block is not None:
+                yield height, block.hash
+    finally:
+        store.close()
+
+
+def _replay_longest(layout: Layout, chain: Chain, result: Audit) -> None:
+    name = chain.name
+    result.verdicts.look(f"{name}_reexecutes")
+    result.verdicts.look(f"{name}_ledger")
+    store = open_chain_store(layout.directory(_longest(layout, name)) / "data")
+    follower = _Follower(chain, result)
+    try:
+        for replayed in replay(chain, store):
+            follower.take(replayed)
+    except Divergence as divergence:
+        result.verdicts.break_(f"{name}_reexecutes", str(divergence))
+    finally:
+        store.close()
+
+
+def _longest(layout: Layout, name: str) -> str:
+    heights: dict[str, int] = {}
+    for member in layout.nodes(name):
+        store = open_chain_store(layout.directory(member.name) / "data")
+        heights[member.name] = final_height(store) or 0
+        store.close()
+    return max(heights, key=lambda node: heights[node])
+
+
+class _Follower:
+    """Counts what happens on one chain."""
+
+    def __init__(self, chain: Chain, result: Audit) -> None:
+        self._chain = chain
+        self._result = result
+        self._name = chain.name
+        self._last_ms: int | None = None
+        self._away_height = 0
+        self._home_states: dict[int, list[tuple[int, StateTree]]] = {}
+        if self._name == AWAY_CHAIN:
+            for height, tree, away in result._home_states:  # noqa: SLF001 - this file's own
+                self._home_states.setdefault(away, []).append((height, tree))
+
+    def take(self, replayed: Replayed) -> None:
+        """One more block."""
+        executed, result = replayed.executed, self._result
+        for sentence in replayed.broken:
+            result.verdicts.break_(f"{self._name}_ledger", sentence)
+        result.heights[self._name] = executed.height
+        self._take_time(executed.height, executed.header.timestamp_ms)
+        if self._name == "oracle":
+            self._count_readings(replayed)
+        for event in decoded_events(self._chain.ledger, executed):
+            self._take_event(event)
+        self._judge_conservation(executed.height, executed.state)
+
+    def _take_time(self, height: int, timestamp_ms: int) -> None:
+        if self._last_ms is not None and height > 1:
+            intervals = self._result.intervals_ms.setdefault(self._name, [])
+            intervals.append(timestamp_ms - self._last_ms)
+        self._last_ms = timestamp_ms
+
+    def _count_readings(self, replayed: Replayed) -> None:
+        executed, result = replayed.executed, self._result
+        readings = {
+            transaction.id
+            for transaction in executed.block.transactions
+            if any(
+                isinstance(call, SubmitReading)
+                for call in self._chain.ledger.decode_calls(transaction)
+            )
+        }
+        for event in decoded_events(self._chain.ledger, executed):
+            if isinstance(event, Executed) and event.transaction_id in readings:
+                accepted = all(call.code == "ok" for call in event.results)
+                result.readings_verified += accepted
+                result.readings_refused += not accepted
+
+    def _take_event(self, event: Wire) -> None:
+        result = self._result
+        match event:
+            case AuctionCleared():
+                result.auctions_held += 1
+                result.auctions_cleared += event.price_uwatt_per_kwh is not None
+                result.trades += event.trades
+                result.traded_wh += event.volume_wh
+                result.traded_by_interval[event.interval] += event.trades
+            case PriceSignalUpdated():
+                result.price_signals += 1
+            case IntervalSettled():
+                if event.interval in result.settled:
+                    result.verdicts.break_("settled_once", f"interval {event.interval} twice")
+                result.settled[event.interval] = event
+            case IntervalClosed():
+                result.reported[event.outcome.interval] = event
+            case CertificateIssued():
+                self._issue(event)
+            case CertificateRetired():
+                result.retired_wh += event.energy_wh
+            case _:
+                self._take_packet(event)
+
+    def _issue(self, event: CertificateIssued) -> None:
+        key = (event.device, event.interval)
+        if key in self._result.issued:
+            self._result.verdicts.break_("certified_once", f"interval {event.interval} twice")
+        self._result.issued[key] = event.energy_wh
+
+    def _take_packet(self, event: Wire) -> None:
+        result, here = self._result, self._name
+        match event:
+            case calls.PacketSent():
+                result.route(here, event.packet.source_client).sent.add(event.packet_id)
+                if event.packet.port == attestation.PORT:
+                    for each in attestation.decode_attestations(event.packet.payload).attestations:
+                        result.attested[(each.device, each.interval)] = each.energy_wh
+            case calls.PacketReceived():
+                route = result.route(event.client_id, here)
+                accepted = isinstance(event.acknowledgement, Delivered)
+                (route.delivered if accepted else route.refused).add(event.packet_id)
+            case calls.PacketAcknowledged():
+                result.route(here, event.client_id).acknowledged[event.packet_id] += 1
+            case calls.PacketTimedOut():
+                result.route(here, event.client_id).timed_out[event.packet_id] += 1
+            case calls.ClientUpdated() if here == HOME_CHAIN and event.client_id == AWAY_CHAIN:
+                self._away_height = max(self._away_height, event.height)
+
+    def _judge_conservation(self, height: int, tree: StateTree) -> None:
+        if self._name == HOME_CHAIN:
+            self._result._home_states.append((height, tree, self._away_height))  # noqa: SLF001
+            return
+        if self._name != AWAY_CHAIN:
+            return
+        invariant = "grid_conserved_across_chains"
+        for home_height, home in self._home_states.pop(height, ()):
+            self._result.verdicts.look(invariant)
+            gap = conservation_gap(home.get, tree.get, AWAY_CHAIN, HOME_CHAIN, GRID_DENOM)
+            if gap:
+                self._result.verdicts.break_(
+                    invariant, f"off by {gap} at public {home_height}, consortium {height}"
+                )
+
+
+# -- across chains ---------------------------------------------------------------------------------
+
+
+def _judge_packets(result: Audit) -> None:
+    """Each packet ends at most once, and only what was sent arrives."""
+    name = "packets_end_once"
+    result.verdicts.look(name)
+    for label, route in result.routes.items():
+        arrived = route.delivered | route.refused
+        for packet in arrived - route.sent:
+            result.verdicts.break_(name, f"{label}: {packet.hex()[:16]} arrived but was never sent")
+        for packet in route.timed_out.keys() & arrived:
+            result.verdicts.break_(name, f"{label}: {packet.hex()[:16]} arrived and timed out")
+        ended = route.acknowledged + route.timed_out
+        for packet, count in ended.items():
+            if count > 1:
+                result.verdicts.break_(name, f"{label}: {packet.hex()[:16]} ended {count} times")
+
+
+def _judge_energy(result: Audit) -> None:
+    """What the consortium settled is what the oracle chain reported."""
+    name = "settled_as_reported"
+    result.verdicts.look(name)
+    result.verdicts.look("settled_once")
+    for interval, settled in result.settled.items():
+        reported = result.reported.get(interval)
+        if not settled.metered or settled.unknown:
+            continue
+        if reported is None:
+            result.verdicts.break_(name, f"interval {interval} was never reported")
+        elif (settled.import_wh, settled.export_wh) != (
+            reported.outcome.import_wh,
+            reported.outcome.export_wh,
+        ):
+            result.verdicts.break_(name, f"interval {interval} differs from its report")
+
+
+def _judge_certificates(result: Audit) -> None:
+    """Certificates are exactly what was attested, each once."""
+    name = "certified_as_attested"
+    result.verdicts.look(name)
+    result.verdicts.look("certified_once")
+    for key, energy_wh in result.issued.items():
+        if result.attested.get(key) != energy_wh:
+            result.verdicts.break_(name, f"interval {key[1]}: issued {energy_wh} Wh unattested")
+
+
+def chain_summary(result: Audit, name: str) -> dict[str, int | None]:
+    """Height and pace of a chain."""
+    intervals = result.intervals_ms.get(name)
+    height = result.heights.get(name, 0)
+    return {
+        "height": height,
+        "finalized": height,
+        "interval_p50_ms": int(statistics.median(intervals)) if intervals else None,
+    }
+
+
+def packet_summary(result: Audit) -> dict[str, dict[str, int]]:
+    """Packets by route."""
+    return {
+        label: {
+            "sent": len(route.sent),
+            "delivered": len(route.delivered),
+            "refused": len(route.refused),
+            "timed_out": len(route.timed_out),
+        }
+        for label, route in sorted(result.routes.items())
+    }
