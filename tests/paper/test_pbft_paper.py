@@ -5,11 +5,13 @@ under test is alone on a bench: the test plays the others with their real keys.
 """
 
 import pytest
+from msgspec import structs
 from tests.simulation.pbft_cluster import CHAIN_ID, transfer
 from tests.simulation.pbft_script import Bench
 
 from gridtokenx.core.codec import encode
 from gridtokenx.core.errors import RemoteFault
+from gridtokenx.core.keys import Domain
 from gridtokenx.core.machine import Committed, Persist
 from gridtokenx.ledger.blocks import Block
 from gridtokenx.pbft.messages import (
