@@ -130,14 +130,14 @@ def public_key_in(certificate: x509.Certificate) -> bytes:
     return key.public_bytes_raw()
 
 
-def peer_identity(der: bytes) -> tuple[bytes, Role]:
+def peer_identity(shown: bytes) -> tuple[bytes, Role]:
     """Key and role in the certificate that a peer presented (TLS has verified its chain).
 
     Raises:
         RemoteFault: not ours in form.
     """
     try:
-        certificate = x509.load_der_x509_certificate(der)
+        certificate = x509.load_der_x509_certificate(shown)
         units = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
         role = Role(str(units[0].value)) if units else None
     except ValueError as error:
@@ -150,6 +150,11 @@ def peer_identity(der: bytes) -> tuple[bytes, Role]:
 def pem(certificate: x509.Certificate) -> bytes:
     """PEM text of a certificate."""
     return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def der(certificate: x509.Certificate) -> bytes:
+    """DER bytes of a certificate, as TLS shows it."""
+    return certificate.public_bytes(serialization.Encoding.DER)
 
 
 def check_issued(certificate_file: Path, authority_file: Path, public_key: bytes) -> None:

@@ -1,0 +1,100 @@
+"""Structured logs: one line per event, as text for people or JSON for machines, on stderr.
+
+structlog is imported when logging is set up, not before: it is heavy, and a tool that only reads a
+key has no use for it.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, WrappedLogger
+
+Form = Literal["text", "json"]
+LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_HIDDEN_FIELDS: Final = frozenset({"event", "level", "at"})
+
+
+class Logger(Protocol):
+    """What the rest of the host needs of a logger."""
+
+    def debug(self, event: str, **fields: object) -> object:
+        """For whoever looks for a bug."""
+
+    def info(self, event: str, **fields: object) -> object:
+        """For whoever watches."""
+
+    def warning(self, event: str, **fields: object) -> object:
+        """For whoever should look soon."""
+
+    def error(self, event: str, **fields: object) -> object:
+        """For whoever must act."""
+
+
+class NullLogger:
+    """Says nothing; for tests and for library use."""
+
+    def debug(self, event: str, **fields: object) -> None:
+        """Say nothing."""
+
+    def info(self, event: str, **fields: object) -> None:
+        """Say nothing."""
+
+    def warning(self, event: str, **fields: object) -> None:
+        """Say nothing."""
+
+    def error(self, event: str, **fields: object) -> None:
+        """Say nothing."""
+
+
+def make_logger(
+    form: Form = "text", level: str = "info", stream: TextIO | None = None, **context: object
+) -> Logger:
+    """A logger whose every line carries `context`.
+
+    Args:
+        form: ``text`` or ``json``.
+        level: the least level that is written: debug, info, warning or error.
+        stream: stderr if not given.
+        context: fields of every line, such as the process's name.
+    """
+    import structlog  # noqa: PLC0415 - see the head of the file
+
+    logger: Logger = structlog.wrap_logger(
+        structlog.PrintLogger(stream or sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+            _printable,
+            structlog.processors.JSONRenderer() if form == "json" else _as_text,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        cache_logger_on_first_use=True,
+    ).bind(**context)
+    return logger
+
+
+def _printable(_logger: "WrappedLogger", _method: str, event: "EventDict") -> "EventDict":
+    """Bytes as hexadecimal; anything unusual as text. Long values are cut."""
+    for name, value in event.items():
+        if isinstance(value, bytes):
+            event[name] = value.hex()
+        elif not isinstance(value, str | int | float | bool | None):
+            event[name] = str(value)
+        if isinstance(event[name], str) and len(event[name]) > 2000:
+            event[name] = event[name][:2000] + "..."
+    return event
+
+
+def _as_text(_logger: "WrappedLogger", _method: str, event: "EventDict") -> str:
+    fields = " ".join(
+        f"{name}={_quoted(value)}" for name, value in event.items() if name not in _HIDDEN_FIELDS
+    )
+    text = f"{event['at']} {event['level']:<7} {event['event']}"
+    return f"{text}  {fields}" if fields else text
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    plain = text and not any(char in ' "=' or not char.isprintable() for char in text)
+    return text if plain else repr(text)

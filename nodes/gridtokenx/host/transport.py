@@ -1,0 +1,462 @@
+"""The links of one process on one chain: listening, dialing, who is who, and who is unwelcome.
+
+Law of the file: **at most one link per peer, and both ends agree which.** Of two links between the same
+two keys the one that the smaller key dialed stays; a second one in the same direction replaces the
+first (its end was lost). The larger key therefore waits a little before it dials.
+
+Members of a chain keep a link to every other member of a static list, and dial again with back-off.
+Clients (gateways, relayers, agents) only dial; a node bounds how many it serves. Faults are counted by
+reason; whoever repeats them is cut off and refused for a while, by key and never by address, because
+all of a laptop's processes share one address.
+"""
+
+import asyncio
+import random
+import secrets
+import socket
+import ssl
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from gridtokenx.core.codec import encode
+from gridtokenx.core.errors import LocalFault, RemoteFault
+from gridtokenx.core.keys import Verifier
+from gridtokenx.host.addresses import HostPort, NodeAddress
+from gridtokenx.host.framing import Channel, frame
+from gridtokenx.host.handshake import (
+    Accepted,
+    Dialer,
+    Hello,
+    LinkIdentity,
+    LinkRefused,
+    Listener,
+    Refused,
+    read_control,
+)
+from gridtokenx.host.link import Link, LinkClosed, LinkLimits
+from gridtokenx.host.logs import Logger
+from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.security import LinkSecurity
+from gridtokenx.host.tasks import Tasks
+
+_TEND_S: Final = 1.0
+_BACKLOG: Final = 128
+_ACCEPT_PAUSE_S: Final = 0.2
+_FIRST_BACKOFF_S: Final = 0.2
+_LARGER_KEY_WAITS_S: Final = 1.0
+_SERIOUS: Final = frozenset({"bad-frame", "frame-too-large", "malformed", "bad-signature"})
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkLimits:
+    """Bounds of one process's links on one chain."""
+
+    link: LinkLimits = field(default_factory=LinkLimits)
+    clients: int = 64
+    handshakes: int = 64
+    """Unfinished handshakes at once; further connections are closed at once."""
+    backoff_s: float = 5.0
+    """The longest pause between two attempts to reach a peer."""
+    fault_points: int = 64
+    """Points within a minute that ban; a fault of form is worth 8, any other 1."""
+    ban_s: float = 60.0
+    """The first ban; each further one is twice as long, up to an hour."""
+
+
+class LinkHandler(Protocol):
+    """What the process above the links wants to hear. Calls must be short."""
+
+    def link_up(self, link: Link) -> None:
+        """A handshake has finished."""
+
+    def link_down(self, link: Link) -> None:
+        """A link that was up has ended."""
+
+    def frames_ready(self, link: Link) -> None:
+        """A frame can be taken from a link that is up."""
+
+
+class Bans:
+    """Who misbehaved lately, and who is refused because of it. Bounded."""
+
+    REMEMBERED: Final = 4096
+    WINDOW_S: Final = 60.0
+    LONGEST_S: Final = 3600.0
+
+    def __init__(self, points: int, ban_s: float) -> None:
+        self._limit = points
+        self._ban_s = ban_s
+        self._records: OrderedDict[bytes, _Record] = OrderedDict()
+
+    def record(self, identity: bytes, points: int, now: float) -> bool:
+        """Note a fault; returns whether it bans."""
+        record = self._records.setdefault(identity, _Record(now))
+        self._records.move_to_end(identity)
+        if len(self._records) > self.REMEMBERED:
+            self._records.popitem(last=False)
+        elapsed = now - record.at
+        record.points = max(0.0, record.points - elapsed * self._limit / self.WINDOW_S) + points
+        record.at = now
+        if record.points < self._limit:
+            return False
+        duration = min(self.LONGEST_S, self._ban_s * 2**record.bans)
+        record.points, record.bans, record.until = 0.0, record.bans + 1, now + duration
+        return True
+
+    def banned_for(self, identity: bytes, now: float) -> float:
+        """Seconds that a ban still lasts; 0 without one."""
+        record = self._records.get(identity)
+        return max(0.0, record.until - now) if record is not None else 0.0
+
+
+@dataclass(slots=True)
+class _Record:
+    at: float
+    points: float = 0.0
+    bans: int = 0
+    until: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkParts:
+    """What a `Network` is made of; all of it is shared with the rest of the process."""
+
+    own: LinkIdentity
+    security: LinkSecurity
+    verifier: Verifier
+    metrics: Metrics
+    log: Logger
+    limits: NetworkLimits = field(default_factory=NetworkLimits)
+
+
+class Network:
+    """All links of this process on one chain."""
+
+    def __init__(
+        self, parts: NetworkParts, peers: Sequence[NodeAddress], handler: LinkHandler
+    ) -> None:
+        self._parts = parts
+        self._handler = handler
+        own_key = parts.own.signer.public_key
+        self._peers = {
+            peer.identity: peer for peer in peers if peer.identity and peer.identity != own_key
+        }
+        self._links: dict[bytes, Link] = {}
+        self._clients: dict[bytes, Link] = {}
+        self._pending: set[Link] = set()
+        self._down: dict[bytes, asyncio.Event] = {key: asyncio.Event() for key in self._peers}
+        self._bans = Bans(parts.limits.fault_points, parts.limits.ban_s)
+        self._tasks = Tasks()
+        self._listener: socket.socket | None = None
+        self._closing = False
+
+    # -- life --------------------------------------------------------------------------------------
+
+    def start(self, listen: HostPort | None) -> None:
+        """Listen, and begin to dial every peer.
+
+        Raises:
+            LocalFault: the address cannot be had.
+        """
+        if listen is not None:
+            self._listen(listen)
+        for peer in self._peers.values():
+            self._tasks.spawn(self._keep_dialing(peer), f"dial {peer.where}")
+        self._tasks.spawn(self._tend(), "tend links")
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        assert self._listener is not None, "not listening"
+        return int(self._listener.getsockname()[1])
+
+    async def close(self) -> None:
+        """Tell everyone, close everything."""
+        self._closing = True
+        for link in (*self._links.values(), *self._clients.values(), *self._pending):
+            link.close("this node is stopping")
+        await self._tasks.close()
+        if self._listener is not None:
+            self._listener.close()
+
+    async def watch(self) -> None:
+        """Wait for a bug in a task of the network, and raise it."""
+        await self._tasks.watch()
+
+    # -- use ---------------------------------------------------------------------------------------
+
+    @property
+    def peers(self) -> tuple[bytes, ...]:
+        """Members to which a link is up."""
+        return tuple(self._links)
+
+    @property
+    def clients(self) -> int:
+        """How many clients are connected."""
+        return len(self._clients)
+
+    def send(self, peer: bytes, channel: Channel, body: bytes) -> bool:
+        """Queue a frame for a member; False if no link to it is up."""
+        link = self._links.get(peer)
+        return link is not None and link.send(channel, body)
+
+    def broadcast(self, channel: Channel, body: bytes) -> None:
+        """Queue a frame for every member to which a link is up."""
+        data = frame(channel, body)
+        for link in tuple(self._links.values()):
+            link.send_frame(data)
+
+    def fault(self, identity: bytes, fault: RemoteFault) -> None:
+        """Count a fault of a link's other end; enough of them ban it."""
+        self._parts.metrics.count("remote_faults", reason=fault.reason)
+        points = 8 if fault.reason in _SERIOUS else 1
+        if not identity or not self._bans.record(identity, points, time.monotonic()):
+            return
+        self._parts.metrics.count("bans")
+        self._parts.log.warning("peer banned", peer=identity.hex()[:16], fault=str(fault))
+        for links in (self._links, self._clients):
+            link = links.get(identity)
+            if link is not None:
+                link.refuse(RemoteFault("banned", f"after repeated faults, last: {fault.reason}"))
+
+    # -- listening ---------------------------------------------------------------------------------
+
+    def _listen(self, listen: HostPort) -> None:
+        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+        try:
+            self._listener = socket.create_server(
+                (listen.host, listen.port), family=family, backlog=_BACKLOG
+            )
+        except OSError as error:
+            raise LocalFault(f"cannot listen on {listen}: {error.strerror or error}") from None
+        self._listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        self._tasks.spawn(self._accept(self._listener), f"accept on {listen}")
+
+    async def _accept(self, listener: socket.socket) -> None:
+        """Take connections one by one, so that a failed TLS handshake is seen and counted."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:  # out of descriptors, or gone before we took it
+                self._parts.metrics.count("remote_faults", reason="accept-failed")
+                self._parts.log.warning("cannot take a connection", why=str(error))
+                await asyncio.sleep(_ACCEPT_PAUSE_S)
+                continue
+            if len(self._pending) >= self._parts.limits.handshakes:
+                self._parts.metrics.count("remote_faults", reason="too-many-handshakes")
+                connection.close()
+                continue
+            link = self._new_link()
+            self._pending.add(link)
+            self._tasks.spawn(self._welcome(connection, link), "welcome")
+
+    def _new_link(self) -> Link:
+        return Link(
+            self._parts.limits.link,
+            on_ready=self._handler.frames_ready,
+            on_fault=lambda link, fault: self.fault(link.identity, fault),
+            on_closed=self._link_closed,
+        )
+
+    async def _welcome(self, connection: socket.socket, link: Link) -> None:
+        handshake_s = self._parts.limits.link.handshake_s
+        try:
+            async with asyncio.timeout(handshake_s):
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: link,
+                    connection,
+                    ssl=self._parts.security.server,
+                    ssl_handshake_timeout=handshake_s,
+                )
+                await self._answer(link)
+        except (RemoteFault, OSError, TimeoutError) as error:
+            fault = _as_fault(error)
+            if fault.reason not in ("duplicate", "closed"):
+                self.fault(b"", fault)
+                self._parts.log.info("link refused", fault=str(fault))
+            link.refuse(fault)
+        except asyncio.CancelledError:
+            link.abort("this node is stopping")
+            raise
+        finally:
+            self._pending.discard(link)
+
+    async def _answer(self, link: Link) -> None:
+        """The listener's half of the handshake."""
+        parts = self._parts
+        half = Listener(parts.own, secrets.token_bytes(32), parts.security.certificate_der)
+        link.send(Channel.CONTROL, half.welcome(read_control((await link.receive())[1])))
+        hello = half.accept(read_control((await link.receive())[1]), parts.verifier)
+        parts.security.check_certificate(_certificate(link), hello.identity, hello.role)
+        self._admit(hello)
+        link.send(Channel.CONTROL, encode(Accepted()))
+        self._link_up(link, hello.identity, hello.role)
+
+    def _admit(self, hello: Hello) -> None:
+        """Whether one who has proven its key may have a link.
+
+        Raises:
+            RemoteFault: banned, not a member, too many clients, or the other link is the better.
+        """
+        banned_s = self._bans.banned_for(hello.identity, time.monotonic())
+        if banned_s > 0:
+            raise RemoteFault("banned", f"for {banned_s:.0f} more seconds")
+        if hello.role == "peer":
+            if hello.identity not in self._peers:
+                raise RemoteFault("not-a-member", "this key is not in this node's list of peers")
+            self._check_duplicate(hello.identity, dialed=False)
+        elif hello.identity not in self._clients and len(self._clients) >= (
+            self._parts.limits.clients
+        ):
+            raise RemoteFault("too-many-clients", f"at most {self._parts.limits.clients}")
+
+    # -- dialing -----------------------------------------------------------------------------------
+
+    async def _keep_dialing(self, peer: NodeAddress) -> None:
+        assert peer.identity is not None
+        own_key = self._parts.own.signer.public_key
+        wait_s = _LARGER_KEY_WAITS_S if own_key > peer.identity else 0.0
+        backoff_s, complaint = _FIRST_BACKOFF_S, ""
+        while not self._closing:
+            await asyncio.sleep(wait_s)
+            if peer.identity in self._links:
+                backoff_s, complaint = _FIRST_BACKOFF_S, ""
+                self._down[peer.identity].clear()
+                await self._down[peer.identity].wait()
+                wait_s = _LARGER_KEY_WAITS_S if own_key > peer.identity else 0.0
+                continue
+            try:
+                await self._dial_peer(peer)
+                wait_s = 0.0
+            except (RemoteFault, OSError, TimeoutError) as error:
+                fault = _as_fault(error)
+                if fault.reason not in (complaint, "duplicate"):
+                    complaint = fault.reason
+                    self._parts.log.info("peer not reached", peer=str(peer.where), why=str(fault))
+                self._parts.metrics.count("dial_failures", reason=fault.reason)
+                backoff_s = min(self._parts.limits.backoff_s, backoff_s * 1.6)
+                wait_s = backoff_s * random.uniform(0.7, 1.0)  # noqa: S311 - spreads attempts
+
+    async def _dial_peer(self, peer: NodeAddress) -> None:
+        assert peer.identity is not None
+        link = self._new_link()
+        self._pending.add(link)
+        try:
+            await dial(self._parts, peer, link)
+            self._check_duplicate(peer.identity, dialed=True)
+            self._link_up(link, peer.identity, "peer")
+        except BaseException as error:
+            link.close(str(error) or type(error).__name__)
+            raise
+        finally:
+            self._pending.discard(link)
+
+    # -- the table of links ------------------------------------------------------------------------
+
+    def _check_duplicate(self, identity: bytes, *, dialed: bool) -> None:
+        """Whether a new link to `identity` may stand, or replace the one that is up.
+
+        Raises:
+            RemoteFault: the one that is up is the better.
+        """
+        known = self._links.get(identity)
+        own_dials_best = self._parts.own.signer.public_key < identity
+        if known is not None and dialed != own_dials_best and known.dialed != dialed:
+            raise RemoteFault("duplicate", "the link in the other direction stays")
+
+    def _link_up(self, link: Link, identity: bytes, role: str) -> None:
+        links = self._links if role == "peer" else self._clients
+        old = links.pop(identity, None)
+        if old is not None:
+            old.refuse(RemoteFault("duplicate", "replaced by a newer link"))
+        if link.closed:
+            return
+        links[identity] = link
+        self._handler.link_up(link)
+        link.raise_up(identity, role)
+
+    def _link_closed(self, link: Link) -> None:
+        links = self._links if link.role == "peer" else self._clients
+        if links.get(link.identity) is not link:
+            return
+        del links[link.identity]
+        if not self._closing:
+            self._parts.log.info(
+                "link down", peer=link.identity.hex()[:16], role=link.role, why=link.close_reason
+            )
+        if link.identity in self._down and link.role == "peer":
+            self._down[link.identity].set()
+        self._handler.link_down(link)
+
+    async def _tend(self) -> None:
+        while True:
+            await asyncio.sleep(_TEND_S)
+            now = time.monotonic()
+            for link in (*self._links.values(), *self._clients.values()):
+                link.tend(now)
+
+
+async def dial(parts: NetworkParts, address: NodeAddress, link: Link) -> None:
+    """Connect, and do the dialer's half of the handshake; the link's limits are still low then.
+
+    Raises:
+        RemoteFault: refused, or the other end is not acceptable.
+        OSError: not reached.
+        TimeoutError: not in time.
+    """
+    limits = parts.limits.link
+    loop = asyncio.get_running_loop()
+    link.dialed = True
+    async with asyncio.timeout(limits.handshake_s):
+        await loop.create_connection(
+            lambda: link,
+            address.where.host,
+            address.where.port,
+            ssl=parts.security.client,
+            ssl_handshake_timeout=limits.handshake_s,
+        )
+        shown = _certificate(link)
+        half = Dialer(parts.own, secrets.token_bytes(32), shown or b"", address.identity)
+        link.send(Channel.CONTROL, half.hello())
+        link.send(
+            Channel.CONTROL,
+            half.prove(read_control((await link.receive())[1]), parts.verifier),
+        )
+        parts.security.check_certificate(
+            shown, half.listener, "peer" if parts.own.role == "peer" else "client"
+        )
+        link.identity = half.listener
+        link.accept_full_frames()
+        reply = read_control((await link.receive())[1])
+    if isinstance(reply, Refused):
+        raise LinkRefused(reply.reason, reply.detail)
+    if not isinstance(reply, Accepted):
+        raise LinkRefused("bad-handshake", f"{type(reply).__name__} in place of Accepted")
+
+
+def _certificate(link: Link) -> bytes | None:
+    """What the other end's TLS session showed, as DER."""
+    session = link.transport.get_extra_info("ssl_object")
+    shown: bytes | None = session.getpeercert(binary_form=True)
+    return shown
+
+
+def _as_fault(error: Exception) -> RemoteFault:
+    """One name for everything that can go wrong while a link is made."""
+    if isinstance(error, LinkClosed):
+        return RemoteFault("closed", error.detail)
+    if isinstance(error, RemoteFault):
+        return error
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return RemoteFault("wrong-certificate", error.verify_message)
+    if isinstance(error, ssl.SSLError):
+        return RemoteFault("tls-failed", error.reason or str(error))
+    if isinstance(error, TimeoutError):
+        return RemoteFault("timeout", "the handshake took too long")
+    if isinstance(error, ConnectionRefusedError):
+        return RemoteFault("unreachable", "nobody listens there")
+    return RemoteFault("unreachable", str(error))
