@@ -232,6 +232,67 @@ def test_a_validator_that_starts_late_fetches_the_chain_in_ranges() -> None:
     assert len(chunks) < 12
 
 
+def everything_at_once(seed: int, n: int = 4) -> None:
+    """Liars, loss, partitions and kills, as the seed draws them; then all must go on."""
+    draw = random.Random(seed)
+    faulty = draw.sample(range(n), draw.randint(0, (n - 1) // 3))
+    net = PublicNetwork(
+        n,
+        seed,
+        wrap={index: draw.choice([Silent, DoubleVoter, DoubleAuthor, Liar]) for index in faulty},
+        profile=LinkProfile(
+            delay_ms=(5, draw.choice([50, 200, 800])),
+            loss=draw.choice([0, 0.05, 0.2]),
+            duplicate=0.05,
+            reorder=0.2,
+        ),
+    )
+    net.world.start()
+    for _ in range(30):
+        net.world.run_for(draw.randint(50, 3 * SLOT_MS))
+        _disturb(net, draw)
+    net.world.network.profile = LinkProfile(delay_ms=(5, 100))
+    net.settle(slots=60)
+
+
+def _disturb(net: PublicNetwork, draw: random.Random) -> None:
+    event = draw.random()
+    alive = net.up()
+    down = [i for i in net.honest() if i not in alive]
+    if event < 0.3 and down:
+        net.world.start(net.ids[draw.choice(down)])
+    elif event < 0.5 and alive:
+        net.world.crash(net.ids[draw.choice(alive)])
+    elif event < 0.7:
+        order = draw.sample(range(net.n), net.n)
+        cut = draw.randint(1, net.n - 1)
+        net.partition(order[:cut], order[cut:])
+    elif event < 0.85:
+        net.world.network.heal()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_everything_at_once(seed: int) -> None:
+    everything_at_once(seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_everything_at_once_among_seven(seed: int) -> None:
+    everything_at_once(seed, n=7)
+
+
+@pytest.mark.parametrize("seed", [36])
+def test_regression_an_answer_about_one_branch_moved_the_cursor_of_another(seed: int) -> None:
+    """A vote's block was asked for above its own height ever after, and never came."""
+    everything_at_once(seed)
+
+
+@pytest.mark.parametrize("seed", [73, 178, 191])
+def test_regression_a_completed_round_named_a_block_that_finality_had_pruned(seed: int) -> None:
+    """The restarted voter took its own record for damage; now a record brings its headers."""
+    everything_at_once(seed)
+
+
 def test_transactions_are_final_once_whatever_forks_did() -> None:
     net = PublicNetwork(seed=10, profile=ROUGH)
     net.world.start()

@@ -228,7 +228,7 @@ class PublicNode:
         match message:
             case NewBlock(block):
                 return self._check_blocks((block,))
-            case Branch(blocks) | FinalBlocks(blocks, None):
+            case Branch(_, blocks) | FinalBlocks(blocks, None):
                 return self._check_blocks(blocks)
             case FinalBlocks(blocks, justification) if justification is not None:
                 return _both(self._check_blocks(blocks), self._check_justification(justification))
@@ -263,8 +263,8 @@ class PublicNode:
         match message:
             case NewBlock(block):
                 self._import(now, sender, (block,))
-            case Branch(blocks):
-                self._sync.branch_answered(blocks)
+            case Branch(_, blocks):
+                self._sync.branch_answered(message)
                 self._import(now, sender, blocks)
             case FinalBlocks(blocks, justification):
                 self._on_final_blocks(now, sender, blocks, justification)

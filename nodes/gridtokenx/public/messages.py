@@ -83,9 +83,12 @@ class BranchRequest(Wire, frozen=True, tag="public.branch_request"):
 
 
 class Branch(Wire, frozen=True, tag="public.branch"):
-    """Blocks of one branch, each the parent of the next."""
+    """Blocks on the way to a head, each the parent of the next."""
 
+    head: Hash32
+    """The head that was asked for."""
     blocks: Blocks
+    """Empty if nothing at or above the height asked for lies on the way."""
 
 
 class FinalRequest(Wire, frozen=True, tag="public.final_request"):

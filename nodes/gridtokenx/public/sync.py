@@ -108,15 +108,15 @@ class Sync:
         top = max((block.header.height for block in blocks), default=root)
         self._final_cursor = (root, top + 1)
 
-    def branch_answered(self, blocks: tuple[SealedBlock, ...]) -> None:
-        """An answer came; if the head lies beyond it, the next ask starts above it."""
-        for head, height in list(self._cursors.items()):
-            if any(block.header.hash == head for block in blocks):
-                del self._cursors[head]
-                self._asked.pop(("branch", head), None)
-            elif blocks and blocks[0].header.height == height:
-                self._cursors[head] = blocks[-1].header.height + 1
-                self._asked.pop(("branch", head), None)
+    def branch_answered(self, branch: Branch) -> None:
+        """An answer came: if the head lies beyond it, the next ask starts above it."""
+        if branch.head not in self._cursors:
+            return
+        self._asked.pop(("branch", branch.head), None)
+        if branch.blocks and branch.blocks[-1].header.hash != branch.head:
+            self._cursors[branch.head] = branch.blocks[-1].header.height + 1
+        else:
+            del self._cursors[branch.head]
 
     def votes_answered(self) -> None:
         """Votes came: more may be asked for in the next tick."""
@@ -187,7 +187,9 @@ def serve_branch(tree: BlockTree, request: BranchRequest) -> Branch | None:
     if head is None or head is tree.root:
         return None
     blocks = (node.sealed for node in tree.path(head) if node.height >= request.from_height)
-    return Branch(tuple(_within_limits(block for block in blocks if block is not None)))
+    return Branch(
+        request.head, tuple(_within_limits(block for block in blocks if block is not None))
+    )
 
 
 def serve_final(reader: Reader, final_height: int, request: FinalRequest) -> FinalBlocks | None:

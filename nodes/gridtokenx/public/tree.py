@@ -7,8 +7,8 @@ Theory: BABE's fork choice on top of GRANDPA's finality: of the heads above the 
 
     most primary blocks above the root, then the greatest height, then the lowest hash
 
-A child never ranks below its parent, so the best block is always a head. Pruned and final blocks
-leave their parent and height behind for a while, because late votes may still name them.
+A child never ranks below its parent, so the best block is always a head. Pruned blocks leave their
+headers behind for a while, because late votes may still name them.
 """
 
 from collections import OrderedDict
@@ -25,7 +25,7 @@ from gridtokenx.public.grandpa.vote_graph import BlockRef
 from gridtokenx.public.slots import Epoch, SealedBlock
 
 MAX_PAST: Final = 8192
-"""Pruned and final blocks of which parent and height are remembered."""
+"""Pruned blocks whose headers are remembered."""
 
 
 @dataclass(slots=True, eq=False)
@@ -91,7 +91,7 @@ class BlockTree:
         self._root = root
         self._best = root
         self._nodes = {root.hash: root}
-        self._past: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()
+        self._past: OrderedDict[bytes, Header] = OrderedDict()
 
     def __contains__(self, block_hash: bytes) -> bool:
         return block_hash in self._nodes
@@ -145,8 +145,8 @@ class BlockTree:
         kept = {node.hash for node in self._above(final[-1])}
         on_way = {node.hash for node in final[:-1]} | {self._root.hash}
         pruned = [n for h, n in self._nodes.items() if h not in kept and h not in on_way]
-        for node in (*final, *pruned):
-            self._remember(node)
+        for node in pruned:
+            self._remember(node.header)
         self._root = final[-1]
         self._nodes = {h: n for h, n in self._nodes.items() if h in kept}
         self._best = min(self._nodes.values(), key=_rank)
@@ -174,31 +174,28 @@ class BlockTree:
 
     def height_of(self, block_hash: bytes) -> int | None:
         """The height of a known block: in the tree, final, or pruned not long ago."""
-        node = self._nodes.get(block_hash)
-        if node is not None:
-            return node.height
-        past = self._past.get(block_hash)
-        if past is not None:
-            return past[1]
+        header = self._recent(block_hash)
+        if header is not None:
+            return header.height
         key = self._reader.get(HASHES, block_hash)
         return None if key is None else int.from_bytes(key, "big")
 
     def parent_of(self, block_hash: bytes) -> bytes | None:
         """The parent's hash of a known block; None for genesis."""
-        node = self._nodes.get(block_hash)
-        if node is not None:
-            return node.header.parent if node.height else None
-        past = self._past.get(block_hash)
-        if past is not None:
-            return past[0]
-        key = self._reader.get(HASHES, block_hash)
-        block = None if key is None else load_block(self._reader, int.from_bytes(key, "big"))
-        return None if block is None or not block.height else block.header.parent
+        header = self._recent(block_hash)
+        if header is None:
+            key = self._reader.get(HASHES, block_hash)
+            block = None if key is None else load_block(self._reader, int.from_bytes(key, "big"))
+            header = None if block is None else block.header
+        return header.parent if header is not None and header.height else None
 
     def header_of(self, block_hash: bytes) -> Header | None:
-        """The header of a block in the tree."""
+        """The header of a block above the root, or pruned not long ago."""
+        return None if block_hash == self._root.hash else self._recent(block_hash)
+
+    def _recent(self, block_hash: bytes) -> Header | None:
         node = self._nodes.get(block_hash)
-        return None if node is None else node.header
+        return self._past.get(block_hash) if node is None else node.header
 
     def _above(self, start: TreeNode) -> Iterator[TreeNode]:
         """A block and all its descendants."""
@@ -208,8 +205,8 @@ class BlockTree:
             yield node
             waiting += (self._nodes[child] for child in node.children)
 
-    def _remember(self, node: TreeNode) -> None:
-        self._past[node.hash] = (node.header.parent, node.height)
+    def _remember(self, header: Header) -> None:
+        self._past[header.hash] = header
         while len(self._past) > MAX_PAST:
             self._past.popitem(last=False)
 

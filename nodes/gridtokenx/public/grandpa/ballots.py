@@ -42,7 +42,7 @@ class ChainView(Protocol):
         """The parent of a known block."""
 
     def header_of(self, block_hash: bytes) -> Header | None:
-        """The header of a block that is not pruned."""
+        """The header of a block that is not final, or was pruned not long ago."""
 
 
 class Taken(NamedTuple):

@@ -10,8 +10,9 @@ from msgspec import Meta
 
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.types import Hash32, Height, Index16, SignatureBytes, UInt63
-from gridtokenx.finality.justifications import Stage, statement_bytes
+from gridtokenx.finality.justifications import MAX_ANCESTRY, Stage, statement_bytes
 from gridtokenx.finality.validators import MAX_VALIDATORS
+from gridtokenx.ledger.blocks import Header
 from gridtokenx.public.grandpa.round import CastVote
 from gridtokenx.public.grandpa.vote_graph import BlockRef
 
@@ -101,6 +102,9 @@ class CompletedRound(Wire, frozen=True):
     round: UInt63
     votes: Annotated[tuple[SignedVote, ...], Meta(max_length=4 * MAX_VALIDATORS)]
     """All stored prevotes and precommits, at most two of each voter and stage."""
+    ancestry: Annotated[tuple[Header, ...], Meta(max_length=MAX_ANCESTRY)]
+    """Headers from the votes' targets down to what was final: links between blocks that the reader
+    may lack, because they are new to it or were pruned since. A header proves itself by its hash."""
 
 
 class CatchUp(Wire, frozen=True, tag="grandpa.catch_up"):

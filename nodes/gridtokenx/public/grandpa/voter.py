@@ -69,6 +69,9 @@ TABLE: Final = "grandpa"
 _COMPLETED: Final = b"completed"
 _VOTE: Final = b"vote:"
 
+_MAX_REBASE: Final = 256
+"""How far below what is final a round from elsewhere may have its base."""
+
 PREVOTE_TIMER: Final = "grandpa.prevote"
 PRECOMMIT_TIMER: Final = "grandpa.precommit"
 RETRY_TIMER: Final = "grandpa.retry"
@@ -133,6 +136,7 @@ class Voter:
         self._voted_head: BlockRef | None = None
         self._number = 1
         self._base_state = _settled(chain.finalized)
+        self._completed: CompletedRound | None = None
         self._trusted_round = 0
         self._justified_height = 0
         self._own_votes: dict[bytes, SignedVote] = {}
@@ -171,20 +175,15 @@ class Voter:
         return self._ballots.missing_in(other)
 
     def missing_blocks(self) -> Iterable[bytes]:
-        """Hashes of blocks that held votes wait for."""
-        return self._ballots.missing_blocks()
+        """Hashes of blocks that held votes wait for, or that the next vote must build on."""
+        yield from self._ballots.missing_blocks()
+        anchor = self._anchor().hash
+        if self._chain.height_of(anchor) is None:
+            yield anchor
 
     def completed(self) -> CompletedRound | None:
         """The last completed round, for those who are rounds behind."""
-        last = self._ballots.held(self._number - 1)
-        if last is None or not last.state.completable:
-            return None
-        votes = tuple(
-            signed_vote(stage, last.number, self.validators.set_id, cast)
-            for stage in VOTES
-            for cast in last.votes(stage)
-        )
-        return CompletedRound(self.validators.set_id, last.number, votes)
+        return self._completed
 
     # -- events ------------------------------------------------------------------------------------
 
@@ -225,7 +224,7 @@ class Voter:
             round_ = self._rebuild(completed)
             if round_ is not None and round_.state.completable:
                 self._ballots.put(round_)
-                self._enter_after(round_, now)
+                self._enter_after(completed, now)
         return self._advance(now)
 
     # -- the rules ---------------------------------------------------------------------------------
@@ -334,25 +333,33 @@ class Voter:
         final = max(self._chain.finalized.height, _height(current.state.finalized))
         if estimate is not None and estimate.height > final:
             return False
-        self._enter_after(current, now)
+        self._enter_after(self._record(current), now)
         return True
 
-    def _enter_after(self, completed: Round, now: Instant) -> None:
+    def _enter_after(self, completed: CompletedRound, now: Instant) -> None:
         """Keeps a completed round on disk and waits in the next one."""
-        self._number = completed.number + 1
+        self._completed = completed
+        self._number = completed.round + 1
         self._phase = Phase.IDLE
-        self._ballots.forget_below(completed.number)
-        record = self.completed()
-        if record is None:
-            raise AssertionError(f"round {completed.number} is not completable")
-        stale = [
-            Write(TABLE, key, None) for key, v in self._own_votes.items() if v.round <= record.round
-        ]
-        self._own_votes = {k: v for k, v in self._own_votes.items() if v.round > record.round}
-        self._out.append(Persist((Write(TABLE, _COMPLETED, encode(record)), *stale)))
+        self._ballots.forget_below(completed.round)
+        stale = [key for key, vote in self._own_votes.items() if vote.round <= completed.round]
+        for key in stale:
+            del self._own_votes[key]
+        deletions = (Write(TABLE, key, None) for key in stale)
+        self._out.append(Persist((Write(TABLE, _COMPLETED, encode(completed)), *deletions)))
         self._out += [CancelTimer(PREVOTE_TIMER), CancelTimer(PRECOMMIT_TIMER)]
         if not self._retry_due:
             self._out.append(SetTimer(RETRY_TIMER, now + self._config.retry_ms))
+
+    def _record(self, completed: Round) -> CompletedRound:
+        set_id = self.validators.set_id
+        votes = tuple(
+            signed_vote(stage, completed.number, set_id, cast)
+            for stage in VOTES
+            for cast in completed.votes(stage)
+        )
+        headers = self._headers_below([vote.target for vote in votes], self._chain.finalized.hash)
+        return CompletedRound(set_id, completed.number, votes, tuple(headers.values()))
 
     def _finalize(self) -> None:
         """Emits a justification for the highest block that any held round finalises."""
@@ -371,29 +378,33 @@ class Voter:
 
     def _justify(self, round_: Round, target: BlockRef) -> Justification | None:
         votes = round_.precommits_for(target)
-        ancestry = self._headers_between([vote.target for vote in votes], target)
-        if ancestry is None:
-            return None
+        ancestry = self._headers_below([vote.target for vote in votes], target.hash)
+        if any(self._chain.header_of(v.target.hash) is None for v in votes):
+            return None  # the block itself is not here yet
         precommits = tuple(
             SignedPrecommit(v.voter, v.target.hash, v.target.height, v.signature) for v in votes
         )
         return Justification(
-            round_.number, self.validators.set_id, target.hash, target.height, precommits, ancestry
+            round_.number,
+            self.validators.set_id,
+            target.hash,
+            target.height,
+            precommits,
+            tuple(ancestry.values()),
         )
 
-    def _headers_between(
-        self, tops: Iterable[BlockRef], target: BlockRef
-    ) -> tuple[Header, ...] | None:
+    def _headers_below(self, tops: Iterable[BlockRef], stop: bytes) -> dict[bytes, Header]:
+        """Headers from each top down to, and without, `stop` or what is final; bounded."""
         headers: dict[bytes, Header] = {}
         for top in tops:
             block_hash = top.hash
-            while block_hash != target.hash and block_hash not in headers:
+            while block_hash != stop and block_hash not in headers:
                 header = self._chain.header_of(block_hash)
                 if header is None or len(headers) == MAX_ANCESTRY:
-                    return None
+                    break
                 headers[block_hash] = header
                 block_hash = header.parent
-        return tuple(headers.values())
+        return headers
 
     # -- votes of our own --------------------------------------------------------------------------
 
@@ -436,13 +447,10 @@ class Voter:
                 self._ballots.take(vote)
 
     def _resume_after(self, completed: CompletedRound) -> None:
-        """Our own record was completable when it was written, whatever was pruned since.
-
-        What it lacks now are votes for forks that lost against what is final; they support
-        nothing above it, so the estimate is right wherever it is above what is final.
-        """
+        """Our own record was completable when it was written, so it still is."""
         if completed.set_id != self.validators.set_id:
             return
+        self._completed = completed
         self._number = completed.round + 1
         self._trusted_round = completed.round
         round_ = self._rebuild(completed)
@@ -453,20 +461,32 @@ class Voter:
         self._ballots.put(round_)
 
     def _rebuild(self, completed: CompletedRound) -> Round | None:
-        """A round from its votes; None if a block that it needs is unknown."""
+        """A round from its votes; None if a vote's place in the chain is not known.
+
+        The record's headers prove their own links, so the round can be judged, and the estimate
+        that it sets be respected, before all blocks are here.
+        """
+        headers = {header.hash: header for header in completed.ancestry}
+
+        def parent_of(block_hash: bytes) -> bytes | None:
+            header = headers.get(block_hash)
+            return self._chain.parent_of(block_hash) if header is None else header.parent
+
         lowest = min((vote.target_height for vote in completed.votes), default=0)
         round_ = Round(completed.round, (1,) * self.validators.size, self._final_at(lowest))
         for vote in completed.votes:
-            height = self._chain.height_of(vote.target_hash)
+            header = headers.get(vote.target_hash)
+            height = self._chain.height_of(vote.target_hash) if header is None else header.height
             if height is None and vote.target_height > self._chain.finalized.height:
                 return None
             if height is None or height == vote.target_height:
-                round_.import_vote(Stage(vote.stage), vote.cast(), self._chain.parent_of)
+                round_.import_vote(Stage(vote.stage), vote.cast(), parent_of)
         return round_
 
     def _final_at(self, height: int) -> BlockRef:
-        """The final block at a height, or at the lowest one above it that can be reached."""
+        """The final block at a height, or at the lowest one above it within reach."""
         block = self._chain.finalized
+        height = max(height, block.height - _MAX_REBASE)
         while block.height > height and (parent := self._chain.parent_of(block.hash)) is not None:
             block = BlockRef(parent, block.height - 1)
         return block
