@@ -50,7 +50,7 @@ from gridtokenx.ledger.runtime import (
 )
 from gridtokenx.ledger.state import Cell, Map, State
 from gridtokenx.ledger.tokens import Allocation, Tokens
-from gridtokenx.ledger.transactions import sign_transaction
+from gridtokenx.ledger.transactions import Transaction, sign_transaction
 
 GENESIS_MS = 1_000_000
 BLOCK_MS = 1_000
@@ -239,6 +239,15 @@ class TestChain:
             for sender, batch in transactions
             if batch
         ]
+        refused = self.append(candidates, after_ms=after_ms, check=check)
+        return ["kept out"] * len(refused) + [
+            result.code for event in self.events(Executed) for result in event.results
+        ]
+
+    def append(
+        self, candidates: Sequence[Transaction], *, after_ms: int = BLOCK_MS, check: bool = True
+    ) -> tuple[Transaction, ...]:
+        """The next block, of those transactions that may be included; returns the others."""
         proposal = Proposal(round=0, timestamp_ms=self.now_ms + after_ms)
         executed, refused = self.ledger.build(self.head, proposal, candidates)
         if check:
@@ -246,9 +255,7 @@ class TestChain:
         self.blocks.append(executed)
         if check:
             assert self.ledger.check_invariants(executed.state) == []
-        return ["kept out"] * len(refused) + [
-            result.code for event in self.events(Executed) for result in event.results
-        ]
+        return refused
 
     def events(self, type_: type[Wire], height: int = -1) -> list[Wire]:
         records = [decode(raw, EventRecord) for raw in self.blocks[height].events]
@@ -454,3 +461,16 @@ def oracle_and_consortium() -> Link:
         CONSORTIUM, [Peer("oracle", "consortium", ORACLE), Peer("public", "consortium", PUBLIC)]
     )
     return Link(oracle, consortium, "consortium", "oracle")
+
+
+def three_chains() -> dict[str, TestChain]:
+    """All three, each with a client of both others, named as the chains are."""
+    names = (ORACLE, CONSORTIUM, PUBLIC)
+    return {
+        own.name: TestChain(
+            own,
+            [Peer(other.name, own.name, other) for other in names if other is not own],
+            [Allocation(GRID, ALICE.public_key, 1_000)] if own is PUBLIC else [],
+        )
+        for own in names
+    }

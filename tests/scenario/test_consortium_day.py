@@ -159,10 +159,10 @@ def test_the_day_happened(day: Day) -> None:
     assert len(cleared) == 30, "25 until 22:00, none where the band is empty, 5 the next morning"
     assert sum(each.trades > 0 for each in cleared) >= 25
     settled = [each.interval for each in world.all(IntervalSettled)]
-    assert settled == list(range(FIRST, FIRST + INTERVALS + 4))
+    assert settled == list(range(FIRST, FIRST + INTERVALS + 3))
     assert all(each.metered for each in world.all(IntervalSettled))
     assert sum(each.corrections for each in world.all(IntervalSettled)) >= 20
-    assert len(world.all(WindowClosed)) == INTERVALS + 1
+    assert len(world.all(WindowClosed)) == INTERVALS
     assert world.all(AuctionVoided) == []
     assert world.all(AccountDefaulted) == []
     assert len(world.all(PriceSignalUpdated)) >= 25

@@ -2,18 +2,42 @@
 
 from collections.abc import Callable, Sequence
 
-from gridtokenx.core.codec import Wire, decode_own
-from gridtokenx.core.keys import KeyedHashSigner, KeyedHashVerifier, sha256
-from gridtokenx.core.machine import Committed, Effect, Event, Instant, Machine, NodeId, Reader
-from gridtokenx.finality.certificates import CommitCertificate, verify_certificate
+from gridtokenx.core.codec import Wire, decode_own, encode
+from gridtokenx.core.keys import Domain, KeyedHashSigner, KeyedHashVerifier, sha256
+from gridtokenx.core.machine import (
+    Broadcast,
+    Committed,
+    Effect,
+    Event,
+    Instant,
+    Machine,
+    NodeId,
+    Reader,
+    Received,
+    Send,
+    SignatureCheck,
+    Submitted,
+    Unknown,
+)
+from gridtokenx.finality.certificates import CommitCertificate, CommitVote, verify_certificate
 from gridtokenx.finality.validators import ValidatorSet
-from gridtokenx.lab.sim.network import LinkProfile
+from gridtokenx.lab.sim.network import Envelope, LinkProfile
 from gridtokenx.lab.sim.world import START_MS, SimulatedNode, World
 from gridtokenx.ledger.admission import StrictNonce, TokenFee
+from gridtokenx.ledger.blocks import Block
 from gridtokenx.ledger.records import load_block, load_finality
-from gridtokenx.ledger.runtime import ExecutedBlock, Ledger, SetReference
+from gridtokenx.ledger.runtime import ExecutedBlock, Ledger, Proposal, SetReference
 from gridtokenx.ledger.tokens import Allocation, Tokens, Transfer
 from gridtokenx.ledger.transactions import Transaction, sign_transaction
+from gridtokenx.pbft.messages import (
+    Ballot,
+    Commit,
+    NewView,
+    Prepare,
+    PrePrepare,
+    Transactions,
+    ViewChange,
+)
 from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.timing import Timing
 
@@ -43,9 +67,6 @@ def transfer(client: int, nonce: int, amount: int = 1) -> Transaction:
     return sign_transaction(CLIENTS[client], CHAIN_ID, nonce, [call])
 
 
-Wrap = Callable[[Machine, int], Machine]
-
-
 class Cluster:
     """n replicas of one chain; nobody is started yet."""
 
@@ -56,7 +77,7 @@ class Cluster:
         *,
         timing: Timing | None = None,
         profile: LinkProfile | None = None,
-        wrap: dict[int, Wrap] | None = None,
+        wrap: "dict[int, type[Wrapper]] | None" = None,
         trace: bool = False,
     ) -> None:
         self.n = n
@@ -69,7 +90,9 @@ class Cluster:
         self.wrap = wrap or {}
         self.faulty: set[int] = set(self.wrap)
         self.chain: dict[int, bytes] = {}
+        self.votes: dict[tuple[str, int, int, int], bytes] = {}
         self.world.on_committed = self._on_committed
+        self.world.network.rules.append(self._watch)
         for index in range(n):
             self.world.add(self.ids[index], self._builder(index))
 
@@ -77,7 +100,7 @@ class Cluster:
         def build(reader: Reader) -> Machine:
             replica = self.replica_from(reader, index)
             wrap = self.wrap.get(index)
-            return replica if wrap is None else wrap(replica, index)
+            return replica if wrap is None else wrap(replica, index, self)
 
         return build
 
@@ -101,6 +124,16 @@ class Cluster:
         assert raw is not None, "committed without its proof on disk"
         proof = decode_own(raw, CommitCertificate)
         verify_certificate(proof, executed.header, self.validators, VERIFIER)
+
+    def _watch(self, envelope: Envelope) -> None:
+        """No honest replica ever contradicts a vote of its own, across all its lives."""
+        index = self.ids.index(envelope.sender)
+        found = vote_in(envelope.message, self.n)
+        if found is None or found[1] != index or index in self.faulty:
+            return
+        kind, author, view, height, hash_ = found
+        known = self.votes.setdefault((kind, author, view, height), hash_)
+        assert known == hash_, f"replica {author} sent two {kind}s in view {view} at {height}"
 
     def check_chains(self) -> None:
         """Every honest disk holds one gap-free prefix of the one chain."""
@@ -162,22 +195,97 @@ class Cluster:
         return total
 
 
+def vote_in(message: Wire, n: int) -> tuple[str, int, int, int, bytes] | None:
+    """(kind, author, view, height, block hash) of a vote; view-changes have height 0."""
+    match message:
+        case PrePrepare(view, block):
+            return "pre-prepare", view % n, view, block.height, block.hash
+        case Prepare(ballot, replica):
+            return "prepare", replica, ballot.view, ballot.height, ballot.block_hash
+        case Commit(vote, replica):
+            return "commit", replica, vote.view, vote.height, vote.block_hash
+        case ViewChange(body):
+            return "view-change", body.replica, body.view, 0, encode(body)
+        case NewView(body):
+            return "new-view", body.view % n, body.view, 0, encode(body)
+        case _:
+            return None
+
+
 class Wrapper:
     """Base of Byzantine behaviours: a machine around an honest one that changes what it emits."""
 
-    def __init__(self, inner: Machine, index: int) -> None:
+    def __init__(self, inner: Machine, index: int, cluster: Cluster) -> None:
         self.inner = inner
         self.index = index
+        self.cluster = cluster
 
-    def verification(self, message: Wire):
+    def verification(self, message: Wire) -> Sequence[SignatureCheck] | Unknown:
         return self.inner.verification(message)
 
     def step(self, now: Instant, event: Event) -> list[Effect]:
-        return self.corrupt(list(self.inner.step(now, event)))
+        return [out for effect in self.inner.step(now, event) for out in self.change(effect)]
 
-    def corrupt(self, effects: list[Effect]) -> list[Effect]:
-        return effects
+    def change(self, effect: Effect) -> list[Effect]:
+        return [effect]
+
+    def others(self) -> list[NodeId]:
+        return [id_ for i, id_ in enumerate(self.cluster.ids) if i != self.index]
 
 
-def ids(cluster: Cluster, *indices: int) -> list[NodeId]:
-    return [cluster.ids[index] for index in indices]
+class Silent(Wrapper):
+    """Says nothing at all."""
+
+    def change(self, effect: Effect) -> list[Effect]:
+        return [] if isinstance(effect, Send | Broadcast) else [effect]
+
+
+class Censor(Wrapper):
+    """Leads, but never includes what clients submit, and passes nothing on."""
+
+    def step(self, now: Instant, event: Event) -> list[Effect]:
+        if isinstance(event, Submitted):
+            return []
+        if isinstance(event, Received) and isinstance(event.verified.message, Transactions):
+            return []
+        return super().step(now, event)
+
+
+class Equivocator(Wrapper):
+    """As primary, proposes two blocks for one height, and commits to both; each to half the others."""
+
+    def change(self, effect: Effect) -> list[Effect]:
+        match effect:
+            case Broadcast(PrePrepare(view, block) as message):
+                self.rival = self._rival(view, block)
+                return self._split(message, self._proposal(view, self.rival))
+            case Broadcast(Commit(vote) as message) if vote.view % self.cluster.n == self.index:
+                rival = getattr(self, "rival", None)
+                if rival is None or rival.height != vote.height:
+                    return [effect]
+                other = CommitVote(vote.set_id, vote.view, vote.height, rival.hash)
+                signature = signer(self.index).sign(other.signed_bytes(CHAIN_ID))
+                return self._split(message, Commit(other, self.index, signature))
+            case _:
+                return [effect]
+
+    def _rival(self, view: int, block: Block) -> Block:
+        head = self.inner.head
+        stamp = block.header.timestamp_ms + 1
+        return self.cluster.ledger.build(head, Proposal(view, stamp), ())[0].block
+
+    def _proposal(self, view: int, block: Block) -> PrePrepare:
+        ballot = Ballot(0, view, block.height, block.hash)
+        what = ballot.signed_bytes(Domain.PBFT_PRE_PREPARE, CHAIN_ID)
+        return PrePrepare(view, block, signer(self.index).sign(what))
+
+    def _split(self, one: Wire, other: Wire) -> list[Effect]:
+        halves = enumerate(self.others())
+        return [Send(to, one if position % 2 else other) for position, to in halves]
+
+
+class Shouter(Equivocator):
+    """Sends both of its contradicting votes to everybody: it proves its own fault."""
+
+    def _split(self, one: Wire, other: Wire) -> list[Effect]:
+        return [Broadcast(one), Broadcast(other)]

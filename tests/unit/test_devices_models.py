@@ -14,7 +14,6 @@ from gridtokenx.devices.models.battery import (
 from gridtokenx.devices.models.energy import MWS_PER_WH
 from gridtokenx.devices.models.forecast import Outlook, make_forecast
 from gridtokenx.devices.models.household import (
-    DeviceKind,
     HouseholdSpec,
     advance,
     new_household,
@@ -25,6 +24,7 @@ from gridtokenx.devices.models.meter import NEW_METER, MeterSpec, record
 from gridtokenx.devices.models.profiles import Profile, pack_profiles, unpack_profiles
 from gridtokenx.devices.models.sensor import VoltageSpec, measure_mv, voltage_flags
 from gridtokenx.devices.models.solar import SolarSpec, generation_mws
+from gridtokenx.interchain.apps.registry import DeviceKind
 from gridtokenx.ledger.readings import FLAG_VOLTAGE_HIGH, FLAG_VOLTAGE_LOW
 
 MINUTE = 60_000
@@ -193,8 +193,8 @@ class TestHousehold:
         spec = household(solar=True, battery=BATTERY)
         state = advance(spec, new_household(spec, 0), flat(930, 2_000), HOUR)
         meter = reading_of(spec, state, DeviceKind.METER)
-        panels = reading_of(spec, state, DeviceKind.GENERATION)
-        battery = reading_of(spec, state, DeviceKind.STORAGE)
+        panels = reading_of(spec, state, DeviceKind.SOLAR)
+        battery = reading_of(spec, state, DeviceKind.BATTERY)
         assert meter.boundary_grid_ms == HOUR
         assert (meter.import_wh, meter.export_wh, meter.charge_wh) == (0, 0, 0)
         assert (panels.export_wh, panels.power_w) == (1_930, -1_930)

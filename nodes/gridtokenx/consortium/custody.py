@@ -66,7 +66,7 @@ class Custody(Module):
             supply_uwatt=supply_uwatt,
             statement=statement,
         )
-        self.reserve_uwatt: Final = Cell("custody.reserve", UInt63, 0)
+        self.reserve_uwatt: Final = Cell("custody.reserve", int, 0)
 
     def genesis(self, ctx: Context) -> None:
         """Mint what is attested to those who brought it."""

@@ -196,9 +196,9 @@ class Participants(Module):
         self.devices: Final = Map("participants.device", DeviceRegistration)
         self.keys: Final = Map("participants.device_key", Hash32)
         self.connections: Final = Map("participants.connection", Connection)
-        self.noted: Final = Map("participants.noted", UInt63)
+        self.noted: Final = Map("participants.noted", int)
         self.outbox: Final = Log("participants.outbox", Hash32)
-        self.sent: Final = Cell("participants.sent", UInt63, 0)
+        self.sent: Final = Cell("participants.sent", int, 0)
 
     def genesis(self, ctx: Context) -> None:
         """Enrol the opening accounts and approve the opening connections."""

@@ -64,9 +64,9 @@ class Relayers(Module):
         self._operator: Final = operator
         self._genesis: Final = tuple(relayers)
         self._free_calls: Final = tuple(free_calls)
-        self.quotas: Final = Map("relayers.quota", UInt63)
+        self.quotas: Final = Map("relayers.quota", int)
         self.usage: Final = Map("relayers.usage", Usage)
-        self.window: Final = Cell("relayers.window", UInt63, 0)
+        self.window: Final = Cell("relayers.window", int, 0)
 
     def genesis(self, ctx: Context) -> None:
         """Enrol the opening relayers."""

@@ -54,13 +54,13 @@ SETS: Final = Map("interchain.set", ValidatorSet)
 """(client, set id) -> a validator set: the current one, and those of headers still recorded."""
 CONSENSUS: Final = Map("interchain.consensus", ConsensusState)
 """(client, height) -> a recorded header."""
-RING: Final = Map("interchain.ring", UInt63)
+RING: Final = Map("interchain.ring", int)
 """(client, update number mod `MAX_CONSENSUS_STATES`) -> the height that it recorded."""
 CHANNELS: Final = Map("interchain.channel", Channel)
 """(client) -> the books of its packets."""
 OUTBOX: Final = Map("interchain.outbox", Packet)
 """(source client, sequence) -> the open packet, so that relayers need no history."""
-OPEN_BY_PORT: Final = Map("interchain.open", UInt63)
+OPEN_BY_PORT: Final = Map("interchain.open", int)
 """(source client, port) -> open packets of one app."""
 PAUSED: Final = Cell("interchain.paused", bool, default=False)
 """Emergency stop: nothing is sent or received; refunds and client updates go on."""

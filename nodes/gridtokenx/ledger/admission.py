@@ -107,7 +107,7 @@ class StrictNonce:
 
     def __init__(self, fees: FeePolicy) -> None:
         self._fees = fees
-        self.nonces: Final = Map("account.nonce", UInt63)
+        self.nonces: Final = Map("account.nonce", int)
 
     def next_nonce(self, state: State, sender: bytes) -> int:
         """The nonce that the sender's next included transaction must have."""

@@ -6,6 +6,7 @@ connection, and a password that was overheard is worthless a few minutes later. 
 check this (any ordinary one) get the user name and password of the broker's address instead.
 """
 
+import re
 from typing import Final
 
 from gridtokenx.core.keys import NO_CHAIN, Domain, Signer, Verifier, signed_bytes
@@ -15,6 +16,7 @@ FRESHNESS_MS: Final = 300_000
 """How far the clocks of a client and its broker may differ."""
 _MAX_PASSWORD: Final = 160
 _KEY_HEX: Final = 64
+_ZONE: Final = re.compile(r"[0-9]{1,5}")
 
 
 def connect_password(signer: Signer, wall_ms: int) -> str:
@@ -47,7 +49,7 @@ def client_key(name: str | None) -> bytes | None:
 def device_may_publish(public_key: bytes, topic: str) -> bool:
     """A device publishes its own readings and announcements, in any zone, and nothing else."""
     parts = topic.split("/")
-    if len(parts) != 5 or not (parts[2].isascii() and parts[2].isdigit()):
+    if len(parts) != 5 or not _ZONE.fullmatch(parts[2]):
         return False
     zone = int(parts[2])
     return topic in (reading_topic(zone, public_key), announce_topic(zone, public_key))

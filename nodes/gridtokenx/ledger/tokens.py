@@ -57,9 +57,9 @@ class Tokens(Module):
 
     def __init__(self, allocations: Sequence[Allocation] = ()) -> None:
         self._allocations = tuple(allocations)
-        self.balances: Final = Map("tokens.balance", UInt63)
-        self.locks: Final = Map("tokens.lock", UInt63)
-        self.supplies: Final = Map("tokens.supply", UInt63)
+        self.balances: Final = Map("tokens.balance", int)
+        self.locks: Final = Map("tokens.lock", int)
+        self.supplies: Final = Map("tokens.supply", int)
 
     def genesis(self, ctx: Context) -> None:
         """Mint the opening balances."""

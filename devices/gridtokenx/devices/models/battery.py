@@ -23,13 +23,13 @@ from gridtokenx.core.codec import Wire
 from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.types import Int64, Millis, UInt63
 from gridtokenx.core.units import ceil_div
-from gridtokenx.devices.models.energy import MWS_PER_WH, PPM
+from gridtokenx.devices.models.energy import MWS_PER_WH, PPM, Spec
 
 MAX_SETPOINTS: Final = 8
 """How many accepted set-points a battery remembers."""
 
 
-class BatterySpec(Wire, frozen=True):
+class BatterySpec(Spec, frozen=True):
     """What was fixed when the battery was made."""
 
     capacity_wh: UInt63

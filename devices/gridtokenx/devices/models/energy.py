@@ -1,9 +1,16 @@
-"""The unit of the models: milliwatt-seconds, exact for whole watts over whole milliseconds."""
+"""What all models share: the unit of energy, and the base of what was fixed at manufacture."""
 
 from typing import Final
 
+import msgspec
+
 MWS_PER_WH: Final = 3_600_000
+"""Milliwatt-seconds (a watt for a millisecond) in a watt-hour."""
 PPM: Final = 1_000_000
+
+
+class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of what does not change during a run; stands as readable JSON in the fleet's roster."""
 
 
 def mean_power_w(energy_mws: int, duration_ms: int) -> int:

@@ -12,7 +12,6 @@ charged from the grid); the storage meter sees what went into and came out of th
 """
 
 from collections.abc import Iterator
-from enum import StrEnum
 from typing import Final
 
 from gridtokenx.core.codec import Wire
@@ -24,30 +23,20 @@ from gridtokenx.devices.models.battery import (
     new_battery,
     run_battery,
 )
-from gridtokenx.devices.models.energy import MWS_PER_WH, PPM, mean_power_w
+from gridtokenx.devices.models.energy import MWS_PER_WH, PPM, Spec, mean_power_w
 from gridtokenx.devices.models.load import LoadSpec, consumption_mws
 from gridtokenx.devices.models.meter import NEW_METER, MeterSpec, MeterState, record
 from gridtokenx.devices.models.profiles import Profile
 from gridtokenx.devices.models.sensor import VoltageSpec, voltage_flags
 from gridtokenx.devices.models.solar import SolarSpec, generation_mws
+from gridtokenx.interchain.apps.registry import DeviceKind
 from gridtokenx.ledger.readings import SubmitReading
 
 _NO_BATTERY: Final = BatteryState(0, ())
 _IDLE: Final = BatteryFlow(0, 0, 0, 0)
 
 
-class DeviceKind(StrEnum):
-    """The kinds of device that read a household; also the word in announcements and registries."""
-
-    METER = "meter"
-    """The grid meter: import and export of the house."""
-    GENERATION = "generation"
-    """The panels' own sub-meter: everything generated is its export."""
-    STORAGE = "storage"
-    """The battery's meter: charging is its import, delivery its export."""
-
-
-class HouseholdSpec(Wire, frozen=True):
+class HouseholdSpec(Spec, frozen=True):
     """Everything about a household that does not change."""
 
     load: LoadSpec
@@ -173,7 +162,7 @@ def _metered(
 def reading_of(spec: HouseholdSpec, state: HouseholdState, kind: DeviceKind) -> SubmitReading:
     """What one of the household's devices says at the state's time, which is a boundary."""
     registers, power_w = _view(state, kind)
-    has_charge = kind is DeviceKind.STORAGE
+    has_charge = kind is DeviceKind.BATTERY
     return SubmitReading(
         boundary_grid_ms=state.grid_ms,
         import_wh=registers.import_wh,
@@ -187,7 +176,7 @@ def reading_of(spec: HouseholdSpec, state: HouseholdState, kind: DeviceKind) -> 
 def _view(state: HouseholdState, kind: DeviceKind) -> tuple[MeterState, int]:
     if kind is DeviceKind.METER:
         return state.meter, state.power_w
-    if kind is DeviceKind.GENERATION:
+    if kind is DeviceKind.SOLAR:
         return state.generation_meter, -state.generation_w
     return state.storage_meter, state.storage_w
 

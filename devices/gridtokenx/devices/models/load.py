@@ -1,10 +1,10 @@
 """What a household consumes: its profile, limited by its main breaker."""
 
-from gridtokenx.core.codec import Wire
 from gridtokenx.core.types import UInt63
+from gridtokenx.devices.models.energy import Spec
 
 
-class LoadSpec(Wire, frozen=True):
+class LoadSpec(Spec, frozen=True):
     """A household's connection, seen from the load."""
 
     breaker_w: UInt63

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.types import UInt63
-from gridtokenx.devices.models.energy import MWS_PER_WH, PPM
+from gridtokenx.devices.models.energy import MWS_PER_WH, PPM, Spec
 
 CLASS_1_PPM: Final = 10_000
 """The largest gain error of a class-1 meter."""
@@ -21,7 +21,7 @@ _RESIDUE_PER_WH: Final = MWS_PER_WH * PPM
 Gain = Annotated[int, Meta(ge=-CLASS_1_PPM, le=CLASS_1_PPM)]
 
 
-class MeterSpec(Wire, frozen=True):
+class MeterSpec(Spec, frozen=True):
     """What was fixed when this meter was made."""
 
     gain_ppm: Gain

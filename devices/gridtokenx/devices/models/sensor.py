@@ -5,14 +5,13 @@ raises, the local voltage by nearly the same amount. The sensor has a fixed gain
 resolution.
 """
 
-from gridtokenx.core.codec import Wire
 from gridtokenx.core.types import UInt63
-from gridtokenx.devices.models.energy import PPM
+from gridtokenx.devices.models.energy import PPM, Spec
 from gridtokenx.devices.models.meter import Gain
 from gridtokenx.ledger.readings import FLAG_VOLTAGE_HIGH, FLAG_VOLTAGE_LOW
 
 
-class VoltageSpec(Wire, frozen=True):
+class VoltageSpec(Spec, frozen=True):
     """The connection point and the sensor on it."""
 
     no_load_mv: UInt63

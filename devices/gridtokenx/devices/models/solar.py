@@ -5,12 +5,11 @@ temperature (`fleet/profiles.py` makes it once, with floats). What is left is in
 loss and clipping at the inverter's rating.
 """
 
-from gridtokenx.core.codec import Wire
 from gridtokenx.core.types import UInt63
-from gridtokenx.devices.models.energy import PPM
+from gridtokenx.devices.models.energy import PPM, Spec
 
 
-class SolarSpec(Wire, frozen=True):
+class SolarSpec(Spec, frozen=True):
     """An inverter and its panels."""
 
     inverter_ac_w: UInt63

@@ -4,12 +4,12 @@ The market opens them, settlement pays and closes them. A position is one accoun
 one zone and interval; since an account is on one side of a product only, it bought or it sold.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.types import Index16, PublicKey, UInt63
-from gridtokenx.ledger.state import Cell, Log, Map, State
+from gridtokenx.ledger.state import Cell, Log, State
 
 
 class Position(Wire, frozen=True):
@@ -33,55 +33,52 @@ class Position(Wire, frozen=True):
         return self.contract_uwatt + self.margin_uwatt
 
 
-class Holder(Wire, frozen=True):
+class Holder(Wire, frozen=True, order=True):
     """Whose position."""
 
     zone: Index16
     account: PublicKey
 
 
+class Held(Wire, frozen=True):
+    """A position and its holder, as stored."""
+
+    holder: Holder
+    position: Position
+
+
 NO_POSITION: Final = Position(bought_wh=0, sold_wh=0, contract_uwatt=0, margin_uwatt=0)
+PAGE_POSITIONS: Final = 128
+"""Positions in one record of state: an interval's are always needed together."""
 
 
 class Positions:
-    """The store, with the list of holders per interval."""
+    """The store: all positions of an interval, in pages."""
 
     def __init__(self) -> None:
-        self._positions: Final = Map("positions.position", Position)
-        self._holders: Final = Log("positions.holder", Holder)
+        self._pages: Final = Log("positions.page", tuple[Held, ...])
         self._last: Final = Cell("positions.last_interval", UInt63, 0)
 
-    def open(self, state: State, interval: int, holder: Holder, position: Position) -> None:
-        """Record a new position."""
-        self._positions.put(state, position, interval, holder.zone, holder.account)
-        self._holders.append(state, holder, interval)
-        if interval > self._last.get(state):
+    def load(self, state: State, interval: int) -> dict[Holder, Position]:
+        """All positions of an interval, in order of holder."""
+        pages = self._pages.walk(state, interval)
+        return {held.holder: held.position for page in pages for held in page}
+
+    def save(self, state: State, interval: int, positions: Mapping[Holder, Position]) -> None:
+        """Replace all positions of an interval; none to forget it."""
+        self._pages.clear(state, interval)
+        held = [Held(holder, positions[holder]) for holder in sorted(positions)]
+        for start in range(0, len(held), PAGE_POSITIONS):
+            self._pages.append(state, tuple(held[start : start + PAGE_POSITIONS]), interval)
+        if held and interval > self._last.get(state):
             self._last.put(state, interval)
 
     def last(self, state: State) -> int:
         """The last interval that ever had a position; 0 before the first."""
         return self._last.get(state)
 
-    def get(self, state: State, interval: int, holder: Holder) -> Position:
-        """A position; the empty one where there is none."""
-        return self._positions.read(state, NO_POSITION, interval, holder.zone, holder.account)
-
-    def replace(self, state: State, interval: int, holder: Holder, position: Position) -> None:
-        """Change a position that is open."""
-        self._positions.put(state, position, interval, holder.zone, holder.account)
-
-    def holders(self, state: State, interval: int) -> Iterator[Holder]:
-        """Who has a position in an interval."""
-        return self._holders.walk(state, interval)
-
-    def close(self, state: State, interval: int) -> None:
-        """Forget all positions of an interval."""
-        for holder in self._holders.walk(state, interval):
-            self._positions.delete(state, interval, holder.zone, holder.account)
-        self._holders.clear(state, interval)
-
-    def scan(self, state: State) -> Iterator[tuple[int, Holder, Position]]:
+    def scan(self, state: State) -> Iterator[tuple[Holder, Position]]:
         """All open positions; for invariants only."""
-        for key, position in self._positions.scan(state):
-            interval, zone = (int.from_bytes(key[at : at + 8], "big") for at in (0, 8))
-            yield interval, Holder(zone=zone, account=key[17:]), position
+        for _, page in self._pages.scan(state):
+            for held in page:
+                yield held.holder, held.position

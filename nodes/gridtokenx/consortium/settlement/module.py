@@ -169,9 +169,9 @@ class Settlement(Module):
         self._bonds: Final = dict(bonds or {})
         self._default_fund_uwatt: Final = default_fund_uwatt
         self.reports: Final = Reports()
-        self._settled: Final = Cell("settlement.settled_through", UInt63, 0)
-        self._final: Final = Cell("settlement.final_through", UInt63, 0)
-        self._reported: Final = Cell("settlement.last_reported", UInt63, 0)
+        self._settled: Final = Cell("settlement.settled_through", int, 0)
+        self._final: Final = Cell("settlement.final_through", int, 0)
+        self._reported: Final = Cell("settlement.last_reported", int, 0)
         self.totals: Final = Cell("settlement.totals", Totals, Totals(0, 0, 0, 0, 0))
 
     def genesis(self, ctx: Context) -> None:

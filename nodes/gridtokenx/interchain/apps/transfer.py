@@ -118,9 +118,9 @@ class Flow(Wire, frozen=True):
     amount: UInt63
 
 
-ESCROWED: Final = Map("transfer.escrowed", UInt63)
+ESCROWED: Final = Map("transfer.escrowed", int)
 """(client, token of ours) -> held here for what circulates over there, or is in flight."""
-MINTED: Final = Map("transfer.minted", UInt63)
+MINTED: Final = Map("transfer.minted", int)
 """(client, voucher) -> in circulation here."""
 FLOWS: Final = Map("transfer.flow", Flow)
 """(client, "in" or "out", token) -> what passed in the current window."""

@@ -1,0 +1,34 @@
+"""One fleet in a process of its own, to be killed: ``python devices_process.py HOME PORT``."""
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from gridtokenx.devices.fleet.fleet import FleetSettings, run_fleet
+from gridtokenx.host.metrics import Metrics
+
+
+def settings_of(home: Path, port: int) -> FleetSettings:
+    """The settings that the test wrote, with the broker's present port."""
+    facts = msgspec.json.decode((home / "facts.json").read_bytes())
+    return FleetSettings(
+        broker=f"mqtt://127.0.0.1:{port}",
+        roster=home / "roster.json",
+        profiles=home / "profiles.bin",
+        keys=home / "keys",
+        data=home / "data",
+        **facts,
+    )
+
+
+def clock() -> int:
+    """Network time is wall time here."""
+    return time.time_ns() // 1_000_000
+
+
+if __name__ == "__main__":
+    settings = settings_of(Path(sys.argv[1]), int(sys.argv[2]))
+    asyncio.run(run_fleet(settings, clock, Metrics(), asyncio.Event()))
