@@ -1,0 +1,134 @@
+"""Seeded lives of whole chains: loss, delay, partitions, crashes, restarts, a traitor or two.
+
+First anything may happen; agreement, valid certificates and no contradiction by an honest replica
+are checked at every commit and every message. Then the network heals, everybody honest starts, and
+the chain must grow again within a bound. More seeds: ``GTX_PBFT_SEEDS=500 pytest ...``.
+"""
+
+import os
+import random
+
+import pytest
+from tests.simulation.pbft_cluster import CLIENTS, Cluster, Equivocator, Shouter, Silent, transfer
+
+from gridtokenx.lab.sim.network import LinkProfile
+from gridtokenx.pbft.timing import Timing
+
+SEEDS = range(int(os.environ.get("GTX_PBFT_SEEDS", "60")))
+SIZES = (4, 5, 6, 7, 4)
+RECOVERY_MS = 90_000
+
+
+class Life:
+    """One chain's life, drawn from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        draw = self.draw
+        n = SIZES[seed % len(SIZES)]
+        traitors = draw.sample(range(n), draw.randint(0, (n - 1) // 3))
+        kinds = [Equivocator, Silent, Shouter]
+        self.cluster = Cluster(
+            n,
+            seed,
+            timing=Timing(block_time_ms=draw.choice([0, 200, 1_000])),
+            profile=LinkProfile(
+                delay_ms=(1, draw.choice([5, 50, 400])),
+                loss=draw.choice([0, 0.02, 0.1, 0.3]),
+                duplicate=draw.choice([0, 0.1]),
+                reorder=draw.choice([0, 0.3]),
+            ),
+            wrap={i: draw.choice(kinds) for i in traitors},
+        )
+        self.nonces = [0] * len(CLIENTS)
+        self.down: set[int] = set()
+
+    def suffer(self, duration_ms: int) -> None:
+        """The safety phase."""
+        self.cluster.start()
+        end = self.cluster.world.now + duration_ms
+        while self.cluster.world.now < end:
+            self.cluster.world.run_for(self.draw.randint(50, 1_500))
+            self._something()
+
+    def _something(self) -> None:
+        chance = self.draw.random()
+        if chance < 0.25:
+            self._crash_or_restart(self.draw.choice(self.cluster.honest()))
+        elif chance < 0.35:
+            nodes = list(self.cluster.ids)
+            self.draw.shuffle(nodes)
+            cut = self.draw.randrange(len(nodes))
+            self.cluster.world.network.partition(nodes[:cut], nodes[cut:])
+        elif chance < 0.5:
+            self.cluster.world.network.heal()
+        elif chance < 0.8:
+            client = self.draw.randrange(len(CLIENTS))
+            self.cluster.submit(
+                self.draw.randrange(self.cluster.n), transfer(client, self.nonces[client])
+            )
+            self.nonces[client] += 1
+
+    def _crash_or_restart(self, index: int) -> None:
+        if index in self.down:
+            self.cluster.restart(index)
+            self.down.discard(index)
+        else:
+            self.cluster.crash(index)
+            self.down.add(index)
+
+    def heal(self) -> None:
+        """The liveness phase: within the bound every honest replica has three more blocks."""
+        cluster = self.cluster
+        cluster.world.network.heal()
+        cluster.world.network.profile = LinkProfile()
+        for index in sorted(self.down):
+            cluster.restart(index)
+        height = max(cluster.height(i) for i in cluster.honest())
+        assert cluster.run_to(height + 3, RECOVERY_MS)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_safe_always_and_live_after_healing(seed: int) -> None:
+    life = Life(seed)
+    life.suffer(45_000)
+    life.heal()
+    life.cluster.check_chains()
+    for node in life.cluster.world.nodes.values():
+        offenders = {life.cluster.ids.index(m.offender) for m in node.misbehaviours}
+        assert offenders <= life.cluster.faulty, "nobody honest is accused with proof"
+
+
+@pytest.mark.parametrize("n", [4, 5, 6, 7, 21])
+def test_with_f_silent_the_chain_goes_on(n: int) -> None:
+    """Quorums at every size: f silent replicas, the first primaries among them, stop nothing."""
+    faulty = (n - 1) // 3
+    cluster = Cluster(n, wrap=dict.fromkeys(range(faulty), Silent))
+    cluster.start()
+    assert cluster.run_to(3, 400_000, cluster.honest())
+    cluster.check_chains()
+
+
+@pytest.mark.parametrize("n", [4, 5, 6, 7, 21])
+def test_with_f_plus_1_down_nothing_is_committed(n: int) -> None:
+    """Where 2f + 1 votes are left but no quorum (5, 6, 21), nothing may be decided."""
+    cluster = Cluster(n)
+    votes = cluster.validators.quorum - 1
+    cluster.world.start(*cluster.ids[:votes])
+    cluster.world.run_for(20_000)
+    assert cluster.chain == {}
+    cluster.world.start()
+    assert cluster.run_to(2, 60_000)
+
+
+def test_the_same_seed_is_the_same_run() -> None:
+    digests = set()
+    for _ in range(2):
+        cluster = Cluster(4, 7, profile=LinkProfile((1, 50), loss=0.1), trace=True)
+        cluster.start()
+        cluster.submit(2, transfer(0, 0))
+        cluster.world.run_for(10_000)
+        cluster.crash(1)
+        cluster.world.run_for(10_000)
+        digests.add(cluster.world.trace_digest())
+    assert len(digests) == 1

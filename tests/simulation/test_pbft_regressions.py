@@ -1,0 +1,299 @@
+"""Known ways in which PBFT implementations broke, each as a run that the naive version fails.
+
+The names are the public reports: Hyperledger Fabric's PBFT (#1111, #1917), Hyperledger Sawtooth PBFT
+(PR #133, #68 and #87, RFC 29, and its quorum). The last ones were found while this engine was designed.
+"""
+
+import pytest
+from tests.simulation.pbft_cluster import (
+    Censor,
+    Cluster,
+    Equivocator,
+    Shouter,
+    Silent,
+    Wrapper,
+    transfer,
+)
+
+from gridtokenx.core.machine import NodeId
+from gridtokenx.lab.sim.network import Drop, Envelope, Verdict
+from gridtokenx.ledger.records import load_block
+from gridtokenx.pbft.messages import (
+    Body,
+    CertifiedBlock,
+    CertifiedBlocks,
+    Commit,
+    NewView,
+    Status,
+    Suspect,
+    Transactions,
+    ViewChange,
+)
+from gridtokenx.pbft.timing import Timing
+
+
+def dropping(*kinds: type) -> "DropKinds":
+    return DropKinds(kinds)
+
+
+class DropKinds:
+    """A rule that loses every message of some kinds, and counts them."""
+
+    def __init__(self, kinds: tuple[type, ...]) -> None:
+        self.kinds = kinds
+        self.dropped = 0
+
+    def __call__(self, envelope: Envelope) -> Verdict | None:
+        if isinstance(envelope.message, self.kinds):
+            self.dropped += 1
+            return Drop()
+        return None
+
+
+def test_fabric_1111_a_view_change_completes_when_checkpoints_differ() -> None:
+    """Fabric counted only those view-changes that agree on the highest checkpoint, not all of V.
+
+    One replica has committed block 1, two know it prepared, the leader dies: all of V must count.
+    """
+    cluster = Cluster(4)
+    cluster.start()
+
+    def only_to_3(envelope: Envelope) -> Verdict | None:
+        late = isinstance(envelope.message, Commit) and envelope.receiver != cluster.ids[3]
+        return Drop() if late else None
+
+    cluster.world.network.rules.append(only_to_3)
+    assert cluster.run_to(1, 2_000, [3])
+    cluster.crash(0)
+    assert [cluster.height(i) for i in (1, 2, 3)] == [0, 0, 1]
+    # its proof must not simply be fetched before the view changes
+    cluster.world.network.rules.append(dropping(CertifiedBlocks))
+    assert cluster.world.run_until(
+        lambda: all(cluster.replica(i).active and cluster.replica(i).view == 1 for i in (1, 2, 3)),
+        20_000,
+    )
+    cluster.world.network.rules[-2:] = []
+    assert cluster.run_to(3, 20_000, [1, 2, 3])
+    cluster.check_chains()
+
+
+def test_fabric_1917_lost_view_changes_are_sent_again() -> None:
+    """Fabric sent its view-change once: after a transient link failure it waited for ever."""
+    cluster = Cluster(4)
+    cluster.start()
+    assert cluster.run_to(2, 5_000)
+    cluster.crash(0)
+    lossy = dropping(ViewChange, NewView)
+    cluster.world.network.rules.append(lossy)
+    cluster.world.run_for(20_000)
+    assert lossy.dropped > 0
+    assert cluster.height(1) == 2
+    cluster.world.network.rules.remove(lossy)
+    assert cluster.run_to(4, 15_000, [1, 2, 3])
+
+
+def test_sawtooth_133_views_do_not_run_away_without_a_quorum() -> None:
+    """Its new-view timer ran without a quorum of view-changes, so an isolated replica's view did."""
+    cluster = Cluster(4)
+    cluster.start()
+    assert cluster.run_to(1, 5_000)
+    cluster.world.network.partition(cluster.ids[:2], cluster.ids[2:])
+    cluster.world.run_for(300_000)
+    assert max(cluster.replica(i).view for i in range(4)) <= 1
+    cluster.world.network.heal()
+    height = max(cluster.height(i) for i in range(4))
+    assert cluster.run_to(height + 2, 20_000)
+
+
+def test_sawtooth_68_and_87_a_prepared_block_that_is_not_committed_costs_the_view() -> None:
+    """Its commit timeout was dropped once: the timer must run until commit, not until prepare."""
+    cluster = Cluster(4)
+    cluster.start()
+    cluster.world.run_for(500)
+
+    def commits_of_view_0(envelope: Envelope) -> Verdict | None:
+        message = envelope.message
+        return Drop() if isinstance(message, Commit) and message.vote.view == 0 else None
+
+    cluster.world.network.rules.append(commits_of_view_0)
+    assert cluster.run_to(1, 15_000)
+    block = load_block(cluster.world.nodes[cluster.ids[1]].store, 1)
+    assert block is not None
+    assert block.header.round == 0, "the block of view 0 was proposed again, byte for byte"
+    assert cluster.replica(1).view >= 1
+
+
+@pytest.mark.parametrize("block_time_ms", [0, 1_000])
+def test_sawtooth_rfc_29_a_silent_leader_is_noticed_without_any_request(block_time_ms: int) -> None:
+    """Its timer started only with a request, and clients talked only to the leader."""
+    cluster = Cluster(4, timing=Timing(block_time_ms=block_time_ms), wrap={0: Silent})
+    cluster.start()
+    cluster.submit(0, transfer(0, 0))
+    assert cluster.run_to(2, 40_000, [1, 2, 3])
+    assert cluster.replica(1).view == 1
+
+
+@pytest.mark.parametrize("block_time_ms", [0, 1_000])
+def test_sawtooth_rfc_29_an_omitted_request_costs_the_leader_its_view(block_time_ms: int) -> None:
+    cluster = Cluster(4, timing=Timing(block_time_ms=block_time_ms), wrap={0: Censor})
+    cluster.start()
+    cluster.world.run_for(3_000)
+    cluster.submit(2, transfer(0, 0))
+    assert cluster.world.run_until(lambda: cluster.replica(2).pending == 0, 12_000)
+    assert cluster.replica(2).view == 1
+
+
+def test_sawtooth_quorum_two_f_plus_one_is_not_enough_when_n_is_not_3f_plus_1() -> None:
+    """With n = 6 and 2f + 1 = 3, an equivocating primary splits the others 3 : 2 and both commit."""
+    for n in (5, 6, 21):
+        cluster = Cluster(n, wrap={0: Equivocator})
+        assert cluster.validators.quorum > 2 * cluster.validators.faulty + 1
+        cluster.start()
+        assert cluster.run_to(2, 60_000, cluster.honest())
+        cluster.check_chains()
+
+
+def test_an_impossible_submission_costs_nobody_its_view() -> None:
+    """A transaction behind a nonce gap, or with an empty account, is not the leader's fault."""
+    cluster = Cluster(4)
+    cluster.start()
+    cluster.submit(1, transfer(0, 5), transfer(1, 0, amount=10**9), transfer(1, 1, amount=10**9))
+    cluster.world.run_for(30_000)
+    assert {cluster.replica(i).view for i in range(4)} == {0}
+    cluster.submit(2, *(transfer(0, nonce) for nonce in range(5)))
+    assert cluster.world.run_until(
+        lambda: all(cluster.replica(i).pending == 0 for i in range(4)), 5_000
+    )
+
+
+def test_a_replica_that_was_paused_comes_back_with_its_vote() -> None:
+    """All its timers fire at once when it wakes. Leaving the view alone would cost it its vote."""
+    cluster = Cluster(4)
+    cluster.start()
+    assert cluster.run_to(2, 5_000)
+    cluster.world.pause(cluster.ids[3])
+    cluster.world.run_for(60_000)
+    cluster.world.resume(cluster.ids[3])
+    cluster.world.run_for(5_000)
+    assert cluster.replica(3).active
+    cluster.crash(2)
+    height = cluster.height(0)
+    assert cluster.run_to(height + 2, 5_000, [0, 1, 3]), "now its vote is needed"
+    assert {cluster.replica(i).view for i in (0, 1, 3)} == {0}
+
+
+def test_a_restarted_replica_votes_again_at_once() -> None:
+    cluster = Cluster(4)
+    cluster.start()
+    assert cluster.run_to(2, 5_000)
+    cluster.crash(3)
+    cluster.world.run_for(30_000)
+    cluster.restart(3)
+    assert cluster.world.run_until(lambda: cluster.all_reached(cluster.height(0)), 3_000)
+    cluster.crash(2)
+    height = cluster.height(0)
+    assert cluster.run_to(height + 2, 5_000, [0, 1, 3]), "now its vote is needed"
+
+
+def test_the_whole_network_restarts_from_its_disks() -> None:
+    cluster = Cluster(4)
+    cluster.start()
+    cluster.submit(1, transfer(0, 0))
+    assert cluster.run_to(3, 5_000)
+    for index in range(4):
+        cluster.crash(index)
+    cluster.world.run_for(3_600_000)
+    cluster.start()
+    assert cluster.run_to(6, 20_000)
+    cluster.check_chains()
+
+
+class HidesBodies(Silent):
+    """Votes, but never sends a block to anyone who lacks it."""
+
+    def change(self, effect):
+        message = getattr(effect, "message", None)
+        return [] if isinstance(message, Body | CertifiedBlocks) else [effect]
+
+
+def test_a_prepared_block_that_some_never_saw_is_fetched_from_an_honest_voter() -> None:
+    """The new view demands a block by its hash; a traitor among its voters withholds the body."""
+    cluster = Cluster(4, wrap={3: HidesBodies})
+    cluster.start()
+    cluster.world.run_for(500)
+
+    def block_1_is_prepared_but_1_never_sees_it(envelope: Envelope) -> Verdict | None:
+        if envelope.receiver == cluster.ids[1] and not isinstance(envelope.message, Suspect):
+            return Drop()
+        return Drop() if isinstance(envelope.message, Commit) else None
+
+    cluster.world.network.rules.append(block_1_is_prepared_but_1_never_sees_it)
+    cluster.world.run_for(1_000)
+    cluster.crash(0)
+    cluster.world.network.rules.pop()
+    assert cluster.run_to(2, 30_000, [1, 2])
+    block = load_block(cluster.world.nodes[cluster.ids[1]].store, 1)
+    assert block is not None
+    assert block.header.round == 0
+
+
+class LiesAboutBlocks(Wrapper):
+    """Claims to be far ahead, and answers questions for blocks with altered ones."""
+
+    def change(self, effect):
+        message = getattr(effect, "message", None)
+        if isinstance(message, Status):
+            return [type(effect)(*self._to(effect), Status(0, message.view, True, 10**15))]
+        if isinstance(message, CertifiedBlocks):
+            return [type(effect)(*self._to(effect), self._altered(message))]
+        return [effect]
+
+    @staticmethod
+    def _to(effect) -> tuple[NodeId, ...]:
+        return (effect.to,) if hasattr(effect, "to") else ()
+
+    def _altered(self, message: CertifiedBlocks) -> CertifiedBlocks:
+        blocks = tuple(
+            CertifiedBlock(type(c.block)(c.block.header, (transfer(3, 0),)), c.certificate)
+            for c in message.blocks
+        )
+        return CertifiedBlocks(message.first, blocks)
+
+
+def test_a_lying_peer_costs_a_laggard_only_time() -> None:
+    cluster = Cluster(4, wrap={2: LiesAboutBlocks})
+    cluster.world.start(*cluster.ids[:3])
+    assert cluster.run_to(100, 120_000, [0, 1])
+    cluster.restart(3)
+    assert cluster.run_to(100, 30_000, [3])
+    cluster.check_chains()
+    assert cluster.world.nodes[cluster.ids[3]].rejections["wrong-body"] > 0
+
+
+def test_an_equivocating_leader_loses_its_view_and_agreement_holds() -> None:
+    cluster = Cluster(4, wrap={0: Equivocator})
+    cluster.start()
+    assert cluster.run_to(3, 40_000, cluster.honest())
+    cluster.check_chains()
+
+
+def test_an_equivocating_leader_is_proved_guilty() -> None:
+    cluster = Cluster(4, wrap={0: Shouter})
+    cluster.start()
+    assert cluster.run_to(2, 40_000, cluster.honest())
+    for index in cluster.honest():
+        reports = cluster.world.nodes[cluster.ids[index]].misbehaviours
+        assert {report.offender for report in reports} == {cluster.ids[0]}
+
+
+def test_a_submission_reaches_the_leader_although_its_gossip_was_lost() -> None:
+    cluster = Cluster(4)
+    cluster.start()
+    cluster.world.run_for(1_500)
+    lost = dropping(Transactions)
+    cluster.world.network.rules.append(lost)
+    cluster.submit(2, transfer(0, 0))
+    cluster.world.run_for(200)
+    cluster.world.network.rules.remove(lost)
+    assert cluster.world.run_until(lambda: cluster.replica(2).pending == 0, 4_000)
+    assert cluster.replica(2).view == 0, "a reminder comes before the accusation"
