@@ -1,0 +1,1 @@
+"""The oracle node as a process: MQTT intake, watermarks, feed observers, and the chain node."""

@@ -1,0 +1,105 @@
+"""From an MQTT message to a transaction that may enter the chain.
+
+Law of the file: **what comes over the broker is a stranger's bytes.** The cheap checks come first, the
+signature last, every refusal is counted by its reason, and nothing here can fail the process.
+
+===================  ====================================================================
+reason               what was wrong
+===================  ====================================================================
+oversized            longer than any reading
+malformed            no canonical transaction with one reading in it
+wrong-topic          published under another device's name
+wrong-chain          made for another chain
+replayed             its sequence number is used, or older than the window
+unknown-device       no active device has this key: kept a while, for registrations travel too
+device-quota         more readings in one interval than any outage explains
+expired              its sender limited its validity, and that has passed
+bad-signature        altered on the way, or forged
+===================  ====================================================================
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final
+
+from gridtokenx.core.codec import decode
+from gridtokenx.core.errors import BadSignature, Malformed, RemoteFault
+from gridtokenx.core.keys import Verifier
+from gridtokenx.ledger.readings import SubmitReading, topic_device
+from gridtokenx.ledger.runtime import Ledger
+from gridtokenx.ledger.state import State
+from gridtokenx.ledger.transactions import Transaction
+
+MAX_READING_BYTES: Final = 1_024
+"""A reading has about 350 bytes."""
+MAX_STRANGERS: Final = 1_024
+"""Readings of devices that are not registered yet; the oldest give way."""
+PER_STRANGER: Final = 8
+_RENAMED: Final = {"nonce-used": "replayed"}
+
+
+class Intake:
+    """Judges readings; keeps those of devices whose registration is still on its way.
+
+    Args:
+        ledger: the oracle chain's.
+        verifier: checks signatures.
+    """
+
+    def __init__(self, ledger: Ledger, verifier: Verifier) -> None:
+        self._ledger: Final = ledger
+        self._verifier: Final = verifier
+        self._strangers: OrderedDict[bytes, list[Transaction]] = OrderedDict()
+        self._kept = 0
+
+    def judge(self, state: State, now_ms: int, topic: str, payload: bytes) -> Transaction:
+        """The reading in a message, ready to be submitted.
+
+        Raises:
+            RemoteFault: with one of the reasons above.
+        """
+        transaction = _parse(topic, payload)
+        try:
+            self._ledger.admit(state, transaction, now_ms)
+        except RemoteFault as fault:
+            if fault.reason == "unknown-device":
+                self._keep(transaction)
+            raise RemoteFault(_RENAMED.get(fault.reason, fault.reason), fault.detail) from None
+        self._check_signature(transaction)
+        return transaction
+
+    def registered(self, public_key: bytes) -> Sequence[Transaction]:
+        """What was kept of a device that is known from now on; its signatures hold."""
+        kept = self._strangers.pop(public_key, [])
+        self._kept -= len(kept)
+        return kept
+
+    def _keep(self, transaction: Transaction) -> None:
+        sender = transaction.body.sender
+        known = self._strangers.get(sender, [])
+        if len(known) >= PER_STRANGER or transaction in known:
+            return
+        self._check_signature(transaction)
+        self._strangers.setdefault(sender, []).append(transaction)
+        self._strangers.move_to_end(sender)
+        self._kept += 1
+        while self._kept > MAX_STRANGERS:
+            _, dropped = self._strangers.popitem(last=False)
+            self._kept -= len(dropped)
+
+    def _check_signature(self, transaction: Transaction) -> None:
+        check = transaction.signature_check()
+        if not self._verifier.verify(check.public_key, check.message, check.signature):
+            raise BadSignature(f"reading {transaction.body.nonce} of {check.public_key.hex()[:16]}")
+
+
+def _parse(topic: str, payload: bytes) -> Transaction:
+    if len(payload) > MAX_READING_BYTES:
+        raise RemoteFault("oversized", f"{len(payload)} bytes, at most {MAX_READING_BYTES}")
+    transaction = decode(payload, Transaction)
+    if len(transaction.body.calls) != 1:
+        raise Malformed("a reading is one call")
+    decode(transaction.body.calls[0], SubmitReading)
+    if topic_device(topic) != transaction.body.sender:
+        raise RemoteFault("wrong-topic", topic[:128])
+    return transaction

@@ -1,0 +1,189 @@
+"""What makes a chain node an oracle: readings in, watermarks out, observations.
+
+The node itself (consensus, storage, peers) is another's; this is what is wired to it, through the
+few calls of `OracleNode`.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
+
+from gridtokenx.core.errors import LocalFault, RemoteFault
+from gridtokenx.core.keys import Signer, Verifier
+from gridtokenx.host.logs import Logger
+from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.tasks import Tasks
+from gridtokenx.ledger.readings import topic_device
+from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
+from gridtokenx.ledger.state import State
+from gridtokenx.ledger.transactions import Transaction
+from gridtokenx.oracle.chain.ledger import OracleGenesis
+from gridtokenx.oracle.process.broker import QUEUED_MESSAGES, BrokerAddress, BrokerLink
+from gridtokenx.oracle.process.intake import Intake
+from gridtokenx.oracle.process.observer import Observer, Source
+from gridtokenx.oracle.process.watermarks import Watermarks
+
+BATCH: Final = 64
+"""Readings judged before the event loop gets its turn: about ten milliseconds."""
+
+
+class OracleNode(Protocol):
+    """What the service needs of the chain node."""
+
+    @property
+    def head(self) -> ExecutedBlock:
+        """The last committed block."""
+
+    def submit(self, transactions: Sequence[Transaction]) -> None:
+        """Hand over transactions whose signatures were checked."""
+
+
+class OracleService:
+    """The oracle's part of a process.
+
+    Args:
+        genesis: of the oracle chain.
+        ledger: put together from it.
+        node: the chain node.
+        signer: the oracle's key.
+        verifier: checks devices' signatures.
+        broker: where readings come from.
+        sources: this oracle's own source of each feed that it observes, by feed.
+        clock: network time in milliseconds.
+        metrics: counts ``readings_received``, ``readings_verified``, ``readings_rejected`` by
+            reason, and what `BrokerLink` and `Observer` count.
+        log: of the process.
+
+    Raises:
+        LocalFault: the key is no oracle's, or a source is for a feed that the chain lacks.
+    """
+
+    def __init__(
+        self,
+        genesis: OracleGenesis,
+        ledger: Ledger,
+        node: OracleNode,
+        signer: Signer,
+        verifier: Verifier,
+        broker: BrokerAddress,
+        sources: Mapping[str, Source],
+        clock: Callable[[], int],
+        metrics: Metrics,
+        log: Logger,
+    ) -> None:
+        index = genesis.validator_set.index_of(signer.public_key)
+        if index is None:
+            raise LocalFault(
+                f"key {signer.public_key.hex()} is none of the oracles in the genesis; "
+                "use the key that this node was enrolled with"
+            )
+        self._node: Final = node
+        self._clock: Final = clock
+        self._metrics: Final = metrics
+        self._log: Final = log
+        self._intake: Final = Intake(ledger, verifier)
+        self._watermarks: Final = Watermarks(ledger, index, len(genesis.validators))
+        self._queue: Final[deque[tuple[str, bytes]]] = deque()
+        self._arrived: Final = asyncio.Event()
+        self._link: Final = BrokerLink(
+            broker, signer, self._watermarks, self._enqueue, self._on_connect, metrics, log
+        )
+        self._observers: Final = tuple(self._make_observers(genesis, sources, signer))
+        metrics.gauge("broker_connected", lambda: float(self._link.connected))
+
+    def _make_observers(
+        self, genesis: OracleGenesis, sources: Mapping[str, Source], signer: Signer
+    ) -> list[Observer]:
+        positions = {spec.feed: position for position, spec in enumerate(genesis.feeds)}
+        for feed in sources:
+            if feed not in positions:
+                known = ", ".join(positions) or "none"
+                raise LocalFault(f"source for feed {feed!r}, but the chain's feeds are: {known}")
+        return [
+            Observer(
+                genesis.feeds[positions[feed]],
+                positions[feed],
+                len(positions),
+                genesis.clock.network_genesis_ms,
+                source,
+                signer,
+                genesis.chain_id,
+                self._clock,
+                self._submit_one,
+                self._metrics,
+                self._log,
+            )
+            for feed, source in sources.items()
+        ]
+
+    # -- running -----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until cancelled; a failure of any part is raised."""
+        tasks = Tasks()
+        try:
+            tasks.spawn(self._link.run(), "broker link")
+            tasks.spawn(self._judge_all(), "intake")
+            for observer in self._observers:
+                tasks.spawn(observer.run(), "observer")
+            await tasks.watch()
+        finally:
+            await tasks.close()
+
+    def committed(self, executed: ExecutedBlock) -> None:
+        """A block is final and durable: call it for every one, in order."""
+        registered = self._watermarks.committed(executed)
+        for key in registered:
+            kept = self._intake.registered(key)
+            if kept:
+                self._submit(kept)
+        self._link.wake()
+
+    # -- readings ----------------------------------------------------------------------------------
+
+    def _on_connect(self) -> None:
+        self._watermarks.connected(State(self._node.head.state))
+
+    def _enqueue(self, topic: str, payload: bytes) -> None:
+        self._metrics.count("readings_received")
+        if len(self._queue) >= QUEUED_MESSAGES:
+            self._metrics.count("readings_rejected", reason="overload")
+            return
+        self._queue.append((topic, payload))
+        self._arrived.set()
+
+    async def _judge_all(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._queue:
+                batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+                self._judge(batch)
+                await asyncio.sleep(0)
+
+    def _judge(self, batch: Sequence[tuple[str, bytes]]) -> None:
+        state, now_ms = State(self._node.head.state), self._clock()
+        good: list[Transaction] = []
+        for topic, payload in batch:
+            try:
+                good.append(self._intake.judge(state, now_ms, topic, payload))
+            except RemoteFault as fault:
+                self._refuse(state, now_ms, topic, fault)
+        if good:
+            self._submit(good)
+
+    def _refuse(self, state: State, now_ms: int, topic: str, fault: RemoteFault) -> None:
+        self._metrics.count("readings_rejected", reason=fault.reason)
+        self._log.debug("reading refused", topic=topic[:128], why=str(fault))
+        device = topic_device(topic)
+        if fault.reason == "replayed" and device is not None:
+            self._watermarks.repeated(state, device, now_ms)
+            self._link.wake()
+
+    def _submit_one(self, transaction: Transaction) -> None:
+        self._node.submit((transaction,))
+
+    def _submit(self, transactions: Sequence[Transaction]) -> None:
+        self._metrics.count("readings_verified", len(transactions))
+        self._node.submit(transactions)
