@@ -1,5 +1,7 @@
 """Relayers between three chains: everything ends, nothing twice, and little is wasted."""
 
+import dataclasses
+
 import pytest
 from msgspec import structs
 from tests.interchain_chains import ALICE, BOB, GRID, HOUR_MS, HandOver, Poke, seed_signers
@@ -11,6 +13,7 @@ from gridtokenx.core.keys import Signer
 from gridtokenx.core.state_tree import StateProof
 from gridtokenx.interchain import stores
 from gridtokenx.interchain.apps.transfer import SendTransfer
+from gridtokenx.ledger.state import State
 
 ROUTES = [
     (a, b)
@@ -159,11 +162,8 @@ def test_idle_clients_are_renewed_before_they_expire() -> None:
     assert "client-expired" not in world.codes
 
 
-def shorten(chain, period_ms: int) -> None:
-    import dataclasses
-
-    from gridtokenx.ledger.state import State
-
+def shorten(chain: TestChain, period_ms: int) -> None:
+    """Give the clients of a chain another trusting period, as if its genesis had said so."""
     state = State(chain.head.state)
     for peer in chain.peers:
         client = stores.CLIENTS.get(state, peer.client_id)

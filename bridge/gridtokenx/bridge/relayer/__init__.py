@@ -1,0 +1,1 @@
+"""The relayer as pure code: what to carry between chains, and when."""
