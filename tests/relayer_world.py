@@ -185,14 +185,17 @@ class World:
                 relayer.wake_ms = at_ms
                 self.at(max(0, at_ms - self.now), lambda: self.wake(relayer, at_ms))
             case FetchHandover(chain=name, set_id=set_id):
-                chain = self.chains[name]
-                for block in chain.blocks[1:]:
-                    header = block.header
-                    if header.set_id == set_id and header.next_set_hash != chain.sets[set_id].hash:
-                        found = HandedOver(
-                            name, chain.certified(header.height), chain.sets[set_id + 1]
-                        )
-                        self.at(delay, lambda: self.tell(relayer, found))
+                found = self.handover(name, set_id)
+                if found is not None:
+                    self.at(delay, lambda: self.tell(relayer, found))
+
+    def handover(self, name: str, set_id: int) -> HandedOver | None:
+        chain = self.chains[name]
+        for block in chain.blocks[1:]:
+            header = block.header
+            if header.set_id == set_id and header.next_set_hash != chain.sets[set_id].hash:
+                return HandedOver(name, chain.certified(header.height), chain.sets[set_id + 1])
+        return None
 
     def wake(self, relayer: Driven, at_ms: int) -> None:
         if relayer.wake_ms == at_ms:

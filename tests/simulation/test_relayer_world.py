@@ -4,7 +4,16 @@ import dataclasses
 
 import pytest
 from msgspec import structs
-from tests.interchain_chains import ALICE, BOB, GRID, HOUR_MS, HandOver, Poke, seed_signers
+from tests.interchain_chains import (
+    ALICE,
+    BOB,
+    GRID,
+    HOUR_MS,
+    HandOver,
+    Poke,
+    TestChain,
+    seed_signers,
+)
 from tests.relayer_world import Pending, World
 
 from gridtokenx.bridge.relayer.edge import Proven, Submit
