@@ -98,7 +98,9 @@ class Day:
                 name, order(self._numbers, interval, side, limit, self.random.randint(50, 1500))
             )
             if self.random.random() < 0.2:
-                self.send(name, CancelOrder(client_order_id=self._numbers))
+                self.send(
+                    name, CancelOrder(zone=0, interval=interval, client_order_id=self._numbers)
+                )
 
     def send(self, name: str, call: Wire) -> None:
         self.submitted[name] += self.world.ledger.weight((call,))
@@ -173,7 +175,8 @@ def test_every_order_ended_once_or_is_open(day: Day) -> None:
     placed = {event.order_id for event in world.all(OrderPlaced)}
     ended = [event.order_id for event in world.all(OrderCancelled)]
     ended += [event.order_id for event in world.all(OrderClosed)]
-    still_open = {order.order_id for _, order in world.chain.market.orders.scan(world.state)}
+    desks = world.chain.market.desks.scan(world.state)
+    still_open = {order.order_id for _, desk in desks for order in desk}
     assert len(set(ended)) == len(ended)
     assert placed == set(ended) | still_open
     assert not set(ended) & still_open

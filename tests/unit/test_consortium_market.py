@@ -117,7 +117,7 @@ def test_no_account_trades_with_itself(world: ConsortiumWorld) -> None:
 def test_capacity_counts_all_open_orders_of_a_product(world: ConsortiumWorld) -> None:
     assert code(world, "s0", order(1, NEXT, SELL, 3_000, 1_500)) == "ok"
     assert code(world, "s0", order(2, NEXT, SELL, 3_100, 1_001)) == "capacity"
-    assert code(world, "s0", CancelOrder(client_order_id=1)) == "ok"
+    assert code(world, "s0", CancelOrder(zone=0, interval=NEXT, client_order_id=1)) == "ok"
     assert code(world, "s0", order(2, NEXT, SELL, 3_100, 1_001)) == "ok"
 
 
@@ -158,11 +158,15 @@ def test_a_seller_locks_what_not_delivering_costs(world: ConsortiumWorld) -> Non
 
 def test_cancelling_frees_the_collateral(world: ConsortiumWorld) -> None:
     code(world, "b0", order(7, NEXT, BUY, 4_000, 500))
-    assert code(world, "b0", CancelOrder(client_order_id=7)) == "ok"
+    assert code(world, "b0", CancelOrder(zone=0, interval=NEXT, client_order_id=7)) == "ok"
     assert world.locked("b0") == 0
     assert world.last(OrderCancelled).reason == "owner"
-    assert code(world, "b0", CancelOrder(client_order_id=7)) == "unknown-order"
-    assert code(world, "b1", CancelOrder(client_order_id=7)) == "unknown-order"
+    assert (
+        code(world, "b0", CancelOrder(zone=0, interval=NEXT, client_order_id=7)) == "unknown-order"
+    )
+    assert (
+        code(world, "b1", CancelOrder(zone=0, interval=NEXT, client_order_id=7)) == "unknown-order"
+    )
 
 
 def test_clearing_shrinks_collateral_to_the_contract(world: ConsortiumWorld) -> None:
@@ -212,7 +216,9 @@ def test_an_order_in_the_last_block_before_the_gate_takes_part(world: Consortium
 def test_orders_across_the_gate_cannot_be_cancelled(world: ConsortiumWorld) -> None:
     code(world, "b0", order(1, NEXT, BUY, 4_000, 500))
     world.run_until(world.start_ms(NEXT) - 5_001)
-    assert code(world, "b0", CancelOrder(client_order_id=1)) == "unknown-order"
+    assert (
+        code(world, "b0", CancelOrder(zone=0, interval=NEXT, client_order_id=1)) == "unknown-order"
+    )
 
 
 def test_trades_name_both_sides(world: ConsortiumWorld) -> None:

@@ -152,7 +152,7 @@ def test_nothing_of_a_final_interval_remains_in_state() -> None:
     for interval in range(NEXT, NEXT + 4):
         deliver(world, interval)
     keys = [raw for raw, _ in world.head.state.items()]
-    for prefix in (b"positions.position", b"positions.holder", b"market.result", b"settlement.ch"):
+    for prefix in (b"positions.page", b"market.result", b"market.desk", b"settlement.ch"):
         assert not [raw for raw in keys if raw.startswith(prefix)], prefix
 
 

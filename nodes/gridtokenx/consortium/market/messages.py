@@ -13,7 +13,7 @@ class PlaceOrder(Wire, frozen=True, tag="market.place_order"):
     """Bid for or offer energy in one product; good until its gate closes."""
 
     client_order_id: UInt63
-    """The sender's own name for it; unique among the sender's open orders."""
+    """The sender's own name for it; unique among the sender's open orders in this product."""
     zone: Index16
     interval: UInt63
     """Delivery interval: UTC index of the half hour."""
@@ -26,6 +26,8 @@ class PlaceOrder(Wire, frozen=True, tag="market.place_order"):
 class CancelOrder(Wire, frozen=True, tag="market.cancel_order"):
     """Take back one of the sender's open orders."""
 
+    zone: Index16
+    interval: UInt63
     client_order_id: UInt63
 
 

@@ -16,7 +16,8 @@ The hooks touch only products that are due: the two cursors bound them by `open_
 however long the chain stood still.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -105,15 +106,8 @@ class Order(Wire, frozen=True):
     locked_uwatt: UInt63
 
 
-class Exposure(Wire, frozen=True):
-    """What one account has open in one product."""
-
-    orders: UInt63
-    buy_wh: UInt63
-    sell_wh: UInt63
-
-
-NO_EXPOSURE: Final = Exposure(orders=0, buy_wh=0, sell_wh=0)
+Desk = tuple[Order, ...]
+"""All open orders of one account in one product, in order of arrival."""
 
 
 class Market(Module):
@@ -151,10 +145,8 @@ class Market(Module):
         self.parameters: Final = parameters
         self.schedule: Final = Schedule(clock, parameters, tariff)
         self.books: Final = Map("market.book", Book)
-        self.orders: Final = Map("market.order", Order)
-        self._listed: Final = Log("market.listed", int)
-        self.client_orders: Final = Map("market.client_order", int)
-        self.exposures: Final = Map("market.exposure", Exposure)
+        self.desks: Final = Map("market.desk", Desk)
+        self._accounts: Final = Log("market.account", bytes)
         self.results: Final = Map("market.result", int)
         self.last_prices: Final = Map("market.last_price", int)
         self.signals: Final = Map("market.signal", int)
@@ -281,9 +273,7 @@ class Market(Module):
         price_tick = self._effective_tick(call)
         if not book.collar.admits(call.side, price_tick):
             raise CallFailed("outside-collar", self._collar_text(book, price_tick))
-        exposure = self._check_exposure(ctx, call)
-        if self.client_orders.has(ctx.state, ctx.sender, call.client_order_id):
-            raise CallFailed("client-order-id", f"{call.client_order_id} names an open order")
+        desk = self._checked_desk(ctx, call)
         locked_uwatt = self._worst_case_uwatt(call, book)
         self._tokens.lock(ctx.state, WATT_DENOM, ctx.sender, COLLATERAL, locked_uwatt)
         order = Order(
@@ -297,7 +287,7 @@ class Market(Module):
             energy_wh=call.energy_wh,
             locked_uwatt=locked_uwatt,
         )
-        self._enter(ctx.state, order, book, exposure)
+        self._enter(ctx.state, order, book, desk)
         ctx.emit(
             OrderPlaced(
                 order_id=order.order_id,
@@ -315,18 +305,16 @@ class Market(Module):
     @handles(CancelOrder, weight=20)
     def cancel_order(self, ctx: Context, call: CancelOrder) -> None:
         """Take back an open order before its gate closes."""
-        order_id = self.client_orders.get(ctx.state, ctx.sender, call.client_order_id)
-        order = None if order_id is None else self.orders.get(ctx.state, order_id)
+        key = (ctx.sender, call.zone, call.interval)
+        desk = self.desks.read(ctx.state, (), *key)
+        order = next((o for o in desk if o.client_order_id == call.client_order_id), None)
         if order is None:
             raise CallFailed("unknown-order", f"no open order of yours is {call.client_order_id}")
-        book = self._open_product(ctx, order.zone, order.interval)
-        key = (order.account, order.zone, order.interval)
-        exposure = self.exposures.read(ctx.state, NO_EXPOSURE, *key)
-        self.exposures.put(ctx.state, _exposed(exposure, order.side, -order.energy_wh), *key)
-        self.books.put(
-            ctx.state, _booked(book, order.side, -order.energy_wh), order.zone, order.interval
-        )
-        self._remove(ctx, order)
+        book = self._open_product(ctx, call.zone, call.interval)
+        # The desk stays, even if empty: its account is listed in the book once.
+        self.desks.put(ctx.state, tuple(o for o in desk if o is not order), *key)
+        book = _booked(book, order.side, -order.energy_wh)
+        self.books.put(ctx.state, book, call.zone, call.interval)
         self._release(ctx.state, order.account, order.locked_uwatt)
         ctx.emit(_cancelled(order, "owner"))
 
@@ -378,24 +366,22 @@ class Market(Module):
             f"the price will lie in {book.floor_tick * tick} to {book.cap_tick * tick}"
         )
 
-    def _check_exposure(self, ctx: Context, call: PlaceOrder) -> Exposure:
-        """Number, side and energy of what the account then has open in this product."""
-        before = self.exposures.read(ctx.state, NO_EXPOSURE, ctx.sender, call.zone, call.interval)
-        if before.orders >= self.parameters.max_orders_per_product:
-            raise CallFailed("too-many-orders", f"{before.orders} open in this product")
-        if before.sell_wh if call.side is Side.BUY else before.buy_wh:
+    def _checked_desk(self, ctx: Context, call: PlaceOrder) -> Desk:
+        """The account's desk, once number, side and energy with the new order are checked."""
+        desk = self.desks.read(ctx.state, (), ctx.sender, call.zone, call.interval)
+        if len(desk) >= self.parameters.max_orders_per_product:
+            raise CallFailed("too-many-orders", f"{len(desk)} open in this product")
+        if any(order.client_order_id == call.client_order_id for order in desk):
+            raise CallFailed("client-order-id", f"{call.client_order_id} names an open order")
+        if any(order.side is not call.side for order in desk):
             raise CallFailed("self-trade", "your open orders in this product are on the other side")
-        exposure = _exposed(before, call.side, call.energy_wh)
+        total_wh = call.energy_wh + sum(order.energy_wh for order in desk)
         connection = self._participants.connection(ctx.state, ctx.sender, call.zone)
-        if exposure.buy_wh > connection.max_buy_wh:
-            raise CallFailed(
-                "connection", f"{exposure.buy_wh} Wh; your meters draw {connection.max_buy_wh}"
-            )
-        if exposure.sell_wh > connection.max_sell_wh:
-            raise CallFailed(
-                "capacity", f"{exposure.sell_wh} Wh; your plant feeds in {connection.max_sell_wh}"
-            )
-        return exposure
+        limit_wh = connection.max_buy_wh if call.side is Side.BUY else connection.max_sell_wh
+        if total_wh > limit_wh:
+            code = "connection" if call.side is Side.BUY else "capacity"
+            raise CallFailed(code, f"{total_wh} Wh; what is approved for you allows {limit_wh}")
+        return desk
 
     def _worst_case_uwatt(self, call: PlaceOrder, book: Book) -> int:
         """Buyer: the limit. Seller: to deliver nothing, at the dearest short price there can be."""
@@ -407,13 +393,12 @@ class Market(Module):
             contract = sell_collateral_uwatt(short, call.limit_uwatt_per_kwh, call.energy_wh)
         return contract + margin_uwatt(self.parameters, retail, call.energy_wh)
 
-    def _enter(self, state: State, order: Order, book: Book, exposure: Exposure) -> None:
+    def _enter(self, state: State, order: Order, book: Book, desk: Desk) -> None:
         product = (order.zone, order.interval)
         self._next_order.put(state, order.order_id + 1)
-        self.orders.put(state, order, order.order_id)
-        self._listed.append(state, order.order_id, *product)
-        self.client_orders.put(state, order.order_id, order.account, order.client_order_id)
-        self.exposures.put(state, exposure, order.account, *product)
+        if not self.desks.has(state, order.account, *product):
+            self._accounts.append(state, order.account, *product)
+        self.desks.put(state, (*desk, order), order.account, *product)
         self.books.put(state, _booked(book, order.side, order.energy_wh), *product)
 
     # -- the auction -------------------------------------------------------------------------------
@@ -456,19 +441,20 @@ class Market(Module):
     ) -> None:
         """Net each account's fills, and shrink its collateral to what they can come to owe."""
         prices = self.prices(state, zone, interval)
-        held: dict[bytes, int] = {}
-        positions: dict[bytes, Position] = {}
+        before = self._positions.load(state, interval)
+        opened: dict[Holder, Position] = {}
+        held: dict[Holder, int] = {}
         for order in orders:
-            held[order.account] = held.get(order.account, 0) + order.locked_uwatt
+            holder = Holder(zone, order.account)
+            held[holder] = held.get(holder, 0) + order.locked_uwatt
             fill_wh = result.fills.get(order.order_id, 0)
             if fill_wh:
-                before = positions.get(order.account, NO_POSITION)
-                positions[order.account] = self._with_fill(before, order.side, fill_wh, prices)
-        for account, locked_uwatt in held.items():
-            position = positions.get(account, NO_POSITION)
-            self._release(state, account, locked_uwatt - position.locked_uwatt)
-            if position is not NO_POSITION:
-                self._positions.open(state, interval, Holder(zone, account), position)
+                position = opened.get(holder, NO_POSITION)
+                opened[holder] = self._with_fill(position, order.side, fill_wh, prices)
+        for holder, locked_uwatt in held.items():
+            still_uwatt = opened.get(holder, NO_POSITION).locked_uwatt
+            self._release(state, holder.account, locked_uwatt - still_uwatt)
+        self._positions.save(state, interval, before | opened)
 
     def _with_fill(
         self, position: Position, side: Side, fill_wh: int, prices: IntervalPrices
@@ -520,19 +506,14 @@ class Market(Module):
     # -- parts -------------------------------------------------------------------------------------
 
     def _take_book(self, ctx: Context, zone: int, interval: int) -> list[Order]:
-        """Empty a product: its open orders in order of arrival, none of which remain in state."""
-        listed = list(self._listed.walk(ctx.state, zone, interval))
-        orders = [o for order_id in listed if (o := self.orders.get(ctx.state, order_id))]
-        for order in orders:
-            self._remove(ctx, order)
-            self.exposures.delete(ctx.state, order.account, zone, interval)
-        self._listed.clear(ctx.state, zone, interval)
+        """Empty a product: its open orders, of which nothing remains in state."""
+        accounts = list(self._accounts.walk(ctx.state, zone, interval))
+        desks = [self.desks.read(ctx.state, (), account, zone, interval) for account in accounts]
+        for account in accounts:
+            self.desks.delete(ctx.state, account, zone, interval)
+        self._accounts.clear(ctx.state, zone, interval)
         self.books.delete(ctx.state, zone, interval)
-        return orders
-
-    def _remove(self, ctx: Context, order: Order) -> None:
-        self.orders.delete(ctx.state, order.order_id)
-        self.client_orders.delete(ctx.state, order.account, order.client_order_id)
+        return sorted((order for desk in desks for order in desk), key=lambda o: o.order_id)
 
     def _release(self, state: State, account: bytes, amount_uwatt: int) -> None:
         if amount_uwatt:
@@ -542,29 +523,24 @@ class Market(Module):
 
     def check_invariants(self, state: State) -> Iterator[str]:
         """Locked collateral = open obligations; each book = the sum of its orders."""
-        obligations: dict[bytes, int] = {}
-        books: dict[bytes, tuple[int, int]] = {}
-        for _, order in self.orders.scan(state):
-            obligations[order.account] = obligations.get(order.account, 0) + order.locked_uwatt
-            key = self.books.key(order.zone, order.interval)
-            buy_wh, sell_wh = books.get(key, (0, 0))
-            if order.side is Side.BUY:
-                books[key] = (buy_wh + order.energy_wh, sell_wh)
-            else:
-                books[key] = (buy_wh, sell_wh + order.energy_wh)
-        for _, holder, position in self._positions.scan(state):
-            owed = obligations.get(holder.account, 0)
-            obligations[holder.account] = owed + position.locked_uwatt
+        obligations: Counter[bytes] = Counter()
+        buys: Counter[bytes] = Counter()
+        sells: Counter[bytes] = Counter()
+        for order in (order for _, desk in self.desks.scan(state) for order in desk):
+            obligations[order.account] += order.locked_uwatt
+            side = buys if order.side is Side.BUY else sells
+            side[self.books.key(order.zone, order.interval)] += order.energy_wh
+        for holder, position in self._positions.scan(state):
+            obligations[holder.account] += position.locked_uwatt
         yield from self._check_locks(state, obligations)
-        stored = {
-            self.books.prefix + key: (book.buy_wh, book.sell_wh)
-            for key, book in self.books.scan(state)
-            if book.buy_wh or book.sell_wh
-        }
-        if books != stored:
-            yield "a book's totals are not the sum of its open orders"
+        books = {self.books.prefix + key: book for key, book in self.books.scan(state)}
+        for key in books.keys() | buys.keys() | sells.keys():
+            book = books.get(key)
+            totals = (book.buy_wh, book.sell_wh) if book else (0, 0)
+            if totals != (buys[key], sells[key]):
+                yield f"a book holds {totals} Wh, its open orders {(buys[key], sells[key])} Wh"
 
-    def _check_locks(self, state: State, obligations: dict[bytes, int]) -> Iterator[str]:
+    def _check_locks(self, state: State, obligations: Mapping[bytes, int]) -> Iterator[str]:
         locks = {
             key: amount
             for key, amount in self._tokens.locks.scan(state)
@@ -588,16 +564,6 @@ def _booked(book: Book, side: Side, energy_wh: int) -> Book:
     if side is Side.BUY:
         return replace(book, buy_wh=book.buy_wh + energy_wh)
     return replace(book, sell_wh=book.sell_wh + energy_wh)
-
-
-def _exposed(exposure: Exposure, side: Side, energy_wh: int) -> Exposure:
-    """With one order more, or with a negative energy one less."""
-    buys = energy_wh if side is Side.BUY else 0
-    return Exposure(
-        orders=exposure.orders + (1 if energy_wh > 0 else -1),
-        buy_wh=exposure.buy_wh + buys,
-        sell_wh=exposure.sell_wh + energy_wh - buys,
-    )
 
 
 def _cancelled(order: Order, reason: str) -> OrderCancelled:

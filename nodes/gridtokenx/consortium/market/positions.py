@@ -9,7 +9,7 @@ from typing import Final
 
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.types import Index16, PublicKey, UInt63
-from gridtokenx.ledger.state import Cell, Log, State
+from gridtokenx.ledger.state import Cell, Map, State
 
 
 class Position(Wire, frozen=True):
@@ -56,20 +56,30 @@ class Positions:
     """The store: all positions of an interval, in pages."""
 
     def __init__(self) -> None:
-        self._pages: Final = Log("positions.page", tuple[Held, ...])
+        self._pages: Final = Map("positions.page", tuple[Held, ...])
+        self._counts: Final = Map("positions.pages", int)
         self._last: Final = Cell("positions.last_interval", UInt63, 0)
 
     def load(self, state: State, interval: int) -> dict[Holder, Position]:
         """All positions of an interval, in order of holder."""
-        pages = self._pages.walk(state, interval)
+        pages = (
+            self._pages.read(state, (), interval, page)
+            for page in range(self._counts.read(state, 0, interval))
+        )
         return {held.holder: held.position for page in pages for held in page}
 
     def save(self, state: State, interval: int, positions: Mapping[Holder, Position]) -> None:
         """Replace all positions of an interval; none to forget it."""
-        self._pages.clear(state, interval)
         held = [Held(holder, positions[holder]) for holder in sorted(positions)]
-        for start in range(0, len(held), PAGE_POSITIONS):
-            self._pages.append(state, tuple(held[start : start + PAGE_POSITIONS]), interval)
+        starts = range(0, len(held), PAGE_POSITIONS)
+        for page, start in enumerate(starts):
+            self._pages.put(state, tuple(held[start : start + PAGE_POSITIONS]), interval, page)
+        for page in range(len(starts), self._counts.read(state, 0, interval)):
+            self._pages.delete(state, interval, page)
+        if held:
+            self._counts.put(state, len(starts), interval)
+        else:
+            self._counts.delete(state, interval)
         if held and interval > self._last.get(state):
             self._last.put(state, interval)
 

@@ -26,7 +26,7 @@ from msgspec.structs import replace
 from gridtokenx.consortium.custody import TREASURY, WATT_DENOM
 from gridtokenx.consortium.market.module import COLLATERAL, Market
 from gridtokenx.consortium.market.parameters import Positive
-from gridtokenx.consortium.market.positions import Holder, Positions
+from gridtokenx.consortium.market.positions import NO_POSITION, Holder, Position, Positions
 from gridtokenx.consortium.parameters import Section
 from gridtokenx.consortium.participants import Participants
 from gridtokenx.consortium.settlement.messages import (
@@ -108,12 +108,18 @@ class _Draft:
     export_wh: int = 0
     net_wh: int = 0
     """Metered feed-in less draw of all accounts, corrections included."""
-    touched: dict[bytes, list[tuple[int, Holder]]] = field(default_factory=dict)
-    """Positions whose collateral secures each account's part of this batch."""
+    positions: dict[int, dict[Holder, Position]] = field(default_factory=dict)
+    """By interval, the positions that this batch is about; saved when it is paid."""
     energy_wh: Counter[Item] = field(default_factory=Counter)
     """Energy of each item, corrections included."""
     own_wh: Counter[Item] = field(default_factory=Counter)
     """The same of the batch's own interval alone."""
+
+    def book(self, state: State, positions: Positions, interval: int) -> dict[Holder, Position]:
+        """The positions of an interval, loaded once."""
+        if interval not in self.positions:
+            self.positions[interval] = positions.load(state, interval)
+        return self.positions[interval]
 
     def close(self, utility: bytes) -> None:
         """Count the accounts' lines, then add the utility's side of them."""
@@ -268,11 +274,10 @@ class Settlement(Module):
 
     def _close_window(self, ctx: Context, interval: int) -> None:
         released = 0
-        for holder in self._positions.holders(ctx.state, interval):
-            margin = self._positions.get(ctx.state, interval, holder).margin_uwatt
-            self._unlock(ctx.state, holder.account, margin)
-            released += margin
-        self._positions.close(ctx.state, interval)
+        for holder, position in self._positions.load(ctx.state, interval).items():
+            self._unlock(ctx.state, holder.account, position.margin_uwatt)
+            released += position.margin_uwatt
+        self._positions.save(ctx.state, interval, {})
         self.reports.keep_metered(ctx.state, interval, ())
         self._market.forget_prices(ctx.state, interval)
         ctx.emit(WindowClosed(interval=interval, released_uwatt=released))
@@ -315,20 +320,17 @@ class Settlement(Module):
 
     def _draft_interval(self, state: State, draft: _Draft, metered: Iterable[Metered]) -> None:
         """Contracts and imbalance of everyone with a position or a meter."""
-        interval = draft.interval
+        interval, positions = draft.interval, draft.book(state, self._positions, draft.interval)
         net_wh = _by_holder(metered)
-        for holder in self._positions.holders(state, interval):
-            net_wh.setdefault((holder.zone, holder.account), 0)
-        for zone, account in sorted(net_wh):
-            holder = Holder(zone, account)
-            position = self._positions.get(state, interval, holder)
+        for holder in sorted(positions.keys() | net_wh.keys()):
+            zone, account = holder.zone, holder.account
+            position = positions.get(holder, NO_POSITION)
             prices = self._market.prices(state, zone, interval)
-            actual_wh = net_wh[zone, account] if draft.is_metered else position.net_wh
+            actual_wh = net_wh.get(holder, 0) if draft.is_metered else position.net_wh
             difference = imbalance(actual_wh, position.net_wh)
             draft.batch.add(account, contract_lines(interval, zone, position, prices))
             draft.batch.add(account, imbalance_lines(interval, zone, difference, prices))
             draft.net_wh += actual_wh
-            draft.touched.setdefault(account, []).append((interval, holder))
 
     def _draft_corrections(
         self, state: State, draft: _Draft, entries: Iterable[MeterEntry]
@@ -355,19 +357,18 @@ class Settlement(Module):
         draft.corrections += sum(device in known for device in corrected)
         self.reports.keep_metered(state, interval, after)
         old_wh, new_wh = _by_holder(before), _by_holder(after)
-        for zone, account in sorted(new_wh):
-            change_wh = new_wh[zone, account] - old_wh[zone, account]
-            if change_wh == 0:
+        positions = draft.book(state, self._positions, interval)
+        for holder in sorted(new_wh):
+            if new_wh[holder] == old_wh[holder]:
                 continue
-            holder = Holder(zone, account)
-            contracted_wh = self._positions.get(state, interval, holder).net_wh
-            change = imbalance(new_wh[zone, account], contracted_wh).minus(
-                imbalance(old_wh[zone, account], contracted_wh)
+            contracted_wh = positions.get(holder, NO_POSITION).net_wh
+            change = imbalance(new_wh[holder], contracted_wh).minus(
+                imbalance(old_wh[holder], contracted_wh)
             )
-            prices = self._market.prices(state, zone, interval)
-            draft.batch.add(account, imbalance_lines(interval, zone, change, prices))
-            draft.net_wh += change_wh
-            draft.touched.setdefault(account, []).append((interval, holder))
+            prices = self._market.prices(state, holder.zone, interval)
+            lines = imbalance_lines(interval, holder.zone, change, prices)
+            draft.batch.add(holder.account, lines)
+            draft.net_wh += new_wh[holder] - old_wh[holder]
 
     def _count(self, state: State, draft: _Draft) -> None:
         totals = self.totals.get(state)
@@ -399,6 +400,8 @@ class Settlement(Module):
         paid |= receipts
         for account, amount in (*receipts.items(), (TREASURY, to_pool)):
             self._tokens.move(ctx.state, WATT_DENOM, CLEARING, account, amount)
+        for interval, positions in draft.positions.items():
+            self._positions.save(ctx.state, interval, positions)
         for account, lines in sorted(draft.batch.lines.items()):
             if lines:
                 ctx.emit(
@@ -434,12 +437,10 @@ class Settlement(Module):
 
     def _release_contracts(self, state: State, draft: _Draft) -> None:
         """The contracts of this interval are paid now: their locks pay first."""
-        for holder in self._positions.holders(state, draft.interval):
-            position = self._positions.get(state, draft.interval, holder)
+        positions = draft.book(state, self._positions, draft.interval)
+        for holder, position in positions.items():
             self._unlock(state, holder.account, position.contract_uwatt)
-            self._positions.replace(
-                state, draft.interval, holder, replace(position, contract_uwatt=0)
-            )
+            positions[holder] = replace(position, contract_uwatt=0)
 
     def _collect(self, ctx: Context, draft: _Draft, account: bytes, debit_uwatt: int) -> int:
         """Take a debit; returns what could be had.
@@ -449,7 +450,7 @@ class Settlement(Module):
         """
         state = ctx.state
         missing = debit_uwatt - self._take_balance(state, account, debit_uwatt)
-        missing -= self._take_margins(state, draft.touched.get(account, ()), missing)
+        missing -= self._take_margins(state, draft, account, missing)
         bond = min(missing, self._tokens.locked(state, WATT_DENOM, account, BOND))
         self._tokens.seize(state, WATT_DENOM, account, BOND, CLEARING, bond)
         missing -= bond
@@ -467,19 +468,17 @@ class Settlement(Module):
         self._tokens.move(state, WATT_DENOM, account, CLEARING, amount)
         return amount
 
-    def _take_margins(
-        self, state: State, secured: Iterable[tuple[int, Holder]], wanted: int
-    ) -> int:
+    def _take_margins(self, state: State, draft: _Draft, account: bytes, wanted: int) -> int:
+        """Seize what the account's positions of this batch still hold, oldest first."""
         taken = 0
-        for interval, holder in secured:
-            position = self._positions.get(state, interval, holder)
-            amount = min(wanted - taken, position.margin_uwatt)
-            if amount == 0:
-                continue
-            self._tokens.seize(state, WATT_DENOM, holder.account, COLLATERAL, CLEARING, amount)
-            rest = replace(position, margin_uwatt=position.margin_uwatt - amount)
-            self._positions.replace(state, interval, holder, rest)
-            taken += amount
+        for _, positions in sorted(draft.positions.items()) if wanted else ():
+            for holder in [each for each in positions if each.account == account]:
+                position = positions[holder]
+                amount = min(wanted - taken, position.margin_uwatt)
+                self._tokens.seize(state, WATT_DENOM, account, COLLATERAL, CLEARING, amount)
+                rest = replace(position, margin_uwatt=position.margin_uwatt - amount)
+                positions[holder] = rest
+                taken += amount
         return taken
 
     def _unlock(self, state: State, account: bytes, amount: int) -> None:
@@ -504,10 +503,10 @@ class Settlement(Module):
             yield f"{stranded} uWATT remain in the settlement account"
 
 
-def _by_holder(metered: Iterable[Metered]) -> dict[tuple[int, bytes], int]:
-    """Net feed-in by (zone, account)."""
-    sums: dict[tuple[int, bytes], int] = {}
+def _by_holder(metered: Iterable[Metered]) -> dict[Holder, int]:
+    """Net feed-in by zone and account."""
+    sums: dict[Holder, int] = {}
     for meter in metered:
-        key = (meter.zone, meter.account)
-        sums[key] = sums.get(key, 0) + meter.net_wh
+        holder = Holder(meter.zone, meter.account)
+        sums[holder] = sums.get(holder, 0) + meter.net_wh
     return sums
