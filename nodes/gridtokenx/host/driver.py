@@ -1,0 +1,438 @@
+"""Runs one machine under asyncio.
+
+Law of the file: **the machine is only ever called from one task, one event at a time, and what it
+emits is carried out in the order that `core.outbox` gives.** A failure inside the machine or the store
+ends the process (`MachineHalted`); it never becomes a result.
+
+::
+
+    links ──frames──> decode ──> verification() ──> signatures ──┐
+    timers ──────────────────────────────────────────────────────┼──> step() ──> outbox ──> effects
+    clients ──transactions──> signatures ────────────────────────┘                 │
+                                        store ──durable──────────────────────────>─┘
+"""
+
+import asyncio
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol, cast
+
+from gridtokenx.core.codec import MAX_MESSAGE_BYTES, Wire, decode, encode
+from gridtokenx.core.errors import BadSignature, GridTokenXError, LocalFault, RemoteFault
+from gridtokenx.core.machine import (
+    Broadcast,
+    CancelTimer,
+    Committed,
+    Effect,
+    Event,
+    Log,
+    Machine,
+    Misbehaviour,
+    NodeId,
+    PeerConnected,
+    Persist,
+    Received,
+    Reject,
+    Send,
+    SetTimer,
+    SignatureCheck,
+    Start,
+    Submitted,
+    TimerFired,
+    Unknown,
+    Verified,
+    Visible,
+    Write,
+)
+from gridtokenx.core.outbox import Outbox
+from gridtokenx.host.checking import SignatureChecker
+from gridtokenx.host.clock import NetworkClock
+from gridtokenx.host.crashpoints import crash_point
+from gridtokenx.host.framing import Channel
+from gridtokenx.host.link import Link
+from gridtokenx.host.logs import LEVELS, Logger
+from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.storage import Store
+
+BATCH_FRAMES: Final = 64
+"""Frames taken before timers and clients get their turn."""
+FRAMES_PER_LINK: Final = 16
+STASHED_PER_PEER: Final = 64
+STASHED: Final = 1024
+MAX_WAITING_SUBMISSIONS: Final = 4096
+EVIDENCE: Final = "evidence"
+"""The table in which the host keeps proofs of misbehaviour: sequence -> (kind, offender, proof)."""
+
+
+class MachineHalted(GridTokenXError):
+    """A machine failed in a way that it did not expect; nothing more may leave this process."""
+
+
+class Links(Protocol):
+    """What the driver needs of a network."""
+
+    def send(self, peer: bytes, channel: Channel, body: bytes) -> bool:
+        """Queue a frame for a member."""
+
+    def broadcast(self, channel: Channel, body: bytes) -> None:
+        """Queue a frame for all members."""
+
+    def fault(self, identity: bytes, fault: RemoteFault) -> None:
+        """Count a member's fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class DriverParts:
+    """What a driver works with; all of it is shared with the rest of the process."""
+
+    store: Store
+    clock: NetworkClock
+    checker: SignatureChecker
+    metrics: Metrics
+    log: Logger
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A frame between its link and the machine."""
+
+    sender: NodeId
+    message: Wire
+    checks: Sequence[SignatureCheck] = field(default_factory=tuple)
+
+
+class Driver:
+    """One machine, its inputs and its effects.
+
+    Args:
+        machine: what is run.
+        message_type: the union of messages that its peers may send.
+        links: where its messages go.
+        parts: store, clock and the like.
+        on_committed: told of each final block, once it is durable.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        message_type: object,
+        links: Links,
+        parts: DriverParts,
+        on_committed: Callable[[Committed], None] = lambda _: None,
+    ) -> None:
+        self._machine = machine
+        self._message_type = cast("type[Wire]", message_type)
+        self._links = links
+        self._parts = parts
+        self._on_committed = on_committed
+        self._outbox = Outbox()
+        self._timers = _Timers()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._wake = asyncio.Event()
+        self._ready: deque[Link] = deque()
+        self._joined: deque[NodeId] = deque()
+        self._submitted: deque[Sequence[Wire]] = deque()
+        self._stash = _Stash()
+        self._retry_stash = False
+        self._failure: Exception | None = None
+        self._evidence = itertools.count(_next_number(parts.store))
+
+    # -- inputs ------------------------------------------------------------------------------------
+
+    def frames_ready(self, link: Link) -> None:
+        """A member's link has a frame to take."""
+        if link not in self._ready:
+            self._ready.append(link)
+            self._wake.set()
+
+    def peer_connected(self, peer: NodeId) -> None:
+        """A link to a member is up."""
+        self._joined.append(peer)
+        self._wake.set()
+
+    def submit(self, transactions: Sequence[Wire]) -> None:
+        """Hand over transactions whose signatures were checked.
+
+        Raises:
+            RemoteFault: too many wait already.
+        """
+        if len(self._submitted) >= MAX_WAITING_SUBMISSIONS:
+            raise RemoteFault("busy", "this node has too many submissions waiting; try another")
+        self._submitted.append(transactions)
+        self._wake.set()
+
+    # -- the loop ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Drive the machine until cancelled.
+
+        Raises:
+            MachineHalted: the machine failed.
+        """
+        self._step(Start())
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._failure is not None:
+                raise self._failure
+            await self._parts.store.below_bound()
+            self._fire_timers()
+            self._greet()
+            self._take_submissions()
+            await self._receive()
+            self._set_alarm()
+            if self._ready or self._submitted or self._joined:
+                self._wake.set()
+            await asyncio.sleep(0)  # sockets and the store's news get their turn
+
+    def _fire_timers(self) -> None:
+        now = self._parts.clock.now_ms()
+        for name in self._timers.due(now):
+            self._step(TimerFired(name))
+
+    def _greet(self) -> None:
+        while self._joined:
+            self._step(PeerConnected(self._joined.popleft()))
+
+    def _take_submissions(self) -> None:
+        for _ in range(min(len(self._submitted), BATCH_FRAMES)):
+            self._step(Submitted(self._submitted.popleft()))
+
+    async def _receive(self) -> None:
+        """One batch of frames, fairly from all links, in order for each."""
+        batch: list[_Pending] = []
+        if self._retry_stash:
+            self._retry_stash = False
+            batch += [found for each in self._stash.empty() if (found := self._name(*each))]
+        for _ in range(len(self._ready)):
+            if len(batch) >= BATCH_FRAMES:
+                break
+            link = self._ready.popleft()
+            batch += self._take(link)
+            if link.waiting and not link.closed:
+                self._ready.append(link)
+        if not batch:
+            return
+        valid = await self._parts.checker.all_valid([pending.checks for pending in batch])
+        for pending, holds in zip(batch, valid, strict=True):
+            if holds:
+                self._step(Received(Verified(pending.sender, pending.message)))
+            else:
+                name = type(pending.message).__name__
+                self._links.fault(pending.sender, BadSignature(name))
+
+    def _take(self, link: Link) -> list[_Pending]:
+        taken: list[_Pending] = []
+        for _ in range(FRAMES_PER_LINK):
+            found = link.take()
+            if found is None:
+                break
+            pending = self._decode(link.identity, *found)
+            if pending is not None:
+                taken.append(pending)
+        return taken
+
+    def _decode(self, sender: NodeId, channel: Channel, body: bytes) -> _Pending | None:
+        try:
+            if channel is not Channel.MACHINE:
+                raise RemoteFault("wrong-channel", f"{channel.name} from a member")
+            message = decode(body, self._message_type, MAX_MESSAGE_BYTES)
+        except RemoteFault as fault:
+            self._links.fault(sender, fault)
+            return None
+        self._parts.metrics.count("messages_received", kind=type(message).__name__)
+        return self._name(sender, message)
+
+    def _name(self, sender: NodeId, message: Wire) -> _Pending | None:
+        """Ask the machine which signatures a message stands on."""
+        try:
+            checks = self._machine.verification(message)
+        except RemoteFault as fault:
+            self._links.fault(sender, fault)
+            return None
+        except Exception as error:
+            raise self._halted(error, f"verification of {type(message).__name__}") from error
+        if isinstance(checks, Unknown):
+            if not self._stash.add(sender, message):
+                self._links.fault(sender, RemoteFault("stash-full", checks.reason))
+            return None
+        return _Pending(sender, message, checks)
+
+    # -- the machine -------------------------------------------------------------------------------
+
+    def _step(self, event: Event) -> None:
+        crash_point("driver.before_step")
+        try:
+            effects = self._machine.step(self._parts.clock.now_ms(), event)
+        except LocalFault:
+            raise  # a damaged store says so itself
+        except Exception as error:
+            raise self._halted(error, type(event).__name__) from error
+        crash_point("driver.after_step")
+        for effect in self._outbox.push(effects):
+            self._carry_out(effect)
+
+    def _halted(self, error: Exception, during: str) -> MachineHalted:
+        self._failure = error
+        name = type(self._machine).__name__
+        self._parts.metrics.count("machine_halted")
+        return MachineHalted(f"{name} halted during {during}: {type(error).__name__}: {error}")
+
+    def _durable(self) -> None:
+        """The oldest outstanding `Persist` is on disk (called by the store, on this loop)."""
+        released = self._outbox.durable()
+        if self._failure is not None or not released:
+            return
+        crash_point("driver.before_send")
+        try:
+            for effect in released:
+                self._carry_out(effect)
+        except Exception as error:  # noqa: BLE001 - raised again by `run`, where somebody listens
+            self._failure = error
+            self._wake.set()
+
+    # -- effects -----------------------------------------------------------------------------------
+
+    def _carry_out(self, effect: Effect) -> None:  # one line per kind of effect
+        match effect:
+            case Persist(writes):
+                self._parts.store.submit(writes, self._durable)
+            case SetTimer(name, at_ms):
+                self._timers.set(name, at_ms)
+                self._set_alarm()
+            case CancelTimer(name):
+                self._timers.cancel(name)
+            case Reject(peer, reason, detail):
+                self._links.fault(peer, RemoteFault(reason, detail))
+            case Log(level, event, fields):
+                self._log(level, event, dict(fields))
+            case _:
+                self._show(effect)
+
+    def _show(self, effect: Visible) -> None:
+        match effect:
+            case Send(to, message):
+                self._count_sent(message)
+                self._links.send(to, Channel.MACHINE, encode(message))
+            case Broadcast(message):
+                self._count_sent(message)
+                self._links.broadcast(Channel.MACHINE, encode(message))
+            case Committed():
+                self._retry_stash = True
+                self._wake.set()
+                self._on_committed(effect)
+            case Misbehaviour():
+                self._keep_evidence(effect)
+
+    def _count_sent(self, message: Wire) -> None:
+        self._parts.metrics.count("messages_sent", kind=type(message).__name__)
+
+    def _log(self, level: str, event: str, fields: dict[str, object]) -> None:
+        write = getattr(self._parts.log, level if level in LEVELS else "info")
+        write(event, **fields)
+
+    def _keep_evidence(self, effect: Misbehaviour) -> None:
+        self._parts.metrics.count("misbehaviour", kind=effect.kind)
+        self._parts.log.warning("misbehaviour", kind=effect.kind, offender=effect.offender)
+        key = next(self._evidence).to_bytes(8, "big")
+        record = encode((effect.kind, effect.offender, encode(effect.evidence)))
+        self._parts.store.submit((Write(EVIDENCE, key, record),), lambda: None)
+
+    # -- timers ------------------------------------------------------------------------------------
+
+    def _set_alarm(self) -> None:
+        """Wake up when the next timer is due."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        next_ms = self._timers.next_ms()
+        if next_ms is not None:
+            delay_s = max(0, next_ms - self._parts.clock.now_ms()) / 1000
+            self._alarm = asyncio.get_running_loop().call_later(delay_s, self._wake.set)
+
+
+class _Timers:
+    """Named timers; setting a name again replaces it, and a cancelled one never fires."""
+
+    def __init__(self) -> None:
+        self._at: dict[Hashable, tuple[int, int]] = {}
+        self._heap: list[tuple[int, int, Hashable]] = []
+        self._order = itertools.count()
+
+    def set(self, name: Hashable, at_ms: int) -> None:
+        entry = (at_ms, next(self._order))
+        self._at[name] = entry
+        heapq.heappush(self._heap, (*entry, name))
+        if len(self._heap) > 64 + 4 * len(self._at):
+            self._heap = [(*entry, name) for name, entry in self._at.items()]
+            heapq.heapify(self._heap)
+
+    def cancel(self, name: Hashable) -> None:
+        self._at.pop(name, None)
+
+    def next_ms(self) -> int | None:
+        while self._heap and self._at.get(self._heap[0][2]) != self._heap[0][:2]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now_ms: int) -> "_Due":
+        return _Due(self, now_ms)
+
+    def pop(self) -> Hashable:
+        name = heapq.heappop(self._heap)[2]
+        del self._at[name]
+        return name
+
+
+class _Due:
+    """The timers that are due, found one by one: firing one may set, replace or cancel others.
+
+    What is set meanwhile for the same instant waits for the next round, so that a machine whose
+    timer sets itself again at once cannot starve its peers.
+    """
+
+    def __init__(self, timers: _Timers, now_ms: int) -> None:
+        self._timers = timers
+        self._now_ms = now_ms
+        self._last = next(timers._order)  # noqa: SLF001 - one data structure in two parts
+
+    def __iter__(self) -> "_Due":
+        return self
+
+    def __next__(self) -> Hashable:
+        next_ms = self._timers.next_ms()
+        if next_ms is None or next_ms > self._now_ms:
+            raise StopIteration
+        if self._timers._heap[0][1] > self._last:  # noqa: SLF001 - see above
+            raise StopIteration
+        return self._timers.pop()
+
+
+class _Stash:
+    """Messages whose keys cannot be named yet; bounded, and tried again after a commit."""
+
+    def __init__(self) -> None:
+        self._messages: deque[tuple[NodeId, Wire]] = deque()
+        self._per_peer: dict[NodeId, int] = {}
+
+    def add(self, sender: NodeId, message: Wire) -> bool:
+        count = self._per_peer.get(sender, 0)
+        if count >= STASHED_PER_PEER or len(self._messages) >= STASHED:
+            return False
+        self._per_peer[sender] = count + 1
+        self._messages.append((sender, message))
+        return True
+
+    def empty(self) -> Sequence[tuple[NodeId, Wire]]:
+        taken = tuple(self._messages)
+        self._messages.clear()
+        self._per_peer.clear()
+        return taken
+
+
+def _next_number(store: Store) -> int:
+    last = store.last(EVIDENCE)
+    return 0 if last is None else int.from_bytes(last[0], "big") + 1

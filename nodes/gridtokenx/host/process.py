@@ -1,0 +1,138 @@
+"""What every process does around its own work: signals, one-line errors, exit codes.
+
+====  ==================================================================================
+code  meaning
+====  ==================================================================================
+0     stopped as asked (SIGTERM, SIGINT, or its work is done)
+1     a failure that nobody expected: a bug; the traceback is printed
+2     the configuration, a key, a file or the data directory is wrong: one line says what
+70    a machine halted: nothing more was sent; the traceback is printed
+74    the store could not write (see `storage`): one line
+====  ==================================================================================
+"""
+
+import asyncio
+import contextlib
+import faulthandler
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Final, NoReturn
+
+import click
+
+from gridtokenx.core.errors import GridTokenXError
+from gridtokenx.host.crashpoints import arm_crash_points
+from gridtokenx.host.driver import MachineHalted
+
+BUG_EXIT: Final = 1
+FAULT_EXIT: Final = 2
+HALT_EXIT: Final = 70
+
+
+def main(command: click.Command, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a click command as this process, and end the process with the right code and line."""
+    sys.exit(run_command(command, arguments))
+
+
+def run_command(command: click.Command, arguments: Sequence[str] | None = None) -> int:
+    """Run a click command; errors become one line on stderr and a code."""
+    with _one_line_errors() as outcome:
+        result = command.main(
+            args=None if arguments is None else list(arguments), standalone_mode=False
+        )
+        outcome.append(result if isinstance(result, int) else 0)
+    return outcome[-1]
+
+
+def serve(work: Callable[[], Coroutine[object, object, None]]) -> int:
+    """Run a process's main coroutine until it ends or a signal asks it to; return the exit code.
+
+    A signal cancels the coroutine, which then has the time that its supervisor gives it to close
+    what it opened. Call it after any fork: the event loop begins here.
+    """
+    faulthandler.enable()
+    with _one_line_errors() as outcome:
+        arm_crash_points()
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            runner.run(_until_signal(work))
+        outcome.append(0)
+    return outcome[-1]
+
+
+async def _until_signal(work: Callable[[], Coroutine[object, object, None]]) -> None:
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work(), name="main")
+    asked = False
+
+    def stop() -> None:
+        nonlocal asked
+        asked = True
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not asked:
+            raise
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop  # noqa: PLC0415 - absent on some systems
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[list[int]]:
+    """Turn what escapes into a line and a code; the body appends its own code when it is done."""
+    outcome = [BUG_EXIT]
+    try:
+        yield outcome
+    except click.exceptions.Exit as done:
+        outcome.append(done.exit_code)
+    except click.Abort:
+        outcome.append(130)
+    except click.ClickException as error:
+        _say(f"error: {error.format_message()}")
+        outcome.append(FAULT_EXIT)
+    except BaseException as error:  # noqa: BLE001 - the last place where it can be told
+        outcome.append(_tell(error))
+
+
+def _tell(error: BaseException) -> int:
+    error = _innermost(error)
+    if isinstance(error, MachineHalted):
+        traceback.print_exception(error)
+        _say(f"fatal: {error}; nothing more was sent; start again to resume from the last commit")
+        return HALT_EXIT
+    if isinstance(error, GridTokenXError):
+        _say(f"error: {error}")
+        return FAULT_EXIT
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else BUG_EXIT
+    traceback.print_exception(error)
+    _say(f"fatal: unexpected {type(error).__name__}: {error}")
+    return BUG_EXIT
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The first real error of a task group's."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(" ".join(line.split("\n")) + "\n")
+    sys.stderr.flush()

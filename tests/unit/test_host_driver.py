@@ -1,0 +1,466 @@
+"""The driver: order of effects, timers, signatures, fail-stop, and kills between any two of them."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from gridtokenx.core.codec import Wire, encode
+from gridtokenx.core.errors import LocalFault, RemoteFault
+from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier
+from gridtokenx.core.machine import (
+    Broadcast,
+    CancelTimer,
+    Committed,
+    Effect,
+    Event,
+    Log,
+    Misbehaviour,
+    PeerConnected,
+    Persist,
+    Received,
+    Reject,
+    Send,
+    SetTimer,
+    SignatureCheck,
+    Start,
+    Submitted,
+    TimerFired,
+    Unknown,
+    Write,
+)
+from gridtokenx.host.checking import CachingVerifier, SignatureChecker
+from gridtokenx.host.clock import Heartbeat, NetworkClock
+from gridtokenx.host.driver import EVIDENCE, Driver, DriverParts, MachineHalted
+from gridtokenx.host.framing import Channel
+from gridtokenx.host.link import Link, LinkLimits
+from gridtokenx.host.logs import NullLogger
+from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.storage import Store
+from tests.unit.host_network import until
+
+PEER, OTHER = b"p" * 32, b"o" * 32
+
+
+class Note(Wire, frozen=True, tag="test.note"):
+    """A numbered message, signed over its number by `key`."""
+
+    number: int
+    key: bytes
+    signature: bytes
+
+
+class Oddity(Wire, frozen=True, tag="test.oddity"):
+    """A message that no key could make valid."""
+
+
+Message = Note | Oddity
+SIGNER = Ed25519Signer(bytes(32))
+
+
+def note(number: int) -> Note:
+    return Note(number, SIGNER.public_key, SIGNER.sign(number.to_bytes(8, "big")))
+
+
+class Script:
+    """A machine whose reactions a test writes down."""
+
+    def __init__(self, react: Callable[[Event], Sequence[Effect]]) -> None:
+        self.react = react
+        self.events: list[Event] = []
+        self.known = True
+
+    def verification(self, message: Wire) -> Sequence[SignatureCheck] | Unknown:
+        match message:
+            case Note(number, key, signature):
+                if not self.known:
+                    return Unknown("later")
+                return [SignatureCheck(key, number.to_bytes(8, "big"), signature)]
+        raise RemoteFault("impossible", "no key")
+
+    def step(self, now: int, event: Event) -> Sequence[Effect]:
+        self.events.append(event)
+        return self.react(event)
+
+    def numbers(self) -> list[int]:
+        return [
+            event.verified.message.number
+            for event in self.events
+            if isinstance(event, Received) and isinstance(event.verified.message, Note)
+        ]
+
+
+class FakeLinks:
+    """What leaves, in order."""
+
+    def __init__(self, store: Store) -> None:
+        self.left: list[object] = []
+        self.faults: list[tuple[bytes, str]] = []
+        self._store = store
+
+    def send(self, peer: bytes, channel: Channel, body: bytes) -> bool:
+        self.left.append((peer, body))
+        return True
+
+    def broadcast(self, channel: Channel, body: bytes) -> None:
+        self.left.append(("all", body))
+
+    def fault(self, identity: bytes, fault: RemoteFault) -> None:
+        self.faults.append((identity, fault.reason))
+
+
+class Stage:
+    """A driver with a scripted machine on a real store."""
+
+    def __init__(self, home: Path, machine: Script, threads: int = 0) -> None:
+        self.machine = machine
+        self.store = Store.open(home)
+        self.metrics = Metrics()
+        self.links = FakeLinks(self.store)
+        self.committed: list[Committed] = []
+        checker = SignatureChecker(CachingVerifier(Ed25519Verifier()), threads)
+        self.parts = DriverParts(self.store, NetworkClock(), checker, self.metrics, NullLogger())
+        self.driver = Driver(machine, Message, self.links, self.parts, self._on_committed)
+
+    def _on_committed(self, effect: Committed) -> None:
+        self.committed.append(effect)
+
+    def deliver(self, *bodies: bytes, sender: bytes = PEER) -> None:
+        link = Link(LinkLimits(), on_ready=self.driver.frames_ready)
+        link.raise_up(sender, "peer")
+        for body in bodies:
+            link._take_frame(Channel.MACHINE, body)
+
+
+@asynccontextmanager
+async def staged(
+    home: Path, react: Callable[[Event], Sequence[Effect]], threads: int = 0
+) -> AsyncIterator[Stage]:
+    stage = Stage(home, Script(react), threads)
+    task = asyncio.create_task(stage.driver.run())
+    await until(lambda: stage.machine.events)
+    try:
+        yield stage
+        assert not task.done(), task.exception()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await stage.store.drain()
+        stage.store.close()
+        stage.parts.checker.close()
+
+
+def nothing(event: Event) -> Sequence[Effect]:
+    return ()
+
+
+async def test_nothing_visible_leaves_before_what_was_persisted_earlier(tmp_path: Path) -> None:
+    key = b"k"
+    durable_when_sent: list[bool] = []
+
+    def react(event: Event) -> Sequence[Effect]:
+        if not isinstance(event, Submitted):
+            return ()
+        if event.transactions:
+            return [Send(OTHER, note(3))]  # a later step waits too
+        return [
+            Send(PEER, note(0)),
+            Persist((Write("t", key, b"1"),)),
+            Send(PEER, note(1)),
+            Broadcast(note(2)),
+            Committed(7, "block"),
+        ]
+
+    async with staged(tmp_path, react) as stage:
+        original = stage.links.send
+
+        def send(peer: bytes, channel: Channel, body: bytes) -> bool:
+            with stage.store._env.begin() as transaction:
+                durable_when_sent.append(transaction.get(b"\x01t" + key) is not None)
+            return original(peer, channel, body)
+
+        stage.links.send = send  # type: ignore[method-assign]
+        stage.driver.submit([])
+        stage.driver.submit([note(9)])
+        await until(lambda: len(stage.links.left) == 4)
+        targets = [PEER, PEER, "all", OTHER]
+        bodies = [encode(note(number)) for number in range(4)]
+        assert stage.links.left == list(zip(targets, bodies, strict=True))
+        assert durable_when_sent == [False, True, True]
+        assert stage.committed == [Committed(7, "block")]
+
+
+async def test_messages_enter_verified_and_in_the_order_of_their_peer(tmp_path: Path) -> None:
+    for threads in (0, 2):
+        async with staged(tmp_path / str(threads), nothing, threads) as stage:
+            stage.deliver(*(encode(note(number)) for number in range(300)))
+            await until(lambda: len(stage.machine.numbers()) == 300)  # noqa: B023
+            assert stage.machine.numbers() == list(range(300))
+            received = stage.machine.events[-1]
+            assert isinstance(received, Received)
+            assert received.verified.sender == PEER
+
+
+async def test_peers_are_served_in_turn(tmp_path: Path) -> None:
+    async with staged(tmp_path, nothing) as stage:
+        stage.deliver(*(encode(note(number)) for number in range(500)))
+        stage.deliver(encode(note(1000)), sender=OTHER)
+        await until(lambda: 1000 in stage.machine.numbers())
+        assert stage.machine.numbers().index(1000) < 100
+
+
+async def test_bad_messages_are_faults_of_their_sender_and_go_no_further(tmp_path: Path) -> None:
+    forged = Note(1, SIGNER.public_key, bytes(64))
+    async with staged(tmp_path, nothing) as stage:
+        stage.deliver(b"\xc1junk", encode(Oddity()), encode(forged), encode(note(2)))
+        await until(lambda: stage.machine.numbers() == [2])
+        assert stage.links.faults == [
+            (PEER, "malformed"),
+            (PEER, "impossible"),
+            (PEER, "bad-signature"),
+        ]
+
+
+async def test_messages_of_unknown_sets_wait_for_a_commit_within_bounds(tmp_path: Path) -> None:
+    def react(event: Event) -> Sequence[Effect]:
+        return [Committed(1, None)] if isinstance(event, Submitted) else ()
+
+    async with staged(tmp_path, react) as stage:
+        stage.machine.known = False
+        stage.deliver(*(encode(note(number)) for number in range(70)))
+        await until(lambda: len(stage.links.faults) == 6)
+        assert {reason for _, reason in stage.links.faults} == {"stash-full"}
+        stage.machine.known = True
+        stage.driver.submit([])
+        await until(lambda: len(stage.machine.numbers()) == 64)
+
+
+async def test_timers_fire_once_in_order_and_not_when_cancelled(tmp_path: Path) -> None:
+    fired: list[Hashable] = []
+    clock = NetworkClock()
+
+    def react(event: Event) -> Sequence[Effect]:
+        now = clock.now_ms()
+        match event:
+            case Start():
+                return [
+                    SetTimer("late", now + 120),
+                    SetTimer("early", now + 40),
+                    SetTimer("moved", now + 20),
+                    SetTimer("moved", now + 80),
+                    SetTimer("gone", now + 60),
+                    SetTimer("past", now - 1000),
+                ]
+            case TimerFired(name):
+                fired.append(name)
+                return [CancelTimer("gone")] if name == "early" else ()
+        return ()
+
+    async with staged(tmp_path, react):
+        await until(lambda: len(fired) == 4)
+        await asyncio.sleep(0.05)
+        assert fired == ["past", "early", "moved", "late"]
+
+
+async def test_a_timer_that_sets_itself_at_once_starves_nobody(tmp_path: Path) -> None:
+    def react(event: Event) -> Sequence[Effect]:
+        return [SetTimer("busy", 0)] if isinstance(event, Start | TimerFired) else ()
+
+    async with staged(tmp_path, react) as stage:
+        stage.deliver(encode(note(1)))
+        await until(lambda: stage.machine.numbers() == [1])
+
+
+async def test_rejections_logs_and_evidence_reach_the_host(tmp_path: Path) -> None:
+    def react(event: Event) -> Sequence[Effect]:
+        if not isinstance(event, Submitted):
+            return ()
+        return [
+            Reject(PEER, "stale"),
+            Log("warning", "odd", {"n": 1}),
+            Misbehaviour(OTHER, "double-vote", note(1)),
+        ]
+
+    async with staged(tmp_path, react) as stage:
+        stage.driver.submit([])
+        stage.driver.submit([])
+        await until(lambda: len(list(stage.store.scan(EVIDENCE))) == 2)
+        assert stage.links.faults == [(PEER, "stale")] * 2
+        assert stage.metrics.value("misbehaviour", kind="double-vote") == 2
+    async with staged(tmp_path, react) as stage:
+        stage.driver.submit([])
+        await until(lambda: len(list(stage.store.scan(EVIDENCE))) == 3)
+
+
+async def test_a_failing_machine_halts_and_nothing_more_leaves(tmp_path: Path) -> None:
+    def react(event: Event) -> Sequence[Effect]:
+        if isinstance(event, Submitted):
+            return [Persist((Write("t", b"k", b"v"),)), Send(PEER, note(1))]
+        if isinstance(event, PeerConnected):
+            raise KeyError("bug")
+        return ()
+
+    stage = Stage(tmp_path, Script(react))
+    task = asyncio.create_task(stage.driver.run())
+    stage.driver.submit([])
+    stage.driver.peer_connected(PEER)
+    with pytest.raises(MachineHalted, match="Script halted during PeerConnected: KeyError: 'bug'"):
+        await task
+    await stage.store.drain()
+    assert stage.links.left == []
+    stage.store.close()
+
+
+async def test_damage_found_by_the_machine_is_told_as_it_is(tmp_path: Path) -> None:
+    def react(event: Event) -> Sequence[Effect]:
+        raise LocalFault("the store is damaged")
+
+    stage = Stage(tmp_path, Script(react))
+    with pytest.raises(LocalFault, match="the store is damaged"):
+        await stage.driver.run()
+    stage.store.close()
+
+
+async def test_a_failing_listener_of_commits_is_not_swallowed(tmp_path: Path) -> None:
+    def react(event: Event) -> Sequence[Effect]:
+        if isinstance(event, Submitted):
+            return [Persist((Write("t", b"k", b"v"),)), Committed(1, None)]
+        return ()
+
+    stage = Stage(tmp_path, Script(react))
+
+    def fail(effect: Committed) -> None:
+        raise ValueError("listener")
+
+    stage.driver._on_committed = fail
+    task = asyncio.create_task(stage.driver.run())
+    stage.driver.submit([])
+    with pytest.raises(ValueError, match="listener"):
+        await asyncio.wait_for(task, 5)
+    stage.store.close()
+
+
+async def test_too_many_submissions_are_refused(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, Script(nothing))
+    with pytest.raises(RemoteFault, match="busy"):
+        for _ in range(5000):
+            stage.driver.submit([])
+    stage.store.close()
+
+
+def test_only_valid_signatures_are_remembered() -> None:
+    class Counting:
+        calls = 0
+
+        def verify(self, public_key: bytes, message: bytes, signature: bytes) -> bool:
+            self.calls += 1
+            return signature == b"good"
+
+    inner = Counting()
+    verifier = CachingVerifier(inner, size=10)
+    assert verifier.verify(b"k", b"m", b"good")
+    assert verifier.verify(b"k", b"m", b"good")
+    assert inner.calls == 1
+    assert not verifier.verify(b"k", b"m", b"bad")
+    assert not verifier.verify(b"k", b"m", b"bad")
+    assert inner.calls == 3
+    for number in range(100):
+        verifier.verify(b"k", bytes((number,)), b"good")
+    assert len(verifier._young) + len(verifier._old) <= 20
+
+
+# -- kills -----------------------------------------------------------------------------------------
+
+COUNTER = """
+import asyncio, sys
+from pathlib import Path
+from gridtokenx.core.errors import RemoteFault
+from gridtokenx.core.machine import *
+from tests.unit.test_host_driver import *
+from gridtokenx.host.crashpoints import arm_crash_points
+
+async def main():
+    arm_crash_points()
+    stage = None
+    def react(event):
+        if not isinstance(event, TimerFired | Start):
+            return ()
+        last = stage.store.get("t", b"count")
+        count = int.from_bytes(last or b"", "big") + 1
+        return [
+            Persist((Write("t", b"count", count.to_bytes(8, "big")),)),
+            Send(PEER, note(count)),
+            SetTimer("again", 0),
+        ]
+    stage = Stage(Path(sys.argv[1]), Script(react))
+    def send(peer, channel, body):
+        print(decode(body, Message).number, flush=True)
+        return True
+    from gridtokenx.core.codec import decode
+    stage.links.send = send
+    await stage.driver.run()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "driver.before_step",
+        "driver.after_step",
+        "driver.before_send",
+        "storage.before_commit",
+        "storage.inside_commit",
+        "storage.after_commit",
+    ],
+)
+def test_a_killed_process_never_sends_a_number_twice_nor_one_it_forgets(
+    tmp_path: Path, place: str
+) -> None:
+    """Each number leaves at most once over many lives, and never before it is on disk."""
+    sent: list[int] = []
+    root = Path(__file__).parents[2]
+    for _ in range(3):
+        died = subprocess.run(
+            [sys.executable, "-c", COUNTER, str(tmp_path)],
+            env={**os.environ, "GTX_CRASH_AT": f"{place}:5", "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert died.returncode == 137, died.stderr
+        sent += [int(line) for line in died.stdout.split()]
+        store = Store.open(tmp_path)
+        kept = int.from_bytes(store.get("t", b"count") or b"", "big")
+        store.close()
+        assert max(sent, default=0) <= kept
+    assert sent == sorted(set(sent))
+
+
+# -- clock -----------------------------------------------------------------------------------------
+
+
+def test_network_time_stands_still_while_the_network_is_down(tmp_path: Path) -> None:
+    wall = [1_000_000]
+    heartbeat = Heartbeat(tmp_path / "heartbeat.json", lambda: wall[0])
+    assert heartbeat.resume() == 0
+    wall[0] += 5_000
+    heartbeat.beat()
+    wall[0] += 3_600_000  # a night
+    again = Heartbeat(tmp_path / "heartbeat.json", lambda: wall[0])
+    assert again.resume() == 3_600_000
+    clock = NetworkClock(NetworkClock.from_heartbeat(tmp_path / "heartbeat.json").down_ms,
+                         lambda: wall[0])  # fmt: skip
+    assert clock.now_ms() == 1_005_000
+    wall[0] -= 10_000  # the wall clock is set back
+    assert clock.now_ms() == 1_005_000
+    (tmp_path / "heartbeat.json").write_text("?")
+    with pytest.raises(LocalFault, match="is no heartbeat file"):
+        NetworkClock.from_heartbeat(tmp_path / "heartbeat.json")
