@@ -4,6 +4,7 @@ Law of the file: only blocks that passed every check enter the tree, each once, 
 Blocks that cannot be judged yet wait in bounded stashes: for their parent, or for their slot.
 
     it is                                                       then
+    not the transactions that its header names                  refused: wrong-body
     known, or not above the root                                nothing
     known to be bad, or the child of such                       refused: bad-ancestor
     more than `future_slots` ahead of the clock                 waits for its slot
@@ -13,7 +14,8 @@ Blocks that cannot be judged yet wait in bounded stashes: for their parent, or f
     not what executing it gives (`Ledger.execute`)              refused: invalid-block
     good                                                        a node; its waiting children follow
 
-Seals and the signatures of transactions were checked before (`Machine.verification`).
+A refused header is remembered as bad; a wrong body is not held against the header, or whoever passes
+a good block on could poison it. Seals and the signatures of transactions were checked before (`Machine.verification`).
 """
 
 from collections import OrderedDict
@@ -24,6 +26,7 @@ from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.machine import Instant, NodeId
 from gridtokenx.core.state_tree import StateTree
 from gridtokenx.finality.validators import ValidatorSet
+from gridtokenx.ledger.blocks import transaction_root
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
 from gridtokenx.public.slots import (
     PRIMARY,
@@ -102,11 +105,15 @@ class Importer:
         waiting = [offer]
         while waiting:
             current = waiting.pop()
+            if not _has_own_body(current.block):
+                fault = RemoteFault("wrong-body", f"block {current.block.header.height}")
+                self.refusals.append(Refusal(current.sender, fault))
+                continue
             try:
                 node = self._judge(now, current)
-            except RemoteFault as fault:
+            except RemoteFault as refusal:
                 _remember(self._bad, current.block.header.hash, None, MAX_BAD)
-                self.refusals.append(Refusal(current.sender, fault))
+                self.refusals.append(Refusal(current.sender, refusal))
                 continue
             if node is not None:
                 made.append(node)
@@ -213,6 +220,10 @@ class Importer:
     def _children_waiting_for(self, parent: bytes) -> list[Offer]:
         waiting = [h for h, o in self._orphans.items() if o.block.header.parent == parent]
         return [self._orphans.pop(block_hash) for block_hash in waiting]
+
+
+def _has_own_body(sealed: SealedBlock) -> bool:
+    return transaction_root(sealed.block.transactions) == sealed.header.transaction_root
 
 
 def _remember(stash: OrderedDict[K, V], key: K, value: V, limit: int) -> None:
