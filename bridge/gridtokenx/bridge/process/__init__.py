@@ -1,0 +1,1 @@
+"""The relayer as a process: it follows the chains, drives the pure relayer, and signs."""
