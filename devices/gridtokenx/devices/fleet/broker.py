@@ -1,0 +1,392 @@
+"""The embedded MQTT broker, for networks that bring no broker of their own.
+
+amqtt speaks MQTT; this file decides who may say what. Clients log in with their own keys
+(`ledger/broker_access.py`): a device publishes only its own readings and announcements and reads
+only its own watermark, an oracle node reads everything and publishes watermarks. The broker is
+trusted for nothing but liveness all the same, because readings are signed end to end.
+
+Where amqtt 0.12 is too trusting, `GuardedBroker` stands before it:
+
+- a client that has not logged in yet must not disturb the session whose name it claims;
+- a frame's size and the time until the first frame are bounded;
+- whatever a broken frame makes amqtt raise ends that connection, nothing else;
+- a new client gets the retained messages of its own subscriptions only (amqtt sends those of all),
+  and lists that change while they are walked through are copied first.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import ItemsView, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+import structlog
+from amqtt.adapters import ReaderAdapter, StreamReaderAdapter, StreamWriterAdapter, WriterAdapter
+from amqtt.broker import Broker
+from amqtt.broker import Server as ListenerState
+from amqtt.contexts import Action, BaseContext, BrokerConfig, ListenerConfig
+from amqtt.errors import BrokerError, MQTTError
+from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
+from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
+from amqtt.session import Session
+
+from gridtokenx.core.errors import LocalFault
+from gridtokenx.core.keys import Ed25519Verifier
+from gridtokenx.host.config import Setting, Settings
+from gridtokenx.host.files import read_file
+from gridtokenx.host.metrics import Metrics
+from gridtokenx.ledger import broker_access
+
+MAX_FRAME_BYTES: Final = 64 * 1024
+"""A reading has about 350 bytes; nothing that we publish comes near this."""
+MAX_SUBSCRIPTIONS: Final = 16
+"""Different filters that one client may hold."""
+FIRST_FRAME_S: Final = 10.0
+"""A connection that has not logged in by then is closed."""
+
+_log = structlog.get_logger("broker")
+
+
+class BrokerSettings(Settings, frozen=True, kw_only=True):
+    """Settings of `gtx broker`."""
+
+    host: Annotated[str, Setting("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[
+        int, Setting("Port to listen on; 0 takes a free one.", minimum=0, maximum=65_535)
+    ] = 1883
+    clients: Annotated[
+        Path | None,
+        Setting(
+            "JSON file with the keys of oracle nodes and, if only these may enter, of devices."
+        ),
+    ] = None
+    observers: Annotated[
+        bool, Setting("Let clients without a login subscribe to everything, for looking on.")
+    ] = False
+    max_connections: Annotated[int, Setting("Connections at a time.", minimum=1)] = 4096
+    certificate: Annotated[
+        Path | None, Setting("PEM certificate chain; with it the broker speaks TLS only.")
+    ] = None
+    certificate_key: Annotated[Path | None, Setting("PEM key of the certificate.")] = None
+
+
+class Clients(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who a broker's clients may be; keys in hexadecimal."""
+
+    oracles: tuple[str, ...]
+    """Nodes that read everything and publish watermarks."""
+    devices: tuple[str, ...] | None = None
+    """The only devices that may connect; absent: any, for what they say is checked elsewhere."""
+
+
+def read_clients(path: Path | None) -> Clients:
+    """The clients file; without one there are no oracle nodes and any device may enter.
+
+    Raises:
+        LocalFault: it cannot be read or is no such file.
+    """
+    if path is None:
+        return Clients(oracles=())
+    try:
+        clients = msgspec.json.decode(read_file(path), type=Clients)
+    except msgspec.DecodeError as error:
+        raise LocalFault(f"{path}: is no clients file: {error}") from None
+    for name in (*clients.oracles, *(clients.devices or ())):
+        if broker_access.client_key(name) is None:
+            raise LocalFault(f"{path}: {name!r} is no public key of 64 hexadecimal digits")
+    return clients
+
+
+# -- who may do what -------------------------------------------------------------------------------
+
+
+class Access(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # amqtt is untyped
+    """Logins by signature, and topics bound to them."""
+
+    @dataclass
+    class Config:
+        """amqtt hands plugins their settings in this form."""
+
+        oracles: list[str] = field(default_factory=list)
+        devices: list[str] | None = None
+        observers: bool = False
+
+    def __init__(self, context: BaseContext) -> None:
+        super().__init__(context)
+        config = context.config
+        assert isinstance(config, Access.Config), "amqtt builds the Config that we declare"
+        self._oracles = frozenset(config.oracles)
+        self._devices = None if config.devices is None else frozenset(config.devices)
+        self._observers = config.observers
+        self._verifier = Ed25519Verifier()
+
+    async def authenticate(self, *, session: Session) -> bool | None:
+        """Whether a client is who it says, and its last will is one it could publish itself."""
+        if session.username is None:
+            named_as_client = broker_access.client_key(session.client_id) is not None
+            return self._observers and not session.will_flag and not named_as_client
+        key = broker_access.client_key(session.username)
+        if key is None or session.client_id != session.username or not session.clean_session:
+            return False
+        if not self._is_admitted(session.username):
+            return False
+        wall_ms = time.time_ns() // 1_000_000
+        if not broker_access.password_is_valid(
+            self._verifier, key, session.password or "", wall_ms
+        ):
+            return False
+        return not session.will_flag or self._may_publish(session, session.will_topic or "")
+
+    async def topic_filtering(
+        self,
+        *,
+        session: Session | None = None,
+        topic: str | None = None,
+        action: Action | None = None,
+    ) -> bool | None:
+        """Whether a client may publish to, subscribe to, or be sent a topic."""
+        if session is None or topic is None:
+            return False
+        if action is Action.PUBLISH:
+            return self._may_publish(session, topic)
+        return self._may_read(session, topic)
+
+    def _is_admitted(self, name: str) -> bool:
+        return self._devices is None or name in self._devices or name in self._oracles
+
+    def _may_publish(self, session: Session, topic: str) -> bool:
+        key = broker_access.client_key(session.username)
+        if key is None:
+            return False
+        if session.username in self._oracles:
+            return broker_access.oracle_may_publish(topic)
+        return broker_access.device_may_publish(key, topic)
+
+    def _may_read(self, session: Session, topic: str) -> bool:
+        key = broker_access.client_key(session.username)
+        if key is None or session.username in self._oracles:
+            return broker_access.is_ours(topic)
+        return broker_access.device_may_read(key, topic)
+
+
+# -- the guard before amqtt ------------------------------------------------------------------------
+
+
+class BoundedReader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt is untyped
+    """A stream on which a frame part beyond the limit reads as the end of the connection."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        super().__init__(reader)
+        self._over = False
+
+    async def read(self, n: int = -1) -> bytes:
+        """Exactly `n` bytes."""
+        self._over = self._over or not 0 <= n <= MAX_FRAME_BYTES
+        if self._over:
+            raise asyncio.IncompleteReadError(b"", n)
+        data: bytes = await super().read(n)
+        return data
+
+    def end(self) -> None:
+        """Let every later read find the end of the connection."""
+        self._over = True
+
+
+class _Subscriptions(dict[str, list[tuple[Session, int]]]):
+    """Subscribers by filter. Walking through it is walking through a copy.
+
+    amqtt awaits inside such loops, and every connection that comes or goes meanwhile would break
+    them.
+    """
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(super().keys()))
+
+    def items(  # type: ignore[override]  # typeshed has a private type here
+        self,
+    ) -> ItemsView[str, list[tuple[Session, int]]]:
+        return {topic: list(them) for topic, them in super().items()}.items()
+
+
+class GuardedBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
+    """amqtt's broker with the guards that the file's head lists."""
+
+    def __init__(self, config: BrokerConfig, metrics: Metrics) -> None:
+        super().__init__(config)
+        self._metrics = metrics
+        self._subscriptions = _Subscriptions()
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        instance = self._servers["default"].instance
+        assert isinstance(instance, asyncio.Server), "our listener speaks plain TCP or TLS"
+        port: int = instance.sockets[0].getsockname()[1]
+        return port
+
+    @property
+    def connection_count(self) -> int:
+        """Connections at present."""
+        return sum(server.conn_count for server in self._servers.values())
+
+    async def stream_connected(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
+    ) -> None:
+        """One connection, from its first byte to its last."""
+        try:
+            await self._client_connected(
+                listener_name, BoundedReader(reader), StreamWriterAdapter(writer)
+            )
+        except Exception as error:  # noqa: BLE001 - a client's bytes must not end the broker
+            self._refuse("broken-frame", error)
+        finally:
+            writer.close()
+
+    async def _initialize_client_session(
+        self, reader: ReaderAdapter, writer: WriterAdapter, remote_address: str, remote_port: int
+    ) -> tuple[BrokerProtocolHandler, Session]:
+        try:
+            async with asyncio.timeout(FIRST_FRAME_S):
+                session: tuple[
+                    BrokerProtocolHandler, Session
+                ] = await super()._initialize_client_session(
+                    reader, writer, remote_address, remote_port
+                )
+                return session
+        except Exception as error:
+            self._refuse("no-login", error)
+            # The one kind of error after which amqtt gives the connection's place free again.
+            raise MQTTError(str(error)) from error
+
+    async def _delete_session(self, client_id: str) -> None:
+        """Nothing yet: amqtt calls this for a name that is only claimed; see below."""
+
+    async def _handle_client_session(
+        self,
+        reader: ReaderAdapter,
+        writer: WriterAdapter,
+        client_session: Session,
+        handler: BrokerProtocolHandler,
+        server: ListenerState,
+        listener_name: str,
+    ) -> None:
+        listener = self.listeners_config[listener_name]
+        if not await self._authenticate(client_session, listener):
+            self._refuse("login", client_session.username or client_session.client_id)
+            handler.attach(client_session, reader, writer)
+            await handler.mqtt_connack_authorize(authorize=False)
+            await writer.close()
+            return
+        assert client_session.client_id is not None, "logging in made sure of a name"
+        await self._end_previous(client_session.client_id)
+        await super()._handle_client_session(
+            reader, writer, client_session, handler, server, listener_name
+        )
+
+    async def _end_previous(self, client_id: str) -> None:
+        previous = self._sessions.get(client_id)
+        if previous is not None:
+            await previous[1].handle_connection_closed()
+            await self._stop_handler(previous[1])
+        await super()._delete_session(client_id)
+
+    async def _stop_handler(self, handler: BrokerProtocolHandler) -> None:
+        # amqtt cancels the handler's reading task inside `asyncio.wait_for`, which in Python 3.11
+        # swallows a cancellation that coincides with a frame; the task must end all the same.
+        if isinstance(handler.reader, BoundedReader):
+            handler.reader.end()
+        await super()._stop_handler(handler)
+
+    async def add_subscription(self, subscription: tuple[str, int], session: Session) -> int:
+        """Subscribe, within the limit on filters."""
+        held = sum(
+            any(each.client_id == session.client_id for each, _ in subscribers)
+            for subscribers in self._subscriptions.values()
+        )
+        if held >= MAX_SUBSCRIPTIONS:
+            return 0x80
+        code: int = await super().add_subscription(subscription, session)
+        return code
+
+    async def _publish_retained_messages_for_subscription(
+        self, subscription: tuple[str, int], session: Session
+    ) -> None:
+        subscribers = self._subscriptions.get(subscription[0], [])
+        if any(each.client_id == session.client_id for each, _ in subscribers):
+            await super()._publish_retained_messages_for_subscription(subscription, session)
+
+    def _refuse(self, reason: str, detail: object) -> None:
+        self._metrics.count("broker_refused", reason=reason)
+        _log.info("refused", reason=reason, detail=str(detail))
+
+
+# -- the process -----------------------------------------------------------------------------------
+
+
+def broker_config(settings: BrokerSettings, clients: Clients) -> BrokerConfig:
+    """Our settings in the form that amqtt wants.
+
+    Raises:
+        LocalFault: a certificate without its key, or a file that is not there.
+    """
+    access = {
+        "oracles": list(clients.oracles),
+        "devices": None if clients.devices is None else list(clients.devices),
+        "observers": settings.observers,
+    }
+    try:
+        listener = ListenerConfig(
+            bind=f"{settings.host}:{settings.port}",
+            max_connections=settings.max_connections,
+            ssl=settings.certificate is not None,
+            certfile=settings.certificate,
+            keyfile=settings.certificate_key,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise LocalFault(f"broker certificate: {error}") from None
+    return BrokerConfig(
+        listeners={"default": listener},
+        plugins={f"{Access.__module__}.{Access.__qualname__}": access},
+    )
+
+
+async def run_broker(
+    settings: BrokerSettings,
+    metrics: Metrics,
+    stop: asyncio.Event,
+    started: "asyncio.Future[int] | None" = None,
+) -> None:
+    """Serve until `stop` is set.
+
+    Args:
+        settings: of the process.
+        metrics: refusals are counted in ``broker_refused``.
+        stop: ends the broker in good order.
+        started: gets the port once the broker listens.
+
+    Raises:
+        LocalFault: bad settings, or the address cannot be listened on.
+    """
+    quiet_amqtt()
+    broker = GuardedBroker(broker_config(settings, read_clients(settings.clients)), metrics)
+    metrics.gauge("broker_connections", lambda: float(broker.connection_count))
+    try:
+        await broker.start()
+    except BrokerError as error:
+        raise LocalFault(f"{settings.host}:{settings.port}: {error}; choose another port") from None
+    _log.info("listening", host=settings.host, port=broker.port)
+    if started is not None:
+        started.set_result(broker.port)
+    try:
+        await stop.wait()
+    finally:
+        await broker.shutdown()
+
+
+def quiet_amqtt() -> None:
+    """Silence amqtt, which logs each packet's progress; what matters is counted and logged here."""
+    logging.getLogger("amqtt").setLevel(logging.CRITICAL)
+    logging.getLogger("transitions").setLevel(logging.CRITICAL)

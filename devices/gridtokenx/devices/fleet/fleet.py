@@ -1,0 +1,360 @@
+"""`gtx devices`: the households of a neighbourhood and their devices, in one process.
+
+At each interval boundary every household is brought up to date, its devices sign their registers,
+the record becomes durable, and only then is it offered to the devices' connections. Between
+boundaries nothing is computed. After an outage of any length the same loop runs through the
+boundaries that were missed: what it signs then is what it would have signed.
+
+Each device logs in for itself and signs with a key that only this process holds.
+"""
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import structlog
+
+from gridtokenx.core.codec import decode
+from gridtokenx.core.errors import LocalFault, Malformed
+from gridtokenx.core.gridtime import INTERVAL_MS, GridClock
+from gridtokenx.core.keys import Signer
+from gridtokenx.core.units import ceil_div
+from gridtokenx.devices.fleet.journal import (
+    BoundaryRecord,
+    Journal,
+    SignedReading,
+    last_sequences,
+)
+from gridtokenx.devices.fleet.link import BrokerAddress, DeviceLink, parse_broker
+from gridtokenx.devices.fleet.outbox import Outbox
+from gridtokenx.devices.fleet.roster import HouseholdEntry, read_roster
+from gridtokenx.devices.models.household import (
+    HouseholdState,
+    advance,
+    new_household,
+    reading_of,
+)
+from gridtokenx.devices.models.profiles import Profile, unpack_profiles
+from gridtokenx.host.config import Setting, Settings
+from gridtokenx.host.files import read_file
+from gridtokenx.host.keyfile import KeyRing, find_password
+from gridtokenx.host.metrics import Metrics
+from gridtokenx.interchain.apps.registry import DeviceKind
+from gridtokenx.ledger.readings import FIRST_SEQUENCE
+from gridtokenx.ledger.transactions import Transaction, sign_transaction
+
+MAX_SLEEP_S: Final = 5.0
+"""Longest sleep before the clock is looked at again: a laptop's sleep stops timers, not time."""
+
+_log = structlog.get_logger("devices")
+
+
+class FleetSettings(Settings, frozen=True, kw_only=True):
+    """Settings of `gtx devices`."""
+
+    broker: Annotated[str, Setting("Address of the broker: mqtt[s]://[user:password@]host[:port].")]
+    broker_ca: Annotated[
+        Path | None, Setting("PEM file of the CA that certified an mqtts broker.")
+    ] = None
+    roster: Annotated[Path, Setting("JSON file of households and devices.")]
+    profiles: Annotated[Path, Setting("Profile file, made by `gtx testnet init`.")]
+    keys: Annotated[Path, Setting("Directory of the devices' keys.")]
+    keys_password_file: Annotated[Path | None, Setting("File that holds the keys' password.")] = (
+        None
+    )
+    data: Annotated[Path, Setting("Directory of journals; made if absent.")]
+    chain_id: Annotated[str, Setting("Chain id of the oracle chain, in hexadecimal.")]
+    network_genesis_ms: Annotated[
+        int, Setting("Network time of genesis.", unit="milliseconds since 1970", minimum=0)
+    ]
+    grid_epoch_ms: Annotated[
+        int, Setting("Grid time at genesis.", unit="milliseconds since 1970", minimum=0)
+    ]
+    time_scale: Annotated[int, Setting("Grid time per network time.", minimum=1, maximum=3600)] = 1
+
+    @property
+    def grid_clock(self) -> GridClock:
+        """The map from network time to grid time."""
+        return GridClock(self.network_genesis_ms, self.grid_epoch_ms, self.time_scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device: what it is, its key, and what it still has to send."""
+
+    kind: DeviceKind
+    signer: Signer
+    outbox: Outbox
+
+
+class Household:
+    """One household of a running fleet: its state, its journal, its devices."""
+
+    def __init__(
+        self,
+        entry: HouseholdEntry,
+        profile: Profile,
+        signers: Mapping[str, Signer],
+        journal: Journal,
+        chain_id: bytes,
+        first_boundary_ms: int,
+    ) -> None:
+        self.entry = entry
+        self._profile = profile
+        self._journal = journal
+        self._chain_id = chain_id
+        records = journal.records
+        self._state: HouseholdState | None = records[-1].state if records else None
+        self._first_boundary_ms = first_boundary_ms
+        self._sequences = last_sequences(records)
+        self.devices = tuple(
+            Device(each.device_kind, signers[each.key], _outbox(signers[each.key], journal))
+            for each in entry.devices
+        )
+
+    @property
+    def next_boundary_ms(self) -> int:
+        """Grid time of the boundary whose reading comes next."""
+        if self._state is None:
+            return self._first_boundary_ms
+        return (self._state.grid_ms // INTERVAL_MS + 1) * INTERVAL_MS
+
+    async def pass_boundary(self) -> int:
+        """Live through to the next boundary, sign, keep, then hand over; returns readings made."""
+        record = self._record()
+        await _finished(asyncio.to_thread(self._journal.append, record))
+        self._state = record.state
+        for device, reading in zip(self.devices, record.readings, strict=True):
+            self._sequences[reading.device] = reading.sequence
+            device.outbox.add(reading)
+        return len(record.readings)
+
+    def close(self) -> None:
+        """Let go of the journal."""
+        self._journal.close()
+
+    def _record(self) -> BoundaryRecord:
+        boundary_ms = self.next_boundary_ms
+        if self._state is None:
+            state = new_household(self.entry.spec, boundary_ms)
+        else:
+            state = advance(self.entry.spec, self._state, self._profile, boundary_ms)
+        return BoundaryRecord(state, tuple(self._sign(device, state) for device in self.devices))
+
+    def _sign(self, device: Device, state: HouseholdState) -> SignedReading:
+        key = device.signer.public_key
+        sequence = self._sequences.get(key, FIRST_SEQUENCE - 1) + 1
+        reading = reading_of(self.entry.spec, state, device.kind)
+        transaction = sign_transaction(device.signer, self._chain_id, sequence, [reading])
+        return SignedReading(key, sequence, reading.boundary_grid_ms, transaction.encoded)
+
+
+class Fleet:
+    """All households of one process.
+
+    Args:
+        households: loaded ones.
+        clock: network time in milliseconds.
+        grid_clock: the map to grid time.
+        broker: where all devices connect.
+        metrics: of the process.
+    """
+
+    def __init__(
+        self,
+        households: tuple[Household, ...],
+        clock: Callable[[], int],
+        grid_clock: GridClock,
+        broker: BrokerAddress,
+        metrics: Metrics,
+    ) -> None:
+        self._households = households
+        self._clock = clock
+        self._grid_clock = grid_clock
+        self._metrics = metrics
+        self._links = tuple(
+            DeviceLink(
+                broker, device.signer, device.kind, household.entry.zone, device.outbox, metrics
+            )
+            for household in households
+            for device in household.devices
+        )
+        metrics.gauge("devices_connected", lambda: float(sum(x.connected for x in self._links)))
+        metrics.gauge("readings_waiting", lambda: float(self.waiting))
+
+    @property
+    def waiting(self) -> int:
+        """Signed readings that are not known to be committed."""
+        return sum(
+            device.outbox.waiting for household in self._households for device in household.devices
+        )
+
+    async def run(self) -> None:
+        """Live and report until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for link in self._links:
+                tasks.create_task(link.run())
+            tasks.create_task(self._live())
+
+    async def _live(self) -> None:
+        while True:
+            boundary_ms = min(each.next_boundary_ms for each in self._households)
+            await self._sleep_until(boundary_ms)
+            for household in self._households:
+                if household.next_boundary_ms == boundary_ms:
+                    made = await household.pass_boundary()
+                    self._metrics.count("readings_signed", made)
+            _log.debug("boundary", grid_ms=boundary_ms, waiting=self.waiting)
+
+    async def _sleep_until(self, grid_ms: int) -> None:
+        due_ms = self._grid_clock.network_ms(grid_ms)
+        while (early_ms := due_ms - self._clock()) > 0:  # noqa: ASYNC110 - no event tells the time
+            await asyncio.sleep(min(early_ms / 1000, MAX_SLEEP_S))
+
+
+async def run_fleet(
+    settings: FleetSettings, clock: Callable[[], int], metrics: Metrics, stop: asyncio.Event
+) -> None:
+    """Run the devices until `stop` is set.
+
+    Args:
+        settings: of the process.
+        clock: network time in milliseconds (wall time less the time that the network was down).
+        metrics: of the process.
+        stop: ends it in good order.
+
+    Raises:
+        LocalFault: bad settings, files or keys, or a disk that refuses.
+    """
+    lock = _lock(settings.data)
+    try:
+        households = load_households(settings)
+        _log.info("devices", households=len(households), broker=settings.broker)
+        broker = parse_broker(settings.broker, settings.broker_ca)
+        fleet = Fleet(households, clock, settings.grid_clock, broker, metrics)
+        await _run_until(fleet, stop)
+        for household in households:
+            household.close()
+    finally:
+        os.close(lock)
+
+
+async def _run_until(fleet: Fleet, stop: asyncio.Event) -> None:
+    running = asyncio.create_task(fleet.run())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        running.cancel()
+    try:
+        await running
+    except asyncio.CancelledError:
+        return
+    except ExceptionGroup as group:
+        faults = group.subgroup(LocalFault)
+        if faults is not None:
+            raise _first(faults) from None
+        raise
+
+
+def load_households(settings: FleetSettings) -> tuple[Household, ...]:
+    """Read everything that a fleet starts from.
+
+    Raises:
+        LocalFault: a file, key or journal that is missing, damaged, or another network's.
+    """
+    chain_id = _chain_id(settings.chain_id)
+    roster = read_roster(settings.roster)
+    profiles = unpack_profiles(read_file(settings.profiles), str(settings.profiles)).households
+    password = find_password(settings.keys, settings.keys_password_file, os.environ)
+    ring = KeyRing.open(settings.keys, password)
+    first_boundary_ms = ceil_div(settings.grid_epoch_ms, INTERVAL_MS) * INTERVAL_MS
+    households: list[Household] = []
+    for entry in roster.households:
+        if entry.profile >= len(profiles):
+            raise LocalFault(
+                f"{settings.roster}: {entry.name} has profile {entry.profile}, but "
+                f"{settings.profiles} holds {len(profiles)}"
+            )
+        signers = {device.key: ring.signer(device.key) for device in entry.devices}
+        path = settings.data / f"{entry.name}.journal"
+        journal = Journal(path)
+        _check_journal(path, journal, chain_id)
+        households.append(
+            Household(entry, profiles[entry.profile], signers, journal, chain_id, first_boundary_ms)
+        )
+    return tuple(households)
+
+
+def _check_journal(path: Path, journal: Journal, chain_id: bytes) -> None:
+    """Refuse to go on from another network's readings."""
+    if not journal.records:
+        return
+    for reading in journal.records[-1].readings:
+        try:
+            body = decode(reading.transaction, Transaction).body
+        except Malformed as fault:
+            raise LocalFault(f"{path}: holds a reading that does not read: {fault}") from None
+        if body.chain_id != chain_id:
+            raise LocalFault(
+                f"{path}: belongs to the network {body.chain_id.hex()[:16]}, not to "
+                f"{chain_id.hex()[:16]}; start over with `--fresh`"
+            )
+
+
+async def _finished(work: Coroutine[None, None, None]) -> None:
+    """Await `work`, and in a cancellation too: a thread that writes a file cannot be called off."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
+
+
+def _outbox(signer: Signer, journal: Journal) -> Outbox:
+    mine = [
+        reading
+        for record in journal.records
+        for reading in record.readings
+        if reading.device == signer.public_key
+    ]
+    return Outbox(signer.public_key, mine)
+
+
+def _chain_id(text: str) -> bytes:
+    try:
+        chain_id = bytes.fromhex(text)
+    except ValueError:
+        chain_id = b""
+    if len(chain_id) != 32:
+        raise LocalFault(f"chain_id {text!r} is not 64 hexadecimal digits")
+    return chain_id
+
+
+def _lock(directory: Path) -> int:
+    """Hold the data directory alone: two fleets would sign the same numbers."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise LocalFault(f"{directory}: cannot be used: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise LocalFault(f"{directory}: another devices process uses it; stop that one") from None
+    return descriptor
+
+
+def _first(group: ExceptionGroup[LocalFault]) -> LocalFault:
+    for error in group.exceptions:
+        if isinstance(error, LocalFault):
+            return error
+        return _first(error)
+    raise AssertionError("an exception group is never empty")
