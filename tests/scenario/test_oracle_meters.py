@@ -350,6 +350,14 @@ def test_after_a_silence_of_the_chain_meters_get_one_more_grace(
     assert {world.entry(meter, i).quality for i in range(3)} == {Quality.GOOD}
 
 
+def test_a_chain_with_rare_blocks_keeps_up(world: OracleWorld) -> None:
+    """Every block follows a silence here; each second one closes what is due, several at once."""
+    for minute in range(1, 31):
+        world.block(at_ms=60_000 * minute)
+    passed = 30 * 60_000 // INTERVAL_NETWORK_MS
+    assert SCHEDULE.get(world.state).interval >= FIRST + passed - 4
+
+
 # -- generation ------------------------------------------------------------------------------------
 
 

@@ -86,13 +86,15 @@ class Book(Wire, frozen=True):
 
     @property
     def curve(self) -> Curve:
-        """Cumulative energy over boundaries; needs a first point."""
-        return Curve(self.points, self.total, self._rate_wh())
+        """Cumulative energy over known boundaries; needs a first point."""
+        return Curve(self.points, self.total, 0)
 
-    def _rate_wh(self) -> int:
-        if len(self.points) < 2:
-            return self.rate_wh
-        return _rate_wh(self.points[-2], self.points[-1])
+    def estimating_curve(self, rating_w: int) -> Curve:
+        """The same, going on at the last known rate of import (within the rating)."""
+        rate_wh = self.rate_wh
+        if len(self.points) > 1:
+            rate_wh = _rate_wh(self.points[-2], self.points[-1])
+        return Curve(self.points, self.total, min(rate_wh, rated_wh(rating_w, 1)))
 
 
 EMPTY: Final = Book((), None, ZERO, 0, ZERO, (), ZERO)
@@ -147,7 +149,7 @@ def _insert(book: Book, point: Point, rating_w: int) -> Book:
     points = (*book.points[:index], point, *book.points[index:])
     end = book.points[-1].boundary
     # Only a reading just before a replacement or rollover moves what is known at the end.
-    moved = Curve(points, book.total, 0).at(end) - book.curve.last_total
+    moved = Curve(points, book.total, 0).at(end) - book.curve.at(end)
     return replace(book, points=points, unbooked=book.unbooked + moved)
 
 
@@ -207,7 +209,7 @@ def _entries(
     floor = sum(late.values(), final)
     last = book.points[-1].boundary
     estimates = last >= start and last > interval - window
-    curve = book.curve if estimates else Curve(book.points, book.total, 0)
+    curve = book.estimating_curve(rating_w) if estimates else book.curve
     at = [curve.at(boundary).at_least(floor) for boundary in range(start, interval + 2)]
     late[interval] = at[0] - floor
     return [

@@ -11,11 +11,11 @@ end of block          what happens
 time >= end + grace   the next interval begins to close: its devices' books, `DEVICES_PER_BLOCK` a
                       block; when all are done, the report leaves in chunks, and the generation that
                       has become final leaves as attestations
-chain was silent      for longer than the grace: closing waits for one more grace, in which meters
+chain was silent      for longer than `silence_ms`: closing waits for one more grace, in which meters
                       send what they kept
 ====================  ==============================================================================
 
-One interval closes at a time, in order; a chain that was stopped catches up one per block.
+Intervals close in order, one after the other; a chain that was stopped catches up a few per block.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,6 +43,8 @@ from gridtokenx.oracle.chain.registry import DEVICES, ORDER, Device, device_by_k
 
 DEVICES_PER_BLOCK: Final = 1_024
 """Books that one block closes: bounds the work of a block in a large network."""
+INTERVALS_PER_BLOCK: Final = 4
+"""Intervals that one block closes when the chain lags behind."""
 OUTCOMES_KEPT: Final = 96
 """Closed intervals whose outcome stays in state; older ones are in the blocks that closed them."""
 METERED: Final = (DeviceKind.METER, DeviceKind.SOLAR)
@@ -212,29 +214,39 @@ class Meters(Module):
 
     def end_block(self, ctx: Context) -> None:
         """Close what is due, a bounded part of it."""
-        schedule = SCHEDULE.get(ctx.state)
-        grace_ms = self._parameters.grace_ms
-        if ctx.timestamp_ms - schedule.block_ms > grace_ms:
-            schedule = replace(schedule, hold_until_ms=ctx.timestamp_ms + grace_ms)
-        schedule = replace(schedule, block_ms=ctx.timestamp_ms)
-        if schedule.position or self._is_due(ctx, schedule):
-            schedule = self._close_some(ctx, schedule)
+        schedule = self._held(ctx, SCHEDULE.get(ctx.state))
+        budget = DEVICES_PER_BLOCK
+        for _ in range(INTERVALS_PER_BLOCK):
+            if budget <= 0 or not (schedule.position or self._is_due(ctx, schedule)):
+                break
+            count = ORDER.length(ctx.state)
+            stop = min(schedule.position + budget, count)
+            budget -= stop - schedule.position
+            schedule = self._close_some(ctx, schedule, stop, last=stop == count)
         SCHEDULE.put(ctx.state, schedule)
+
+    def _held(self, ctx: Context, schedule: Schedule) -> Schedule:
+        """After a silence of the chain, wait one grace; but never twice in a row."""
+        silent_ms = ctx.timestamp_ms - schedule.block_ms
+        was_held = schedule.hold_until_ms > schedule.block_ms
+        hold_until_ms = schedule.hold_until_ms
+        if silent_ms > self._parameters.silence_ms and not was_held:
+            hold_until_ms = ctx.timestamp_ms + self._parameters.grace_ms
+        return replace(schedule, block_ms=ctx.timestamp_ms, hold_until_ms=hold_until_ms)
 
     def _is_due(self, ctx: Context, schedule: Schedule) -> bool:
         end_ms = self._clock.network_ms(interval_start_ms(schedule.interval + 1))
         due_ms = max(end_ms + self._parameters.grace_ms, schedule.hold_until_ms)
         return ctx.timestamp_ms >= due_ms
 
-    def _close_some(self, ctx: Context, schedule: Schedule) -> Schedule:
-        state, count = ctx.state, ORDER.length(ctx.state)
-        stop = min(schedule.position + DEVICES_PER_BLOCK, count)
+    def _close_some(self, ctx: Context, schedule: Schedule, stop: int, *, last: bool) -> Schedule:
+        state = ctx.state
         entries: list[MeterEntry] = []
         attestations: list[GenerationAttestation] = []
         for device in walk_devices(state, schedule.position, stop):
             if self._counts(device, schedule.interval):
                 self._close_device(state, device, schedule.interval, entries, attestations)
-        if stop < count:
+        if not last:
             STAGED.append(state, _Staged(tuple(entries), tuple(attestations)))
             return replace(schedule, position=stop)
         for staged in STAGED.walk(state):

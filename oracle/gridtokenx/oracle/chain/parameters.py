@@ -23,6 +23,8 @@ class MeterParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     so that a leader who omits a meter is replaced, and the reading is in, before it matters."""
     request_and_view_change_ms: Positive = 6_000
     """What the consensus engine may need to include what its leader omits; `grace_ms` exceeds it."""
+    silence_ms: Positive = 30_000
+    """A chain without a block for longer than this was down: its meters get one more grace."""
     correction_window: Window = 3
     """Intervals for which a closed one may still be corrected; then its generation is attested."""
     boundary_skew_grid_ms: NotNegative = 30_000

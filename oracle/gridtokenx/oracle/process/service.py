@@ -36,7 +36,7 @@ class OracleNode(Protocol):
         """The last committed block."""
 
     def submit(self, transactions: Sequence[Transaction]) -> None:
-        """Hand over transactions whose signatures were checked."""
+        """Hand over transactions whose signatures were checked; `RemoteFault` if it is too busy."""
 
 
 class OracleService:
@@ -52,7 +52,7 @@ class OracleService:
         sources: this oracle's own source of each feed that it observes, by feed.
         clock: network time in milliseconds.
         metrics: counts ``readings_received``, ``readings_verified``, ``readings_rejected`` by
-            reason, and what `BrokerLink` and `Observer` count.
+            reason, ``submissions_refused``, and what `BrokerLink` and `Observer` count.
         log: of the process.
 
     Raises:
@@ -182,8 +182,15 @@ class OracleService:
             self._link.wake()
 
     def _submit_one(self, transaction: Transaction) -> None:
-        self._node.submit((transaction,))
+        self._hand_over((transaction,))
 
     def _submit(self, transactions: Sequence[Transaction]) -> None:
         self._metrics.count("readings_verified", len(transactions))
-        self._node.submit(transactions)
+        self._hand_over(transactions)
+
+    def _hand_over(self, transactions: Sequence[Transaction]) -> None:
+        try:
+            self._node.submit(transactions)
+        except RemoteFault as fault:
+            # Meters send again what has no watermark; a round does without one observation.
+            self._metrics.count("submissions_refused", len(transactions), reason=fault.reason)
