@@ -13,6 +13,7 @@ call                   proves                                  effect
 Anyone may make them; nothing in them is believed because of who sent it.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from gridtokenx.core.codec import Wire
@@ -85,6 +86,20 @@ RELAY_CALLS: Final = (
     SubmitMisbehaviour,
 )
 """What an enrolled relayer may send for free on the permissioned chains."""
+
+WEIGHTS: Final[Mapping[type[Wire], int]] = {
+    UpdateClient: 1_000,
+    ReceivePacket: 200,
+    AcknowledgePacket: 100,
+    TimeoutPacket: 100,
+    SubmitMisbehaviour: 2_000,
+}
+"""What each call weighs: signatures of a large set, the work of an app, a proof."""
+
+
+def relay_weight(calls: Iterable[RelayCall]) -> int:
+    """The weight of a transaction of relay calls, which its fee must cover."""
+    return sum(WEIGHTS[type(call)] for call in calls)
 
 
 class PacketSent(Wire, frozen=True, tag="interchain.packet_sent"):

@@ -52,10 +52,6 @@ MAX_OPEN_PER_PORT: Final = 512
 MAX_SPREAD: Final = 4_096
 """Most packets between the oldest open one and the next: bounds a relayer's work to rebuild."""
 
-UPDATE_WEIGHT: Final = 1_000
-PACKET_WEIGHT: Final = 200
-RETURN_WEIGHT: Final = 100
-
 
 class App(Protocol):
     """What handles the packets of one port on one chain."""
@@ -181,7 +177,7 @@ class Interchain(Module):
 
     # -- calls -------------------------------------------------------------------------------------
 
-    @handles(calls.UpdateClient, weight=UPDATE_WEIGHT)
+    @handles(calls.UpdateClient, weight=calls.WEIGHTS[calls.UpdateClient])
     def update_client(self, ctx: Context, call: calls.UpdateClient) -> None:
         """Believe a header above the latest, or freeze over one that contradicts a recorded one."""
         client = _known_client(ctx.state, call.client_id)
@@ -211,7 +207,7 @@ class Interchain(Module):
             )
         )
 
-    @handles(calls.SubmitMisbehaviour, weight=2 * UPDATE_WEIGHT)
+    @handles(calls.SubmitMisbehaviour, weight=calls.WEIGHTS[calls.SubmitMisbehaviour])
     def submit_misbehaviour(self, ctx: Context, call: calls.SubmitMisbehaviour) -> None:
         """Freeze a client whose chain finalised two contradicting headers."""
         client = _known_client(ctx.state, call.client_id)
@@ -226,7 +222,7 @@ class Interchain(Module):
             clients.check_misbehaviour(client, sets[0], sets[1], evidence, self._verifier)
         _freeze(ctx, client, evidence.first.header.height)
 
-    @handles(calls.ReceivePacket, weight=PACKET_WEIGHT)
+    @handles(calls.ReceivePacket, weight=calls.WEIGHTS[calls.ReceivePacket])
     def receive_packet(self, ctx: Context, call: calls.ReceivePacket) -> None:
         """Deliver a proven packet to its app, once, and record the acknowledgement."""
         packet = call.packet
@@ -242,7 +238,7 @@ class Interchain(Module):
         _require_member(ctx.state, client, call.proof_height, key, encode(packet_id), call.proof)
         self._deliver(ctx, packet, packet_id)
 
-    @handles(calls.AcknowledgePacket, weight=RETURN_WEIGHT)
+    @handles(calls.AcknowledgePacket, weight=calls.WEIGHTS[calls.AcknowledgePacket])
     def acknowledge_packet(self, ctx: Context, call: calls.AcknowledgePacket) -> None:
         """End an open packet by its proven acknowledgement."""
         packet, ack = call.packet, call.acknowledgement
@@ -266,7 +262,7 @@ class Interchain(Module):
             )
         )
 
-    @handles(calls.TimeoutPacket, weight=RETURN_WEIGHT)
+    @handles(calls.TimeoutPacket, weight=calls.WEIGHTS[calls.TimeoutPacket])
     def timeout_packet(self, ctx: Context, call: calls.TimeoutPacket) -> None:
         """End an open packet of which the receiver provably has no receipt and wants none."""
         packet = call.packet
