@@ -145,6 +145,7 @@ class ConsortiumWorld:
         )
         self.head = self.ledger.genesis(NETWORK_MS)
         self.events: list[Wire] = []
+        self.included: list[Transaction] = []
         self.check_every_block = True
         self._queue: list[Transaction] = []
         self._nonces: dict[str, int] = {}
@@ -167,6 +168,7 @@ class ConsortiumWorld:
         self.head, refused = self.ledger.build(parent, proposal, self._queue)
         assert refused == ()
         assert len(self.head.block.transactions) == len(self._queue)
+        self.included += self._queue
         self._queue = []
         self._note()
         if self.check_every_block:

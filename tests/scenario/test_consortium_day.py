@@ -25,6 +25,7 @@ from tests.consortium_world import (
 )
 
 from gridtokenx.consortium.chain import consortium_chain
+from gridtokenx.consortium.custody import TREASURY
 from gridtokenx.consortium.market.auction import Side
 from gridtokenx.consortium.market.messages import (
     AuctionCleared,
@@ -60,9 +61,10 @@ RETAIL = {True: 5_960_500, False: 2_799_200}
 class Day:
     """Who does what when, from one seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, opening_uwatt: int = OPENING, intervals: int = INTERVALS) -> None:
         self.random = random.Random(seed)
-        self.world = ConsortiumWorld(genesis_of(5, 5, OPENING))
+        self.world = ConsortiumWorld(genesis_of(5, 5, opening_uwatt))
+        self.intervals = intervals
         self.final_wh: dict[tuple[int, str], int] = {}
         self.pending: dict[int, list[MeterEntry]] = defaultdict(list)
         self.submitted: dict[str, int] = defaultdict(int)
@@ -71,7 +73,7 @@ class Day:
 
     def run(self) -> None:
         reported = FIRST - 1
-        end_ms = self.world.start_ms(FIRST + INTERVALS + 4) + REPORT_DELAY_MS
+        end_ms = self.world.start_ms(FIRST + self.intervals + 4) + REPORT_DELAY_MS
         while self.world.now_ms < end_ms:
             self.place_orders()
             over = self.world.chain.market.schedule.current(self.world.now_ms - REPORT_DELAY_MS)
@@ -103,6 +105,8 @@ class Day:
                 )
 
     def send(self, name: str, call: Wire) -> None:
+        if self.world.balance(name) < 1_000:
+            return  # too little for the fee
         self.submitted[name] += self.world.ledger.weight((call,))
         self.world.submit(name, call)
 
@@ -246,3 +250,28 @@ def test_refusals_are_of_the_expected_kinds(day: Day) -> None:
         "too-many-orders",
         "unknown-order",
     }
+
+
+def test_laws_hold_on_a_day_of_households_that_cannot_pay() -> None:
+    """Defaults, bonds of nobody, suspensions: money is conserved all the same, block by block."""
+    day = Day(seed=7, opening_uwatt=8 * WATT, intervals=12)
+    day.run()
+    world = day.world
+    defaults, settled = world.all(AccountDefaulted), world.all(IntervalSettled)
+    assert len(defaults) >= 5
+    shortfall = sum(each.shortfall_uwatt for each in defaults)
+    assert shortfall == sum(each.shortfall_uwatt for each in settled) > 0
+    unpaid = sum(
+        each.net_uwatt - each.paid_uwatt for each in world.all(Statement) if each.net_uwatt > 0
+    )
+    assert 0 < unpaid <= shortfall, "receivers bear it, and the pool its part"
+    codes = {result.code for event in world.all(Executed) for result in event.results}
+    assert codes >= {"suspended", "insufficient-funds"}
+    treasury = world.chain.tokens.balance(world.state, "WATT", TREASURY)
+    fees = 10 * sum(world.ledger.weight(calls) for calls in included_calls(world))
+    paid = sum(each.paid_uwatt for each in world.all(Statement))
+    assert treasury == fees - paid
+
+
+def included_calls(world: ConsortiumWorld) -> list[tuple[Wire, ...]]:
+    return [world.ledger.decode_calls(each) for each in world.included]

@@ -10,7 +10,7 @@ harmless. The registrations of genesis leave in the same way with the first bloc
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -26,6 +26,7 @@ from gridtokenx.interchain.apps.registry import (
     decode_registrations,
     encode_registrations,
 )
+from gridtokenx.interchain.module import Interchain
 from gridtokenx.interchain.packets import Acknowledgement, Delivered, Packet
 from gridtokenx.ledger.runtime import CallFailed, Context, Module, handles
 from gridtokenx.ledger.state import Cell, Log, Map, State
@@ -34,18 +35,6 @@ BATCHES_PER_BLOCK: Final = 8
 """Packets that one block sends at most: a large genesis leaves over several blocks."""
 HALF_HOURS: Final = 2
 """W over one interval, divided by this, are Wh."""
-
-
-class Packets(Protocol):
-    """What this module asks of the interchain module."""
-
-    def send(self, ctx: Context, client_id: str, port: str, payload: bytes, timeout_ms: int) -> int:
-        """Commit to a packet; returns its sequence number."""
-
-    def refusal(
-        self, ctx: Context, client_id: str, port: str, payload: bytes, timeout_ms: int
-    ) -> CallFailed | None:
-        """Why `send` would refuse, or None."""
 
 
 # -- records ---------------------------------------------------------------------------------------
@@ -161,7 +150,7 @@ class Participants(Module):
     """See the head of the file.
 
     Args:
-        packets: sends packets to the oracle chain.
+        interchain: sends packets to the oracle chain.
         operator: the account that decides.
         zones: the grid zones that exist.
         accounts: opening participants with their tier.
@@ -176,7 +165,7 @@ class Participants(Module):
 
     def __init__(
         self,
-        packets: Packets,
+        interchain: Interchain,
         operator: bytes,
         zones: Sequence[int],
         *,
@@ -185,7 +174,7 @@ class Participants(Module):
         oracle_client: str = "oracle",
         timeout_ms: int = 120_000,
     ) -> None:
-        self._packets: Final = packets
+        self._interchain: Final = interchain
         self._operator: Final = operator
         self._zones: Final = frozenset(zones)
         self._accounts: Final = tuple(accounts)
@@ -194,10 +183,10 @@ class Participants(Module):
         self._timeout_ms: Final = timeout_ms
         self.participants: Final = Map("participants.account", Participant)
         self.devices: Final = Map("participants.device", DeviceRegistration)
-        self.keys: Final = Map("participants.device_key", Hash32)
+        self.keys: Final = Map("participants.device_key", bytes)
         self.connections: Final = Map("participants.connection", Connection)
         self.noted: Final = Map("participants.noted", int)
-        self.outbox: Final = Log("participants.outbox", Hash32)
+        self.outbox: Final = Log("participants.outbox", bytes)
         self.sent: Final = Cell("participants.sent", int, 0)
 
     def genesis(self, ctx: Context) -> None:
@@ -330,9 +319,9 @@ class Participants(Module):
         payload = encode_registrations(batch)
         timeout_ms = ctx.timestamp_ms + self._timeout_ms
         route = (self._oracle_client, self.port)
-        if self._packets.refusal(ctx, *route, payload, timeout_ms) is not None:
+        if self._interchain.refusal(ctx, *route, payload, timeout_ms) is not None:
             return False
-        self._packets.send(ctx, *route, payload, timeout_ms)
+        self._interchain.send(ctx, *route, payload, timeout_ms)
         return True
 
     def _forget_sent(self, state: State, sent: int, waiting: int) -> None:

@@ -58,7 +58,7 @@ class Positions:
     def __init__(self) -> None:
         self._pages: Final = Map("positions.page", tuple[Held, ...])
         self._counts: Final = Map("positions.pages", int)
-        self._last: Final = Cell("positions.last_interval", UInt63, 0)
+        self._last: Final = Cell("positions.last_interval", int, 0)
 
     def load(self, state: State, interval: int) -> dict[Holder, Position]:
         """All positions of an interval, in order of holder."""
