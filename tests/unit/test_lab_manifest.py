@@ -1,0 +1,66 @@
+"""The manifest is typed, complete by default, and refuses what it does not know in one line."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gridtokenx.core.errors import LocalFault
+from gridtokenx.lab.manifest import (
+    Devices,
+    Manifest,
+    Public,
+    dump_manifest,
+    load_manifest,
+    parse_manifest,
+)
+
+LOCAL = Path(__file__).parents[2] / "compose" / "manifests" / "local.toml"
+
+
+def test_the_shipped_manifest_is_the_default() -> None:
+    assert load_manifest(LOCAL) == Manifest()
+
+
+@given(
+    st.builds(
+        Manifest,
+        seed=st.integers(0, 2**63 - 1),
+        public=st.builds(Public, validators=st.integers(1, 100), slot_ms=st.integers(500, 60_000)),
+        devices=st.builds(Devices, households=st.integers(2, 10_000)),
+    )
+)
+def test_a_dumped_manifest_reads_back(manifest: Manifest) -> None:
+    assert parse_manifest(dump_manifest(manifest), "dump") == manifest
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[public]\nvalidatrs = 3", "unknown key 'public.validatrs'; did you mean 'validators'"),
+        ("wind = 1", "unknown key 'wind'; known: name, seed"),
+        ("public = 3", "public is a table, not 3"),
+        ("[public]\nvalidators = 0", "public.validators: Expected `int` >= 1"),
+        ("[public]\nvalidators = 'four'", "public.validators: Expected `int`, got `str`"),
+        ("[public]\nvalidators = 4\ncandidates = 2", "public.candidates = 2 is fewer than"),
+        ("[time]\nstart = 'tomorrow'", "time.start is 'tomorrow', not ISO 8601"),
+        ("[time]\nstart = '2026-04-22T09:00:00'", "needs an offset"),
+        ("[time]\nstart = '2026-04-22T09:10:00+07:00'", "not on a whole half hour"),
+        ("name = 'Not Allowed'", "name: Expected `str` matching regex"),
+        ("= 3", "not TOML"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "manifest.toml"
+    path.write_text(text)
+    with pytest.raises(LocalFault) as refusal:
+        load_manifest(path)
+    assert sentence in str(refusal.value)
+    assert str(path) in str(refusal.value) or "time.start" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_absent_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(LocalFault, match="cannot be read"):
+        load_manifest(tmp_path / "none.toml")
