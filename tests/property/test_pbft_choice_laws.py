@@ -201,6 +201,20 @@ def test_certified_heads_raise_the_base() -> None:
     assert [h.hash for h in choice.headers] == [SECOND[0].hash]
 
 
+def test_fabric_1111_all_view_changes_count_not_only_those_with_the_highest_checkpoint() -> None:
+    """One replica proves 1 committed; that 2 is prepared is known only to one that lags behind it.
+
+    Counting only the view-changes that hold the highest checkpoint would lose block 2, which a
+    replica outside this quorum may have committed.
+    """
+    changes = [
+        body(0),
+        body(1, at(FIRST[0], 0), at(SECOND[0], 0)),
+        FOUR.view_change(2, 9, head=FOUR.certified(FIRST[0])).body,
+    ]
+    assert chosen(*changes) == [SECOND[0].hash]
+
+
 def test_heights_that_do_not_ascend_or_leave_the_window_are_refused() -> None:
     twice = body(0, at(FIRST[0], 0), at(FIRST[1], 1))
     with pytest.raises(ViewChangeFault, match="bad-heights"):

@@ -9,9 +9,21 @@ import os
 import random
 
 import pytest
-from tests.simulation.pbft_cluster import CLIENTS, Cluster, Equivocator, Shouter, Silent, transfer
+from tests.simulation.pbft_cluster import (
+    CLIENTS,
+    Cluster,
+    Equivocator,
+    Shouter,
+    Silent,
+    ledger,
+    transfer,
+)
 
+from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier
+from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.lab.sim.network import LinkProfile
+from gridtokenx.lab.sim.world import START_MS, World
+from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.timing import Timing
 
 SEEDS = range(int(os.environ.get("GTX_PBFT_SEEDS", "60")))
@@ -132,3 +144,30 @@ def test_the_same_seed_is_the_same_run() -> None:
         cluster.world.run_for(10_000)
         digests.add(cluster.world.trace_digest())
     assert len(digests) == 1
+
+
+def test_with_real_cryptography() -> None:
+    """The simulator's keyed hashes stand for Ed25519; here a life with the real thing."""
+    signers = [Ed25519Signer(bytes((index + 1,)) * 32) for index in range(4)]
+    validators = ValidatorSet(0, tuple(key.public_key for key in signers))
+    chain = ledger(validators)
+    genesis = chain.genesis(START_MS)
+    world = World(5, Ed25519Verifier())
+    for key in signers:
+        world.add(
+            key.public_key,
+            lambda reader, key=key: Replica.restore(
+                reader, chain, validators, key, genesis, Timing()
+            ),
+        )
+    world.start()
+
+    def heights() -> list[int]:
+        return [node.machine.head.height for node in world.nodes.values() if node.alive]
+
+    assert world.run_until(lambda: min(heights()) >= 3, 10_000)
+    world.crash(signers[0].public_key)
+    assert world.run_until(lambda: min(heights()) >= 6, 20_000)
+    world.start()
+    assert world.run_until(lambda: min(heights()) >= 8, 20_000)
+    assert len({tuple(node.rejections) for node in world.nodes.values()}) == 1

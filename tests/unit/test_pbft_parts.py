@@ -1,0 +1,450 @@
+"""The parts of the replica: marks, journal, log, sync, requests, verification."""
+
+from itertools import pairwise
+
+import msgpack
+import pytest
+from tests.simulation.pbft_cluster import CHAIN_ID, signer, transfer
+from tests.simulation.pbft_script import Bench, Members
+
+from gridtokenx.core.codec import decode, encode
+from gridtokenx.core.errors import LocalFault, Malformed, RemoteFault
+from gridtokenx.core.keys import Domain
+from gridtokenx.core.machine import Persist, Unknown
+from gridtokenx.lab.sim.store import SimulatedStore
+from gridtokenx.ledger.pool import Pool
+from gridtokenx.pbft.log import MAX_BODIES, Slot, VoteLog
+from gridtokenx.pbft.marks import MarkedSigner, SigningRefused
+from gridtokenx.pbft.messages import (
+    FETCH_BLOCKS,
+    CertifiedBlock,
+    CertifiedBlocks,
+    Commit,
+    FetchBlocks,
+    Message,
+    Prepare,
+    PrePrepare,
+    Status,
+    Suspect,
+    Transactions,
+)
+from gridtokenx.pbft.replica import Replica
+from gridtokenx.pbft.requests import Requests, batches
+from gridtokenx.pbft.sync import RANGES, Sync
+from gridtokenx.pbft.timing import Timing
+from gridtokenx.pbft.turn import Turn
+
+FOUR = Members(4)
+BLOCK = FOUR.block(transactions=[transfer(0, 0)])
+
+
+def persist(store: SimulatedStore, turn: Turn) -> None:
+    for effect in turn.effects():
+        if isinstance(effect, Persist):
+            store.write(effect.writes)
+            store.sync()
+
+
+# -- messages --------------------------------------------------------------------------------------
+
+
+def every_message() -> list[object]:
+    changes = [FOUR.view_change(i, 1, prepared=[FOUR.prepared(BLOCK)]) for i in (0, 2, 3)]
+    return [
+        FOUR.pre_prepare(BLOCK),
+        FOUR.prepare(1, BLOCK),
+        FOUR.commit(1, BLOCK),
+        Suspect(0, 3),
+        FOUR.view_change(1, 2, head=FOUR.certified(BLOCK)),
+        FOUR.new_view(1, changes),
+        Status(0, 2, False, 9),
+        FetchBlocks(3, 16),
+        CertifiedBlocks(1, (CertifiedBlock(BLOCK.block, FOUR.certificate(BLOCK)),)),
+        Transactions((transfer(0, 0), transfer(1, 0))),
+    ]
+
+
+@pytest.mark.parametrize("message", every_message(), ids=lambda m: type(m).__name__)
+def test_every_message_is_its_bytes(message: object) -> None:
+    raw = encode(message)
+    assert decode(raw, Message) == message
+    assert msgpack.unpackb(raw, strict_map_key=False)[0] == type(message).__struct_config__.tag
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        FetchBlocks(1, FETCH_BLOCKS + 1),
+        FetchBlocks(-1, 1),
+        Prepare(FOUR.ballot(BLOCK, 0), 70_000, bytes(64)),
+        Suspect(0, 2**63),
+    ],
+)
+def test_out_of_bounds_is_malformed(message: object) -> None:
+    with pytest.raises(Malformed):
+        decode(encode(message), Message)
+
+
+def test_a_new_view_of_the_largest_network_fits_a_frame() -> None:
+    members = Members(21)
+    block = members.block()
+    changes = [
+        members.view_change(
+            i, 1, head=members.certified(block), prepared=[members.prepared(members.block(block))]
+        )
+        for i in range(14)
+    ]
+    assert len(encode(members.new_view(1, changes))) < 64 * 1024
+
+
+# -- marks -----------------------------------------------------------------------------------------
+
+
+def test_marks_refuse_to_sign_twice_whatever_is_asked() -> None:
+    store = SimulatedStore()
+    marked = MarkedSigner(signer(0), store)
+    turn = Turn(0)
+    marked.sign(turn, Domain.PBFT_PREPARE, (0, 1, 5), b"one")
+    assert marked.sign(turn, Domain.PBFT_PREPARE, (0, 1, 5), b"one"), "the same again is harmless"
+    for position, what in (((0, 1, 5), b"other"), ((0, 1, 4), b"x"), ((0, 0, 9), b"x")):
+        with pytest.raises(SigningRefused):
+            marked.sign(turn, Domain.PBFT_PREPARE, position, what)
+    marked.sign(turn, Domain.PBFT_COMMIT, (0, 1, 5), b"another kind")
+    marked.sign(turn, Domain.PBFT_PREPARE, (0, 2, 3), b"a later view may go back in height")
+    persist(store, turn)
+    with pytest.raises(SigningRefused):
+        MarkedSigner(signer(0), store).sign(Turn(0), Domain.PBFT_PREPARE, (0, 2, 3), b"amnesia")
+
+
+def test_a_signature_cannot_be_had_without_its_mark() -> None:
+    turn = Turn(0)
+    MarkedSigner(signer(0), SimulatedStore()).sign(turn, Domain.PBFT_COMMIT, (0, 0, 1), b"x")
+    (effect,) = turn.effects()
+    assert isinstance(effect, Persist)
+
+
+def test_a_replica_without_memory_but_with_marks_is_silent_rather_than_double() -> None:
+    """The log is lost, the marks are not: lock amnesia costs a vote, never agreement."""
+    bench = Bench(1)
+    first, second = FOUR.block(), FOUR.block(after_ms=1_001)
+    bench.now = first.header.timestamp_ms
+    bench.hear(bench.pre_prepare(first))
+    for table in (bench.store._live, bench.store._durable):
+        table["log"] = {}
+    bench.live()
+    bench.hear(bench.pre_prepare(second))
+    assert [m.ballot.block_hash for m in bench.take(Prepare)] == [first.hash]
+
+
+# -- lives -----------------------------------------------------------------------------------------
+
+
+def scripted_inputs(bench: Bench) -> list[object]:
+    """Decide block 1 in view 0, prepare block 2, change the view, decide it there."""
+    one = bench.block(transactions=[transfer(0, 0)])
+    two = bench.block(one)
+    changes = [bench.view_change(i, 1, head=bench.certified(one)) for i in (0, 1)]
+    changes.append(
+        bench.view_change(3, 1, head=bench.certified(one), prepared=[bench.prepared(two)])
+    )
+    return [
+        bench.pre_prepare(one),
+        bench.prepare(1, one),
+        bench.prepare(3, one),
+        bench.commit(0, one),
+        bench.commit(1, one),
+        bench.pre_prepare(two),
+        bench.prepare(3, two),
+        changes[0],
+        changes[2],
+        bench.new_view(1, changes),
+        bench.prepare(3, two, 1),
+        bench.commit(1, two, 1),
+        bench.commit(3, two, 1),
+    ]
+
+
+def rivals(bench: Bench) -> list[object]:
+    """What a traitor would say to a forgetful replica: other blocks wherever it voted."""
+    one = bench.block(transactions=[transfer(0, 0)])
+    return [
+        bench.pre_prepare(bench.block(after_ms=1_777)),
+        bench.pre_prepare(bench.block(one, after_ms=1_777)),
+        bench.new_view(1, [bench.view_change(i, 1) for i in (0, 1, 3)]),
+        bench.pre_prepare(bench.block(view=1, after_ms=1_888), 1),
+        bench.pre_prepare(bench.block(one, view=1, after_ms=1_888), 1),
+    ]
+
+
+def votes(messages: list[object]) -> set[tuple[str, int, int, bytes]]:
+    out = set()
+    for message in messages:
+        if isinstance(message, Prepare):
+            ballot = message.ballot
+            out.add(("prepare", ballot.view, ballot.height, ballot.block_hash))
+        elif isinstance(message, Commit):
+            vote = message.vote
+            out.add(("commit", vote.view, vote.height, vote.block_hash))
+    return out
+
+
+@pytest.mark.parametrize("crash_after", range(13))
+def test_a_life_that_begins_anywhere_contradicts_nothing_and_votes_again(crash_after: int) -> None:
+    bench = Bench(2)
+    inputs = scripted_inputs(bench)
+    bench.now += 2_500
+    bench.hear(*inputs[:crash_after])
+    bench.live()
+    bench.hear(*rivals(bench))
+    bench.hear(*inputs)
+    cast = votes(bench.sent)
+    seen = [vote[:3] for vote in cast]
+    assert len(seen) == len(set(seen)), "one vote per kind, view and height"
+    undisturbed = Bench(2)
+    undisturbed.now = bench.now
+    undisturbed.hear(*inputs[:crash_after])
+    undisturbed.live()
+    undisturbed.hear(*inputs)
+    assert undisturbed.replica.head.height == 2, "it goes on where it was"
+
+
+def test_every_prefix_of_its_batches_is_a_life() -> None:
+    """All batches of a life, cut anywhere: restored, it says nothing that contradicts what left."""
+    bench = Bench(2)
+    inputs = scripted_inputs(bench)
+    bench.now += 2_500
+    batches_: list[Persist] = []
+    left: list[set[tuple[str, int, int, bytes]]] = [set()]
+    for message in inputs:
+        before = len(bench.sent)
+        bench.hear(message)
+        found = [effect for effect in bench.effects if isinstance(effect, Persist)]
+        batches_ += found
+        said = votes(bench.sent[before:])
+        assert found or not said, "no vote without a batch"
+        left += [left[-1] | said] if found else []
+    for kept in range(len(batches_) + 1):
+        life = Bench(2)
+        for batch in batches_[:kept]:
+            life.store.write(batch.writes)
+            life.store.sync()
+        life.now = bench.now
+        life.live()
+        life.hear(*rivals(life), *inputs)
+        positions = [vote[:3] for vote in votes(life.sent) | left[kept]]
+        assert len(positions) == len(set(positions))
+
+
+def test_a_home_of_another_chain_is_refused() -> None:
+    bench = Bench(1)
+    other = FOUR.ledger.genesis(1)
+    with pytest.raises(LocalFault, match="another genesis"):
+        Replica.restore(bench.store, bench.ledger, bench.validators, signer(1), other, Timing())
+    with pytest.raises(LocalFault, match="not among the 4 replicas"):
+        Replica.restore(
+            SimulatedStore(), bench.ledger, bench.validators, signer(9), bench.genesis, Timing()
+        )
+
+
+def test_a_certified_block_that_executes_differently_stops_the_node() -> None:
+    """The quorum cannot be wrong about the chain: this replica is, and says what to do."""
+    bench = Bench(1)
+    wrong = BLOCK.block.header
+    header = type(wrong)(
+        **{n: getattr(wrong, n) for n in wrong.__struct_fields__ if n != "state_root"},
+        state_root=bytes(32),
+    )
+    block = type(BLOCK.block)(header, BLOCK.block.transactions)
+    bench.hear(Status(0, 0, True, 1), sender=0)
+    executed = type(BLOCK)(block, BLOCK.state, {}, ())
+    answer = CertifiedBlocks(1, (CertifiedBlock(block, FOUR.certificate(executed)),))
+    with pytest.raises(LocalFault, match="gtx verify"):
+        bench.hear(answer, sender=0)
+
+
+# -- log -------------------------------------------------------------------------------------------
+
+
+def test_the_log_is_bounded_by_the_set() -> None:
+    log = VoteLog(CHAIN_ID, FOUR.validators)
+    for view in range(1, 50):
+        assert log.add_prepare(FOUR.prepare(2, BLOCK, view)) is None
+        assert log.add_commit(FOUR.commit(2, BLOCK, view)) is None
+    slot = log.slot(1)
+    assert (len(slot.prepares), len(slot.commits)) == (1, 1)
+    assert slot.prepares[2].ballot.view == 49
+    for stamp in range(MAX_BODIES + 10):
+        slot.keep(FOUR.block(after_ms=1_000 + stamp).block)
+    assert len(slot.bodies) == MAX_BODIES
+
+
+def test_contradicting_votes_are_evidence_that_verifies() -> None:
+    log = VoteLog(CHAIN_ID, FOUR.validators)
+    rival = FOUR.block(after_ms=1_001)
+    for first, second, add in (
+        (FOUR.prepare(2, BLOCK), FOUR.prepare(2, rival), log.add_prepare),
+        (FOUR.commit(2, BLOCK), FOUR.commit(2, rival), log.add_commit),
+    ):
+        assert add(first) is None
+        proof = add(second)
+        assert proof is not None
+        assert proof.offender == 2
+        for vote in (proof.first, proof.second):
+            assert signer(2).sign(vote.payload) == vote.signature
+        assert proof.first.payload != proof.second.payload
+
+
+def test_a_slot_knows_nothing_of_a_view_that_ended() -> None:
+    slot = Slot(1)
+    slot.ballot, slot.proposal = FOUR.ballot(BLOCK, 0), bytes(64)
+    slot.keep(BLOCK.block)
+    slot.end_view()
+    assert (slot.ballot, slot.proposal) == (None, b"")
+    assert slot.bodies
+
+
+# -- sync ------------------------------------------------------------------------------------------
+
+
+def chain(length: int) -> list[CertifiedBlock]:
+    blocks = [FOUR.block()]
+    for _ in range(length - 1):
+        blocks.append(FOUR.block(blocks[-1]))
+    return [CertifiedBlock(b.block, FOUR.certificate(b)) for b in blocks]
+
+
+CHAIN = chain(40)
+PEERS = [bytes((i,)) * 32 for i in range(4)]
+
+
+def test_ranges_are_asked_of_several_peers_and_taken_in_order() -> None:
+    sync = Sync(1_000)
+    for peer in PEERS[:3]:
+        sync.claim(peer, 40)
+    asked = sync.questions(0, 0)
+    assert [(q.first, q.count) for _, q in asked] == [(1, 16), (17, 16), (33, 16)]
+    assert len({peer for peer, _ in asked}) == 3
+    assert sync.questions(0, 0) == []
+    for peer, question in reversed(asked):
+        blocks = CHAIN[question.first - 1 : question.first - 1 + question.count]
+        assert sync.answer(peer, CertifiedBlocks(question.first, tuple(blocks)))
+    for height in range(1, 41):
+        found = sync.take(height)
+        assert found is not None
+        assert found[1].block.height == height
+
+
+def test_a_peer_that_does_not_answer_is_replaced_and_then_asked_last() -> None:
+    sync = Sync(1_000)
+    sync.claim(PEERS[0], 10**15)
+    (first,) = sync.questions(0, 0)
+    assert first[0] == PEERS[0]
+    sync.claim(PEERS[1], 40)
+    assert sync.deadline_ms() == 1_000
+    again = dict(reversed(pair) for pair in ((q.first, p) for p, q in sync.questions(0, 1_000)))
+    assert again[PEERS[1]] == 1
+    sync.claim(PEERS[0], 10**15)
+    assert not sync.answer(PEERS[2], CertifiedBlocks(1, tuple(CHAIN[:16]))), "nobody asked it"
+
+
+def test_claims_cannot_make_it_ask_or_keep_without_bound() -> None:
+    sync = Sync(1_000)
+    for index in range(1_000):
+        sync.claim(index.to_bytes(32, "big"), 10**15)
+    assert len(sync.questions(0, 0)) == RANGES
+    assert len(sync._claims) <= 256
+
+
+def test_wrong_heights_and_empty_answers_end_trust() -> None:
+    for blocks in ((), tuple(CHAIN[5:9])):
+        sync = Sync(1_000)
+        sync.claim(PEERS[0], 40)
+        (asked,) = sync.questions(0, 0)
+        assert sync.answer(asked[0], CertifiedBlocks(1, blocks))
+        assert sync.take(1) is None
+        assert not sync.behind(0)
+
+
+# -- requests --------------------------------------------------------------------------------------
+
+
+def test_gossip_is_cut_into_bounded_messages() -> None:
+    many = [transfer(0, nonce) for nonce in range(600)]
+    cut = list(batches(many))
+    assert [len(batch) for batch in cut] == [256, 256, 88]
+    assert [t for batch in cut for t in batch] == many
+
+
+def test_only_what_could_have_been_included_is_overdue() -> None:
+    requests = Requests(FOUR.ledger, Pool())
+    head = FOUR.genesis
+    ready, gap = transfer(0, 0), transfer(1, 3)
+    for transaction in (ready, gap):
+        assert requests.add(head, transaction, 0)
+    assert not requests.add(head, ready, 0), "known"
+    assert requests.overdue(head, 400, 1_000) == ([], False)
+    assert requests.overdue(head, 500, 1_000) == ([ready], False)
+    assert requests.overdue(head, 1_000, 1_000) == ([ready], True)
+    requests.restart_waits(1_000)
+    assert requests.overdue(head, 1_400, 1_000) == ([], False)
+    included = FOUR.block(transactions=[ready])
+    requests.committed(included)
+    assert requests.overdue(included, 9_000, 1_000) == ([], False)
+    assert len(requests.pool) == 1
+
+
+# -- verification ----------------------------------------------------------------------------------
+
+
+def test_every_signature_of_a_nested_message_is_named_once() -> None:
+    bench = Bench(1)
+    changes = [bench.view_change(i, 1, prepared=[bench.prepared(BLOCK)]) for i in (0, 2, 3)]
+    checks = bench.replica.verification(bench.new_view(1, changes))
+    assert not isinstance(checks, Unknown)
+    assert len(checks) == len(set(checks))
+    # the new-view, three view-changes, one pre-prepare and two prepares of the certificate, one O
+    assert len(checks) == 1 + 3 + 3 + 1
+    keys = {check.public_key for check in checks}
+    assert keys == set(bench.validators.members)
+
+
+def test_a_proposals_transactions_are_checked_with_it() -> None:
+    bench = Bench(1)
+    checks = bench.replica.verification(bench.pre_prepare(BLOCK))
+    assert not isinstance(checks, Unknown)
+    assert len(checks) == 2
+
+
+def test_a_later_set_is_unknown_and_an_impossible_voter_refused() -> None:
+    bench = Bench(1)
+    prepare = bench.prepare(2, BLOCK)
+    later = Prepare(type(prepare.ballot)(7, 0, 1, BLOCK.hash), 2, prepare.signature)
+    assert isinstance(bench.replica.verification(later), Unknown)
+    with pytest.raises(RemoteFault, match="unknown-replica"):
+        bench.replica.verification(Prepare(prepare.ballot, 4, prepare.signature))
+    with pytest.raises(RemoteFault, match="unexpected-message"):
+        bench.replica.verification(BLOCK.block)
+
+
+def test_exchanged_transactions_do_not_accuse_the_primary() -> None:
+    """Its signature covers the header; who relays another body is the liar."""
+    bench = Bench(1)
+    proposal = bench.pre_prepare(BLOCK)
+    altered = PrePrepare(0, type(BLOCK.block)(BLOCK.block.header, ()), proposal.signature)
+    bench.now = BLOCK.header.timestamp_ms
+    bench.hear(altered, sender=3)
+    assert bench.rejected == ["wrong-body"]
+    assert not bench.take(Suspect)
+    bench.hear(proposal)
+    assert bench.take(Prepare)
+
+
+# -- timing ----------------------------------------------------------------------------------------
+
+
+def test_patience_doubles_up_to_its_end() -> None:
+    timing = Timing(view_timeout_ms=1_000, longest_timeout_ms=60_000)
+    waits = [timing.patience_ms(attempt) for attempt in range(100)]
+    assert waits[:4] == [1_000, 2_000, 4_000, 8_000]
+    assert all(later >= earlier for earlier, later in pairwise(waits))
+    assert waits[-1] == 60_000
