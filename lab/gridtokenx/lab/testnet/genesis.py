@@ -207,7 +207,7 @@ def _consortium(
 def _accounts(manifest: Manifest, keys: Keys) -> Iterator[Account]:
     for name in _households(manifest):
         yield Account(account=keys[name], opening_uwatt=manifest.market.opening_uwatt)
-    for name in (ALICE, BOB, WORKLOAD):
+    for name in (ALICE, BOB, OPERATOR, WORKLOAD):
         yield Account(account=keys[name], opening_uwatt=PERSON_WATT * WATT)
 
 
