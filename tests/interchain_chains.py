@@ -205,6 +205,17 @@ class TestChain:
         return self.identity.chain_id
 
     @property
+    def facing(self) -> dict[str, tuple[str, str]]:
+        """By client: the name of the chain that it faces, and that chain's client of us."""
+        return {peer.client_id: (peer.chain.name, peer.counterparty) for peer in self.peers}
+
+    def next_nonce(self, sender: bytes) -> int:
+        return self.admission.next_nonce(self.state, sender)
+
+    def fee(self, batch: Sequence[Wire]) -> int:
+        return 0
+
+    @property
     def head(self) -> ExecutedBlock:
         return self.blocks[-1]
 
@@ -233,7 +244,7 @@ class TestChain:
             sign_transaction(
                 sender,
                 self.chain_id,
-                self.admission.next_nonce(self.state, sender.public_key),
+                self.next_nonce(sender.public_key),
                 batch,
             )
             for sender, batch in transactions

@@ -43,7 +43,7 @@ def specs(chains: dict[str, TestChain]) -> list[ChainSpec]:
     return [
         ChainSpec(
             name,
-            {peer.client_id: Facing(peer.chain.name, peer.counterparty) for peer in chain.peers},
+            {client: Facing(*facing) for client, facing in chain.facing.items()},
             retry_ms=5 * BLOCK_MS[name],
             stagger_ms=3 * BLOCK_MS[name],
         )
@@ -116,13 +116,14 @@ class World:
         nonces: dict[bytes, int] = {}
         for pending in self.pools[name]:
             submit, signer = pending.submit, pending.relayer.signer
-            first = chain.admission.next_nonce(chain.state, signer.public_key)
+            first = chain.next_nonce(signer.public_key)
             nonce = nonces[signer.public_key] = nonces.get(signer.public_key, first - 1) + 1
             transaction = sign_transaction(
                 signer,
                 chain.chain_id,
                 nonce,
                 submit.calls,
+                fee=chain.fee(submit.calls),
                 valid_until_ms=submit.valid_until_ms,
             )
             transactions[transaction.id] = pending
@@ -217,7 +218,5 @@ class World:
 
     def open_packets(self) -> int:
         return sum(
-            len(chain.packets(peer.client_id))
-            for chain in self.chains.values()
-            for peer in chain.peers
+            len(chain.packets(client)) for chain in self.chains.values() for client in chain.facing
         )
