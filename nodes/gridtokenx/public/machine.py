@@ -235,6 +235,8 @@ class PublicNode:
             case Votes(votes):
                 return self._check_votes(votes)
             case CatchUp(completed):
+                if not completed.is_consistent:
+                    raise RemoteFault("mixed-rounds", "a catch-up with votes of other rounds")
                 return self._check_votes(completed.votes)
             case Transactions(transactions):
                 return [transaction.signature_check() for transaction in transactions]

@@ -62,6 +62,7 @@ class Ballots:
         self._rounds: dict[int, Round] = {}
         self._waiting: dict[tuple[int, Stage, int], tuple[SignedVote, ...]] = {}
         self._hints: dict[int, BlockRef] = {}
+        self._standings: dict[int, Standing] = {}
 
     def round(self, number: int) -> Round:
         """The round of this number; a new one builds on the last finalised block."""
@@ -82,6 +83,7 @@ class Ballots:
     def put(self, completed: Round) -> None:
         """Replaces a round by one that was rebuilt."""
         self._rounds[completed.number] = completed
+        self._standings.pop(completed.number, None)
 
     def hint(self, number: int) -> BlockRef | None:
         """What the primary of a round proposed."""
@@ -93,11 +95,13 @@ class Ballots:
             del self._rounds[old]
         for old in [n for n in self._hints if n < number]:
             del self._hints[old]
+        self._standings.clear()
         for key in [key for key in self._waiting if key[0] < number]:
             del self._waiting[key]
 
     def take(self, vote: SignedVote) -> Taken:
         """Takes in a vote of a round inside the window, its signature checked."""
+        self._standings.pop(vote.round, None)
         stage = Stage(vote.stage)
         height = self._chain.height_of(vote.target_hash)
         if height is not None and height != vote.target_height:
@@ -132,18 +136,12 @@ class Ballots:
 
     def standing(self, number: int) -> Standing:
         """Which votes of a round are held, waiting ones included."""
-        masks = dict.fromkeys(VOTES, 0)
-        digest = 0
-        for vote in self._all_of(number):
-            masks[Stage(vote.stage)] |= 1 << vote.authority
-            digest += _short_hash(vote)
-        return Standing(
-            self._validators.set_id,
-            number,
-            _to_bytes(masks[Stage.PREVOTE]),
-            _to_bytes(masks[Stage.PRECOMMIT]),
-            digest % 2**63,
-        )
+        known = self._standings.get(number)
+        if known is None:
+            known = self._count(number)
+            if number in self._rounds:
+                self._standings[number] = known
+        return known
 
     def lacks(self, other: Standing) -> bool:
         """Whether the holder of `other` has votes of that round that are not here."""
@@ -166,6 +164,20 @@ class Ballots:
         if not missing and self.standing(other.round).digest != other.digest:
             missing = votes
         return tuple(missing[:MAX_BATCH])
+
+    def _count(self, number: int) -> Standing:
+        masks = dict.fromkeys(VOTES, 0)
+        digest = 0
+        for vote in self._all_of(number):
+            masks[Stage(vote.stage)] |= 1 << vote.authority
+            digest += _short_hash(vote)
+        return Standing(
+            self._validators.set_id,
+            number,
+            _to_bytes(masks[Stage.PREVOTE]),
+            _to_bytes(masks[Stage.PRECOMMIT]),
+            digest % 2**63,
+        )
 
     def _signed(self, like: SignedVote, cast: CastVote) -> SignedVote:
         return signed_vote(Stage(like.stage), like.round, like.set_id, cast)

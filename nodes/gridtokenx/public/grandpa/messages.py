@@ -106,6 +106,15 @@ class CompletedRound(Wire, frozen=True):
     """Headers from the votes' targets down to what was final: links between blocks that the reader
     may lack, because they are new to it or were pruned since. A header proves itself by its hash."""
 
+    @property
+    def is_consistent(self) -> bool:
+        """Whether all votes are of this round and set: their signatures hold for others, too."""
+        return all(
+            (vote.set_id, vote.round) == (self.set_id, self.round)
+            and vote.stage in (Stage.PREVOTE, Stage.PRECOMMIT)
+            for vote in self.votes
+        )
+
 
 class CatchUp(Wire, frozen=True, tag="grandpa.catch_up"):
     """The answer to a `CatchUpRequest`."""

@@ -220,7 +220,8 @@ class Voter:
 
     def on_catch_up(self, now: Instant, completed: CompletedRound) -> list[Outcome]:
         """Somebody's completed round, its signatures checked: adopt it if it is ahead of ours."""
-        if completed.set_id == self.validators.set_id and completed.round >= self._number:
+        is_ahead = completed.set_id == self.validators.set_id and completed.round >= self._number
+        if is_ahead and completed.is_consistent:
             round_ = self._rebuild(completed)
             if round_ is not None and round_.state.completable:
                 self._ballots.put(round_)
