@@ -96,9 +96,11 @@ class ReplicaBase:
         self._early: dict[tuple[int, int], PrePrepare] = {}
         self._wanted: dict[tuple[int, bytes], tuple[int, ...]] = {}
         self._helped: dict[tuple[str, NodeId], Instant] = {}
+        self._reported: dict[int, int] = {}
         self._timers: dict[str, Instant] = {}
         self._moved_ms: Instant = 0
         self._asked = 0
+        self._omissions = 0
         self._idle = False
         self._muted_view = -1
 
@@ -154,9 +156,13 @@ class ReplicaBase:
         )
 
     def _report(self, turn: Turn, proof: Equivocation | None) -> None:
-        if proof is not None:
-            offender = self._validators.members[proof.offender]
-            turn.add(Misbehaviour(offender, "equivocation", proof))
+        """Report a contradiction, once per offender and height in a row: one proof is enough."""
+        if proof is None or self._reported.get(proof.offender) == self._head.height:
+            return
+        self._reported[proof.offender] = self._head.height
+        offender = self._validators.members[proof.offender]
+        turn.log("warning", "equivocation", offender=offender.hex()[:16], view=self._views.view)
+        turn.add(Misbehaviour(offender, "equivocation", proof))
 
     def _may_help(self, turn: Turn, kind: str, peer: NodeId) -> bool:
         """At most one answer of a kind per peer and half retransmission period."""

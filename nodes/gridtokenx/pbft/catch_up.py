@@ -31,6 +31,7 @@ from gridtokenx.ledger.runtime import ExecutedBlock, InvalidBlock
 from gridtokenx.pbft.base import EARLY_HEIGHTS, FETCH, OMISSION, ReplicaBase
 from gridtokenx.pbft.log import Slot
 from gridtokenx.pbft.messages import (
+    FETCH_BLOCKS,
     FETCH_BYTES,
     Ballot,
     Body,
@@ -151,10 +152,12 @@ class CatchUp(ReplicaBase):
         for peer, question in self._sync.questions(self._head.height, turn.now):
             turn.send(peer, question)
         deadline_ms = self._sync.deadline_ms()
+        if self._sync.has(self._head.height + 1):
+            deadline_ms = turn.now
         if deadline_ms is None:
             self._cancel_timer(turn, FETCH)
-        else:
-            self._set_timer(turn, FETCH, max(1, deadline_ms - turn.now))
+        elif self._timers.get(FETCH) != deadline_ms:
+            self._set_timer(turn, FETCH, deadline_ms - turn.now)
 
     def _on_fetch_blocks(self, turn: Turn, sender: NodeId, message: FetchBlocks) -> None:
         blocks: list[CertifiedBlock] = []
@@ -168,23 +171,32 @@ class CatchUp(ReplicaBase):
         turn.send(sender, CertifiedBlocks(first=message.first, blocks=tuple(blocks)))
 
     def _on_certified_blocks(self, turn: Turn, sender: NodeId, message: CertifiedBlocks) -> None:
-        if not self._sync.answer(sender, message):
-            return
-        while (found := self._sync.take(self._head.height + 1)) is not None:
-            peer, certified = found
-            try:
-                check_transactions(certified.block)
-            except MessageFault as fault:
-                self._sync.distrust(peer)
-                turn.reject(peer, fault.reason, fault.detail)
+        if self._sync.answer(sender, message):
+            self._take_fetched(turn)
+
+    def _take_fetched(self, turn: Turn) -> None:
+        """Commit the blocks that have arrived, a bounded number per step, and ask for more."""
+        for _ in range(FETCH_BLOCKS):
+            found = self._sync.take(self._head.height + 1)
+            if found is None or not self._commit_fetched(turn, *found):
                 break
-            slot = self._log.slot(certified.block.height)
-            slot.keep(certified.block)
-            executed = self._executed(turn, slot, certified.block.hash)
-            if executed is None:
-                break
-            self._commit(turn, executed, certified.certificate)
         self._fetch(turn)
+
+    def _commit_fetched(self, turn: Turn, peer: NodeId, certified: CertifiedBlock) -> bool:
+        block = certified.block
+        try:
+            check_transactions(block)
+        except MessageFault as fault:
+            self._sync.distrust(peer)
+            turn.reject(peer, fault.reason, fault.detail)
+            return False
+        slot = self._log.slot(block.height)
+        slot.keep(block)
+        executed = self._executed(turn, slot, block.hash)
+        if executed is None:
+            return False
+        self._commit(turn, executed, certified.certificate)
+        return True
 
     # -- proposed blocks ---------------------------------------------------------------------------
 

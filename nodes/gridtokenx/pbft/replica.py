@@ -200,7 +200,7 @@ class Replica(ViewChanging):
                 self._suspect(turn, "silence")
             case "request":
                 self._on_request_timer(turn)
-            case "new-view":
+            case "new-view" if not self._views.active:
                 self._leave(turn, self._views.view + 1)
             case "retransmit":
                 self._on_retransmit(turn)
@@ -208,7 +208,7 @@ class Replica(ViewChanging):
                 for batch in self._requests.gossip():
                     turn.broadcast(Transactions(batch))
             case "fetch":
-                self._fetch(turn)
+                self._take_fetched(turn)
             case _:
                 """The block timer: `_advance` proposes what is due."""
 
@@ -516,7 +516,7 @@ class Replica(ViewChanging):
 
     def _on_request_timer(self, turn: Turn) -> None:
         """Remind the primary of what waits; suspect it when something waited its bound (4.4)."""
-        bound_ms = self._timing.request_timeout_ms
+        bound_ms = self._timing.request_patience_ms(self._omissions)
         waiting, omitted = self._requests.overdue(self._head, turn.now, bound_ms)
         views = self._views
         if views.active and not views.leads:
@@ -526,6 +526,7 @@ class Replica(ViewChanging):
             self._suspect(turn, OMISSION)
         else:
             views.reasons.discard(OMISSION)
+            self._omissions = self._omissions if waiting else 0
         if len(self._requests.pool):
             self._set_timer(turn, REQUEST, bound_ms // 2)
 

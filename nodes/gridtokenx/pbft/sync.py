@@ -97,6 +97,10 @@ class Sync:
             self._failures.pop(peer, None)
         return True
 
+    def has(self, height: int) -> bool:
+        """Whether a block has arrived and waits to be taken."""
+        return height in self._arrived
+
     def take(self, height: int) -> tuple[NodeId, CertifiedBlock] | None:
         """The block that comes next, if it has arrived; older ones are dropped."""
         for old in [h for h in self._arrived if h < height]:

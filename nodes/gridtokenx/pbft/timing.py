@@ -41,5 +41,12 @@ class Timing:
 
     def patience_ms(self, attempts: int) -> int:
         """The timeout after so many view changes without progress (section 4.5.2: it doubles)."""
-        doubled = self.view_timeout_ms << min(attempts, _MOST_DOUBLINGS)
-        return min(doubled, max(self.longest_timeout_ms, self.view_timeout_ms))
+        return self._doubled(self.view_timeout_ms, attempts)
+
+    def request_patience_ms(self, omissions: int) -> int:
+        """The bound of a submission after so many views left for omitting it."""
+        return self._doubled(self.request_timeout_ms, omissions)
+
+    def _doubled(self, timeout_ms: int, times: int) -> int:
+        doubled = timeout_ms << min(times, _MOST_DOUBLINGS)
+        return min(doubled, max(self.longest_timeout_ms, timeout_ms))

@@ -42,7 +42,7 @@ class MessageFault(RemoteFault):
     """A message that no key could make valid."""
 
 
-class _UnknownSet(Exception):  # noqa: N818 - a way out of the recursion, never seen outside
+class _UnknownSet(Exception):
     pass
 
 

@@ -14,6 +14,7 @@ from gridtokenx.core.machine import (
 from gridtokenx.pbft.base import (
     BLOCK,
     NEW_VIEW,
+    OMISSION,
     SILENCE,
 )
 from gridtokenx.pbft.catch_up import CatchUp
@@ -106,6 +107,7 @@ class ViewChanging(CatchUp):
             return False
         turn.log("warning", "left-view", view=self._views.view, to=view, height=self._head.height)
         change = ViewChange(body, signature)
+        self._omissions += OMISSION in self._views.reasons
         self._views.leave(change)
         self._journal.left_view(turn, change)
         self._end_view(turn)
