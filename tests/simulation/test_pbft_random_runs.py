@@ -43,7 +43,9 @@ class Life:
         self.cluster = Cluster(
             n,
             seed,
-            timing=Timing(block_time_ms=draw.choice([0, 200, 1_000])),
+            timing=Timing(
+                block_time_ms=draw.choice([0, 200, 1_000]), window=draw.choice([1, 1, 4])
+            ),
             profile=LinkProfile(
                 delay_ms=(1, draw.choice([5, 50, 400])),
                 loss=draw.choice([0, 0.02, 0.1, 0.3]),

@@ -14,6 +14,7 @@ from tests.simulation.pbft_cluster import (
     Wrapper,
     transfer,
 )
+from tests.simulation.pbft_script import Bench
 
 from gridtokenx.core.machine import NodeId
 from gridtokenx.lab.sim.network import Drop, Envelope, Verdict
@@ -275,6 +276,21 @@ def test_an_equivocating_leader_loses_its_view_and_agreement_holds() -> None:
     cluster.start()
     assert cluster.run_to(3, 40_000, cluster.honest())
     cluster.check_chains()
+
+
+def test_a_leader_that_split_the_others_is_proved_guilty_by_a_view_change() -> None:
+    """Each half saw one proposal only; a certificate shows one of them the other."""
+    bench = Bench(1)
+    mine, theirs = bench.block(), bench.block(after_ms=1_001)
+    bench.now = mine.header.timestamp_ms
+    bench.hear(bench.pre_prepare(mine))
+    for life in range(2):
+        certificate = bench.prepared(theirs, backups=(2, 3))
+        bench.hear(bench.view_change(2, 1 + life, prepared=[certificate]))
+        (report,) = bench.misbehaviours
+        assert report.offender == bench.validators.members[0]
+        bench.misbehaviours.clear()
+        bench.live()
 
 
 def test_an_equivocating_leader_is_proved_guilty() -> None:

@@ -75,9 +75,9 @@ class CatchUp(ReplicaBase):
         self._wanted = {k: h for k, h in self._wanted.items() if k[0] > executed.height}
         self._idle = False
         self._moved_ms = turn.now
-        self._views.attempts = 0
         self._views.reasons &= {OMISSION}
         if self._views.active:
+            self._views.attempts = 0
             self._set_silence(turn)
 
     def _executed(

@@ -166,7 +166,7 @@ class Journal:
 def _restore(log: VoteLog, slot: Slot, name: bytes, value: bytes) -> None:
     if name == _ACCEPTED:
         accepted = decode_own(value, Reproposal)
-        slot.ballot, slot.proposal = accepted.ballot, accepted.signature
+        slot.accept(accepted.ballot, accepted.signature)
     elif name == _PREPARE:
         slot.own_prepare = decode_own(value, Prepare)
         log.add_prepare(slot.own_prepare)

@@ -44,6 +44,8 @@ class Slot:
     """The one proposal accepted in the current view; None before, and after leaving the view."""
     proposal: bytes = b""
     """The primary's signature over `ballot`."""
+    proposals: dict[int, tuple[Ballot, bytes]] = field(default_factory=dict)
+    """What the primary of each view was seen to propose: a second one is evidence."""
     prepares: dict[int, Prepare] = field(default_factory=dict)
     """The latest of each replica."""
     commits: dict[int, Commit] = field(default_factory=dict)
@@ -58,6 +60,13 @@ class Slot:
     """What this replica voted last, to be sent again."""
     own_commit: Commit | None = None
     """What this replica voted last, to be sent again."""
+
+    def accept(self, ballot: Ballot, signature: bytes) -> None:
+        """This is the one proposal for the height in its view."""
+        self.ballot, self.proposal = ballot, signature
+        self.proposals[ballot.view] = (ballot, signature)
+        if len(self.proposals) > MAX_BODIES:
+            del self.proposals[next(iter(self.proposals))]
 
     def keep(self, block: Block) -> None:
         """Keep a body until the height is committed: a certificate that names it may appear late.
@@ -140,13 +149,13 @@ class VoteLog:
         return None
 
     def contradicts(self, slot: Slot, ballot: Ballot, signature: bytes) -> Equivocation | None:
-        """The proof if the primary proposed another block here in the same view."""
-        known = slot.ballot
-        if known is None or known.view != ballot.view or known == ballot:
+        """The proof if the primary of the ballot's view proposed another block here."""
+        known = slot.proposals.get(ballot.view)
+        if known is None or known[0] == ballot:
             return None
         return Equivocation(
             offender=primary_of(ballot.view, self._validators),
-            first=self._evidence(known, Domain.PBFT_PRE_PREPARE, slot.proposal),
+            first=self._evidence(known[0], Domain.PBFT_PRE_PREPARE, known[1]),
             second=self._evidence(ballot, Domain.PBFT_PRE_PREPARE, signature),
         )
 

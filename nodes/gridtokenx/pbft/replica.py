@@ -306,7 +306,7 @@ class Replica(ViewChanging):
         self, turn: Turn, slot: Slot, ballot: Ballot, signature: bytes, executed: ExecutedBlock
     ) -> None:
         """This is the one proposal for (view, height); remember it before voting for it."""
-        slot.ballot, slot.proposal = ballot, signature
+        slot.accept(ballot, signature)
         slot.keep(executed.block)
         slot.executed[executed.hash] = executed
         self._journal.accepted(turn, slot)

@@ -7,6 +7,8 @@ recomputed.** When to leave is counted in `views.py`; what a new view starts fro
 Theory: Castro & Liskov (OSDI 1999) section 4.4 and 4.5.2.
 """
 
+from collections.abc import Iterable
+
 from gridtokenx.core.keys import Domain
 from gridtokenx.core.machine import (
     NodeId,
@@ -73,10 +75,21 @@ class ViewChanging(CatchUp):
         if body.head is not None and body.head.header.height > self._head.height:
             self._sync.shows(author, body.head.header.height)
             self._fetch(turn)
+        self._look_for_contradictions(turn, body.prepared)
         if self._views.note_change(message):
             self._consider_views(turn)
         elif self._is_past(body.view) or (body.view == self._views.view and self._views.active):
             self._help_with_view(turn, author)
+
+    def _look_for_contradictions(
+        self, turn: Turn, certificates: Iterable[PreparedCertificate]
+    ) -> None:
+        """A certificate may show that a primary proposed something else to others."""
+        for certificate in certificates:
+            slot = self._log.find(certificate.header.height)
+            if slot is not None:
+                ballot, signature = certificate.ballot, certificate.proposal
+                self._report(turn, self._log.contradicts(slot, ballot, signature))
 
     def _consider_views(self, turn: Turn) -> None:
         """Leave, start the new-view timer, or open the view, as `views.py` says."""
@@ -172,7 +185,7 @@ class ViewChanging(CatchUp):
         for proposal in body.proposals:
             if proposal.ballot.height > self._head.height:
                 slot = self._log.slot(proposal.ballot.height)
-                slot.ballot, slot.proposal = proposal.ballot, proposal.signature
+                slot.accept(proposal.ballot, proposal.signature)
                 self._journal.accepted(turn, slot)
         self._cancel_timer(turn, NEW_VIEW)
         self._cancel_timer(turn, BLOCK)
