@@ -293,6 +293,20 @@ def test_regression_a_completed_round_named_a_block_that_finality_had_pruned(see
     everything_at_once(seed)
 
 
+def test_on_a_ring_everything_is_passed_on_by_asking() -> None:
+    """Each of seven validators has two neighbours: blocks and votes reach the rest in hops."""
+    net = PublicNetwork(7, seed=12)
+
+    def ring(envelope: Envelope) -> Verdict | None:
+        distance = (net.ids.index(envelope.sender) - net.ids.index(envelope.receiver)) % 7
+        return None if distance in (1, 6) else Drop()
+
+    net.world.network.rules.append(ring)
+    net.world.start()
+    assert net.run_to(12, slots=40)
+    net.settle()
+
+
 def test_transactions_are_final_once_whatever_forks_did() -> None:
     net = PublicNetwork(seed=10, profile=ROUGH)
     net.world.start()

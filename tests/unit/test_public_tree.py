@@ -56,6 +56,18 @@ def test_pruned_blocks_leave_their_place_behind() -> None:
     assert forge.tree.height_of(b"unknown") is None
 
 
+def test_the_way_down_through_final_blocks_is_there_before_the_disk_has_it() -> None:
+    forge = Forge()
+    line = forge.line(forge.root, 4)
+    forge.tree.finalize(line[2].hash)
+    current: bytes | None = line[3].hash
+    for below in (line[2], line[1], line[0], forge.root):
+        current = forge.tree.parent_of(current or b"")
+        assert current == below.hash
+        assert forge.tree.height_of(current) == below.height
+        assert forge.tree.header_of(current) is None
+
+
 def test_best_containing_follows_the_best_chain_through_a_block() -> None:
     forge = Forge()
     short = forge.line(forge.root, 1, PRIMARY)

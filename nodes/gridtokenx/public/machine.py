@@ -72,7 +72,14 @@ from gridtokenx.finality.justifications import (
 )
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.ledger.pool import Pool
-from gridtokenx.ledger.records import META, block_writes, height_key, load_block, load_head
+from gridtokenx.ledger.records import (
+    META,
+    block_writes,
+    final_height,
+    height_key,
+    load_block,
+    load_head,
+)
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger, Proposal
 from gridtokenx.ledger.state import State
 from gridtokenx.ledger.transactions import Transaction
@@ -332,7 +339,7 @@ class PublicNode:
         return Voter(config, validators, self._keys.signer, self._tree, self._reader)
 
     def _on_start(self, now: Instant) -> None:
-        if load_head(self._reader) is None:
+        if final_height(self._reader) is None:
             epoch = Write(META, _EPOCH, encode(self._tree.root.epoch))
             self._out.append(Persist((*block_writes(self._genesis, None), epoch)))
         self._set_slot_timer(now)

@@ -7,12 +7,13 @@ Theory: BABE's fork choice on top of GRANDPA's finality: of the heads above the 
 
     most primary blocks above the root, then the greatest height, then the lowest hash
 
-A child never ranks below its parent, so the best block is always a head. Pruned blocks leave their
-headers behind for a while, because late votes may still name them.
+A child never ranks below its parent, so the best block is always a head. Final and pruned blocks
+leave their headers behind for a while: late votes may name them, and a vote's way down to the base
+of its round leads through them, possibly before the disk has them.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -24,8 +25,8 @@ from gridtokenx.ledger.runtime import ExecutedBlock
 from gridtokenx.public.grandpa.vote_graph import BlockRef
 from gridtokenx.public.slots import Epoch, SealedBlock
 
-MAX_PAST: Final = 8192
-"""Pruned blocks whose headers are remembered."""
+MAX_PAST: Final = 4096
+"""Blocks whose headers are remembered after they became final, and as many after pruning."""
 
 
 @dataclass(slots=True, eq=False)
@@ -91,7 +92,8 @@ class BlockTree:
         self._root = root
         self._best = root
         self._nodes = {root.hash: root}
-        self._past: OrderedDict[bytes, Header] = OrderedDict()
+        self._final: OrderedDict[bytes, Header] = OrderedDict()
+        self._pruned: OrderedDict[bytes, Header] = OrderedDict()
 
     def __contains__(self, block_hash: bytes) -> bool:
         return block_hash in self._nodes
@@ -145,8 +147,8 @@ class BlockTree:
         kept = {node.hash for node in self._above(final[-1])}
         on_way = {node.hash for node in final[:-1]} | {self._root.hash}
         pruned = [n for h, n in self._nodes.items() if h not in kept and h not in on_way]
-        for node in pruned:
-            self._remember(node.header)
+        _remember(self._final, (self._root, *final))
+        _remember(self._pruned, pruned)
         self._root = final[-1]
         self._nodes = {h: n for h, n in self._nodes.items() if h in kept}
         self._best = min(self._nodes.values(), key=_rank)
@@ -174,7 +176,7 @@ class BlockTree:
 
     def height_of(self, block_hash: bytes) -> int | None:
         """The height of a known block: in the tree, final, or pruned not long ago."""
-        header = self._recent(block_hash)
+        header = self._header(block_hash)
         if header is not None:
             return header.height
         key = self._reader.get(HASHES, block_hash)
@@ -182,7 +184,7 @@ class BlockTree:
 
     def parent_of(self, block_hash: bytes) -> bytes | None:
         """The parent's hash of a known block; None for genesis."""
-        header = self._recent(block_hash)
+        header = self._header(block_hash)
         if header is None:
             key = self._reader.get(HASHES, block_hash)
             block = None if key is None else load_block(self._reader, int.from_bytes(key, "big"))
@@ -191,11 +193,15 @@ class BlockTree:
 
     def header_of(self, block_hash: bytes) -> Header | None:
         """The header of a block above the root, or pruned not long ago."""
-        return None if block_hash == self._root.hash else self._recent(block_hash)
+        if block_hash == self._root.hash or block_hash in self._final:
+            return None
+        return self._header(block_hash)
 
-    def _recent(self, block_hash: bytes) -> Header | None:
+    def _header(self, block_hash: bytes) -> Header | None:
         node = self._nodes.get(block_hash)
-        return self._past.get(block_hash) if node is None else node.header
+        if node is not None:
+            return node.header
+        return self._final.get(block_hash) or self._pruned.get(block_hash)
 
     def _above(self, start: TreeNode) -> Iterator[TreeNode]:
         """A block and all its descendants."""
@@ -205,10 +211,12 @@ class BlockTree:
             yield node
             waiting += (self._nodes[child] for child in node.children)
 
-    def _remember(self, header: Header) -> None:
-        self._past[header.hash] = header
-        while len(self._past) > MAX_PAST:
-            self._past.popitem(last=False)
+
+def _remember(past: OrderedDict[bytes, Header], nodes: Sequence[TreeNode]) -> None:
+    for node in nodes:
+        past[node.hash] = node.header
+    while len(past) > max(MAX_PAST, len(nodes)):
+        past.popitem(last=False)
 
 
 def _rank(node: TreeNode) -> tuple[int, int, bytes]:
