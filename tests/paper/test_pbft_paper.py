@@ -534,15 +534,17 @@ def test_4_5_2_a_laggard_is_shown_the_way_into_the_view() -> None:
 # -- 4.6 non-determinism ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("skew_ms", [-5_001, 5_001])
-def test_4_6_a_value_chosen_by_the_primary_is_checked_by_every_backup(skew_ms: int) -> None:
-    """The block's time: above its parent's, and near the voter's clock."""
+@pytest.mark.parametrize(("ahead_ms", "counted"), [(5_001, ["bad-timestamp"]), (-5_001, [])])
+def test_4_6_a_value_chosen_by_the_primary_is_checked_by_every_backup(
+    ahead_ms: int, counted: list[str]
+) -> None:
+    """The block's time is near the voter's clock. One that came too late is nobody's fault."""
     bench = Bench(1)
     block = bench.block(after_ms=20_000)
-    bench.now = block.header.timestamp_ms - skew_ms
+    bench.now = block.header.timestamp_ms - ahead_ms
     bench.hear(bench.pre_prepare(block))
     assert not bench.take(Prepare)
-    assert bench.rejected == ["bad-timestamp"]
+    assert bench.rejected == counted
 
 
 def test_4_6_a_block_proposed_again_is_exempt_from_the_clock() -> None:

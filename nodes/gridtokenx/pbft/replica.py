@@ -291,10 +291,13 @@ class Replica(ViewChanging):
             raise MessageFault("below-floor", f"height {header.height} belongs to an earlier view")
         if header.round != message.view:
             raise MessageFault("bad-view", f"first proposed in {header.round}, not {message.view}")
-        if abs(header.timestamp_ms - turn.now) > self._timing.clock_bound_ms:
-            raise MessageFault(
-                "bad-timestamp", f"{header.timestamp_ms - turn.now} ms from my clock"
-            )
+        ahead_ms = header.timestamp_ms - turn.now
+        if ahead_ms > self._timing.clock_bound_ms:
+            raise MessageFault("bad-timestamp", f"{ahead_ms} ms ahead of my clock")
+        if ahead_ms < -self._timing.clock_bound_ms:
+            # Not counted against the sender: an honest one's proposal was merely late on its way.
+            turn.log("info", "proposal-too-late", height=header.height, late_ms=-ahead_ms)
+            return
         try:
             executed = self._application.execute(parent, block)
         except InvalidBlock:
