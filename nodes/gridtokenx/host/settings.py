@@ -9,12 +9,13 @@ from gridtokenx.host.config import Setting, Settings
 class ProcessSettings(Settings, frozen=True, kw_only=True):
     """What every process can be told."""
 
-    heartbeat: Annotated[
-        Path | None,
+    clock_offset_ms: Annotated[
+        int,
         Setting(
-            "Heartbeat file of a local testnet, from which network time follows; else wall time."
+            "Network time minus wall time: what a local testnet was down; 0 on a real network.",
+            unit="ms",
         ),
-    ] = None
+    ] = 0
     http: Annotated[
         str | None,
         Setting("Address (host:port) that serves /health, /ready and /metrics; none if not set."),

@@ -1,0 +1,109 @@
+"""A PBFT replica as a process: the consortium chain and the oracle chain run this."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier
+from gridtokenx.finality.validators import ValidatorSet
+from gridtokenx.host.addresses import HostPort, NodeAddress
+from gridtokenx.host.chain_node import (
+    ChainNode,
+    MachineStatus,
+    NodeParts,
+    refuse_foreign_store,
+)
+from gridtokenx.host.checking import CachingVerifier
+from gridtokenx.host.role import Role, open_key_seed
+from gridtokenx.host.security import mutual_security
+from gridtokenx.host.settings import PermissionedNodeSettings
+from gridtokenx.host.storage import Store
+from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
+from gridtokenx.pbft.messages import Message
+from gridtokenx.pbft.replica import Replica
+from gridtokenx.pbft.timing import Timing
+
+
+@dataclass(frozen=True, slots=True)
+class PbftChain:
+    """A chain as its genesis defines it."""
+
+    name: str
+    ledger: Ledger
+    validators: ValidatorSet
+    genesis: ExecutedBlock
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaProcess:
+    """A replica that is about to run."""
+
+    node: ChainNode
+    signer: Ed25519Signer
+
+
+def make_replica(
+    settings: PermissionedNodeSettings,
+    role: Role,
+    chain_of: Callable[[CachingVerifier], PbftChain],
+) -> ReplicaProcess:
+    """Open the store and the keys, restore the replica, and put its node together.
+
+    Args:
+        settings: of the process.
+        role: its log, numbers and clock.
+        chain_of: puts the chain together around a verifier that remembers what it has checked.
+
+    Raises:
+        LocalFault: settings, keys, certificates or store that cannot be used.
+    """
+    seed = open_key_seed(settings)
+    signer, verifier = Ed25519Signer(seed), CachingVerifier(Ed25519Verifier())
+    chain = chain_of(verifier)
+    security = mutual_security(seed, settings.certificate, settings.authority)
+    store = Store.open(settings.data)
+    try:
+        refuse_foreign_store(store, chain.ledger, signer)
+        timing = Timing(block_time_ms=settings.block_time_ms)
+        replica = Replica.restore(
+            store, chain.ledger, chain.validators, signer, chain.genesis, timing
+        )
+    except BaseException:
+        store.close()
+        raise
+    parts = NodeParts(
+        chain=chain.name,
+        machine=replica,
+        message_type=Message,
+        ledger=chain.ledger,
+        genesis=chain.genesis,
+        head=replica.head,
+        validators=chain.validators,
+        status=lambda: _status(replica),
+        signer=signer,
+        verifier=verifier,
+        store=store,
+        security=security,
+        clock=role.clock,
+        metrics=role.metrics,
+        log=role.log,
+        listen=HostPort.parse(settings.listen),
+        peers=[NodeAddress.parse(text) for text in settings.peers],
+    )
+    return ReplicaProcess(ChainNode(parts), signer)
+
+
+@asynccontextmanager
+async def serving_node(role: Role, node: ChainNode) -> AsyncIterator[None]:
+    """Answer over HTTP for a chain node while the context lasts."""
+    async with role.serving(lambda: node.ready, lambda: {"height": node.head.height}):
+        yield
+
+
+def _status(replica: Replica) -> MachineStatus:
+    return MachineStatus(
+        best_height=replica.head.height,
+        round=replica.view,
+        leader=replica.primary,
+        pending=replica.pending,
+    )

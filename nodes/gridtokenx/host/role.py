@@ -1,0 +1,71 @@
+"""What a role's process has before it does anything of its own: log, numbers, clock, keys, HTTP."""
+
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from gridtokenx.host.addresses import HostPort
+from gridtokenx.host.clock import NetworkClock
+from gridtokenx.host.http import HttpServer, add_health, new_application
+from gridtokenx.host.keyfile import KeyRing, find_password
+from gridtokenx.host.logs import Logger, make_logger
+from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.settings import KeyedSettings, ProcessSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A process's own things."""
+
+    log: Logger
+    metrics: Metrics
+    clock: NetworkClock
+    http: HostPort | None
+
+    @asynccontextmanager
+    async def serving(
+        self, ready: Callable[[], bool], facts: Callable[[], Mapping[str, object]] = dict
+    ) -> AsyncIterator[None]:
+        """Answer over HTTP while the context lasts.
+
+        Args:
+            ready: whether the process does its work.
+            facts: what ``/health`` and ``/ready`` tell besides.
+        """
+        if self.http is None:
+            yield
+            return
+        application = new_application()
+        add_health(application, self.metrics, ready, facts)
+        server = HttpServer(application, self.http)
+        await server.start()
+        self.log.info("http", port=server.port)
+        try:
+            yield
+        finally:
+            await server.close()
+
+
+def open_role(settings: ProcessSettings, name: str) -> Role:
+    """Set up what every process has.
+
+    Raises:
+        LocalFault: an unusable address.
+    """
+    return Role(
+        log=make_logger(settings.log_format, settings.log_level, role=name),
+        metrics=Metrics(role=name),
+        clock=NetworkClock(settings.clock_offset_ms),
+        http=None if settings.http is None else HostPort.parse(settings.http),
+    )
+
+
+def open_key_seed(settings: KeyedSettings) -> bytes:
+    """The secret seed of the process's identity.
+
+    Raises:
+        LocalFault: no such key, or no password that opens it.
+    """
+    password = find_password(settings.keys, settings.keys_password_file, os.environ)
+    return KeyRing.open(settings.keys, password).seed(settings.key)

@@ -1,0 +1,1 @@
+"""Entry points of chain nodes: a public validator, a consortium replica."""

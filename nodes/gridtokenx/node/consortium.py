@@ -1,0 +1,36 @@
+"""A consortium replica as a process."""
+
+from gridtokenx.consortium.chain import ConsortiumGenesis, consortium_ledger
+from gridtokenx.host.checking import CachingVerifier
+from gridtokenx.host.files import read_file
+from gridtokenx.host.replica import PbftChain, make_replica, serving_node
+from gridtokenx.host.role import open_role
+from gridtokenx.host.settings import PermissionedNodeSettings
+from gridtokenx.ledger.identity import parse_genesis
+
+CHAIN = "consortium"
+
+
+class ConsortiumNodeSettings(PermissionedNodeSettings, frozen=True, kw_only=True):
+    """Settings of `gtx node consortium`."""
+
+
+async def run_consortium(settings: ConsortiumNodeSettings) -> None:
+    """Run a replica until cancelled.
+
+    Raises:
+        LocalFault: settings, keys, certificates, genesis or store that cannot be used.
+    """
+    genesis = parse_genesis(read_file(settings.genesis), ConsortiumGenesis, str(settings.genesis))
+    role = open_role(settings, CHAIN)
+    for warning in genesis.warnings():
+        role.log.warning("genesis", warning=warning)
+
+    def chain_of(verifier: CachingVerifier) -> PbftChain:
+        ledger = consortium_ledger(genesis, verifier)
+        block = ledger.genesis(genesis.clock.network_genesis_ms)
+        return PbftChain(CHAIN, ledger, genesis.validator_set, block)
+
+    node = make_replica(settings, role, chain_of).node
+    async with serving_node(role, node):
+        await node.run()
