@@ -1,4 +1,4 @@
-"""Seeded lives of whole chains: loss, delay, partitions, crashes, restarts, a traitor or two.
+"""Seeded lives of whole chains: loss, cuts, wrong clocks, pauses, crashes, a traitor or two.
 
 First anything may happen; agreement, valid certificates and no contradiction by an honest replica
 are checked at every commit and every message. Then the network heals, everybody honest starts, and
@@ -7,10 +7,13 @@ the chain must grow again within a bound. More seeds: ``GTX_PBFT_SEEDS=500 pytes
 
 import os
 import random
+from collections.abc import Sequence
+from typing import get_args
 
 import pytest
 from tests.simulation.pbft_cluster import (
     CLIENTS,
+    Censor,
     Cluster,
     Equivocator,
     Shouter,
@@ -20,15 +23,43 @@ from tests.simulation.pbft_cluster import (
 )
 
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier
+from gridtokenx.core.machine import NodeId
 from gridtokenx.finality.validators import ValidatorSet
-from gridtokenx.lab.sim.network import LinkProfile
+from gridtokenx.lab.sim.network import Drop, Envelope, LinkProfile, Verdict
 from gridtokenx.lab.sim.world import START_MS, World
+from gridtokenx.pbft.messages import Message
 from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.timing import Timing
 
 SEEDS = range(int(os.environ.get("GTX_PBFT_SEEDS", "60")))
 SIZES = (4, 5, 6, 7, 4)
-RECOVERY_MS = 90_000
+RECOVERY_MS = 60_000
+KINDS = [kind.__name__ for kind in get_args(Message)]
+
+
+class Weather:
+    """Faults of the network beyond loss and delay: one-way cuts, and kinds of messages that vanish."""
+
+    def __init__(self, draw: random.Random) -> None:
+        self.draw = draw
+        self.cut: set[tuple[NodeId, NodeId]] = set()
+        self.loss: dict[str, float] = {}
+
+    def __call__(self, envelope: Envelope) -> Verdict | None:
+        if (envelope.sender, envelope.receiver) in self.cut:
+            return Drop()
+        loss = self.loss.get(type(envelope.message).__name__, 0.0)
+        return Drop() if loss and self.draw.random() < loss else None
+
+    def worsen(self, ids: Sequence[NodeId]) -> None:
+        draw = self.draw
+        if draw.random() < 0.5:
+            self.cut = {(draw.choice(ids), draw.choice(ids)) for _ in range(draw.randrange(8))}
+        else:
+            self.loss = {draw.choice(KINDS): draw.choice([0.5, 1.0]) for _ in range(2)}
+
+    def clear(self) -> None:
+        self.cut, self.loss = set(), {}
 
 
 class Life:
@@ -39,7 +70,7 @@ class Life:
         draw = self.draw
         n = SIZES[seed % len(SIZES)]
         traitors = draw.sample(range(n), draw.randint(0, (n - 1) // 3))
-        kinds = [Equivocator, Silent, Shouter]
+        behaviours = [Equivocator, Silent, Shouter, Censor]
         self.cluster = Cluster(
             n,
             seed,
@@ -52,50 +83,72 @@ class Life:
                 duplicate=draw.choice([0, 0.1]),
                 reorder=draw.choice([0, 0.3]),
             ),
-            wrap={i: draw.choice(kinds) for i in traitors},
+            wrap={i: draw.choice(behaviours) for i in traitors},
         )
+        for node in self.cluster.world.nodes.values():
+            node.clock_offset_ms = draw.choice([0, 0, 0, -1_500, 2_000])
+        self.weather = Weather(draw)
+        self.cluster.world.network.rules.append(self.weather)
         self.nonces = [0] * len(CLIENTS)
         self.down: set[int] = set()
+        self.paused: set[int] = set()
 
     def suffer(self, duration_ms: int) -> None:
         """The safety phase."""
         self.cluster.start()
+        happenings = (
+            [self._crash_or_restart] * 4
+            + [self._pause_or_resume, self._partition, self._worsen]
+            + [self.cluster.world.network.heal, self.weather.clear]
+            + [self._submit] * 5
+        )
         end = self.cluster.world.now + duration_ms
         while self.cluster.world.now < end:
             self.cluster.world.run_for(self.draw.randint(50, 1_500))
-            self._something()
+            self.draw.choice(happenings)()
 
-    def _something(self) -> None:
-        chance = self.draw.random()
-        if chance < 0.25:
-            self._crash_or_restart(self.draw.choice(self.cluster.honest()))
-        elif chance < 0.35:
-            nodes = list(self.cluster.ids)
-            self.draw.shuffle(nodes)
-            cut = self.draw.randrange(len(nodes))
-            self.cluster.world.network.partition(nodes[:cut], nodes[cut:])
-        elif chance < 0.5:
-            self.cluster.world.network.heal()
-        elif chance < 0.8:
-            client = self.draw.randrange(len(CLIENTS))
-            self.cluster.submit(
-                self.draw.randrange(self.cluster.n), transfer(client, self.nonces[client])
-            )
-            self.nonces[client] += 1
+    def _worsen(self) -> None:
+        self.weather.worsen(self.cluster.ids)
 
-    def _crash_or_restart(self, index: int) -> None:
+    def _partition(self) -> None:
+        nodes = list(self.cluster.ids)
+        self.draw.shuffle(nodes)
+        cut = self.draw.randrange(len(nodes))
+        self.cluster.world.network.partition(nodes[:cut], nodes[cut:])
+
+    def _submit(self) -> None:
+        client = self.draw.randrange(len(CLIENTS))
+        to = self.draw.randrange(self.cluster.n)
+        self.cluster.submit(to, transfer(client, self.nonces[client]))
+        self.nonces[client] += 1
+
+    def _crash_or_restart(self) -> None:
+        index = self.draw.choice(self.cluster.honest())
         if index in self.down:
             self.cluster.restart(index)
             self.down.discard(index)
         else:
             self.cluster.crash(index)
             self.down.add(index)
+            self.paused.discard(index)
+
+    def _pause_or_resume(self) -> None:
+        index = self.draw.choice(self.cluster.honest())
+        if index in self.paused:
+            self.cluster.world.resume(self.cluster.ids[index])
+            self.paused.discard(index)
+        elif index not in self.down:
+            self.cluster.world.pause(self.cluster.ids[index])
+            self.paused.add(index)
 
     def heal(self) -> None:
         """The liveness phase: within the bound every honest replica has three more blocks."""
         cluster = self.cluster
         cluster.world.network.heal()
         cluster.world.network.profile = LinkProfile()
+        self.weather.clear()
+        for index in sorted(self.paused):
+            cluster.world.resume(cluster.ids[index])
         for index in sorted(self.down):
             cluster.restart(index)
         height = max(cluster.height(i) for i in cluster.honest())

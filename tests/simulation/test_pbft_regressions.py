@@ -209,6 +209,23 @@ def test_the_whole_network_restarts_from_its_disks() -> None:
     cluster.check_chains()
 
 
+def test_a_replica_with_a_new_disk_catches_up_and_votes() -> None:
+    """It forgot what it voted, so it counts as faulty until then; one of four may."""
+    cluster = Cluster(4)
+    cluster.start()
+    cluster.submit(1, *(transfer(0, nonce) for nonce in range(20)))
+    assert cluster.run_to(150, 200_000)
+    cluster.crash(3)
+    cluster.world.nodes[cluster.ids[3]].store.wipe()
+    cluster.votes.clear()
+    cluster.restart(3)
+    assert cluster.run_to(151, 4_000)
+    cluster.check_chains()
+    cluster.crash(2)
+    height = cluster.height(0)
+    assert cluster.run_to(height + 2, 5_000, [0, 1, 3])
+
+
 class HidesBodies(Silent):
     """Votes, but never sends a block to anyone who lacks it."""
 
