@@ -10,7 +10,7 @@ from tests.simulation.pbft_script import Bench, Members
 from gridtokenx.core.codec import decode, encode
 from gridtokenx.core.errors import LocalFault, Malformed, RemoteFault
 from gridtokenx.core.keys import Domain
-from gridtokenx.core.machine import Persist, Unknown
+from gridtokenx.core.machine import Persist, Unknown, Write
 from gridtokenx.lab.sim.store import SimulatedStore
 from gridtokenx.ledger.pool import Pool
 from gridtokenx.pbft.log import MAX_BODIES, Slot, VoteLog
@@ -244,6 +244,19 @@ def test_a_home_of_another_chain_is_refused() -> None:
         Replica.restore(
             SimulatedStore(), bench.ledger, bench.validators, signer(9), bench.genesis, Timing()
         )
+
+
+def test_a_damaged_home_and_an_impossible_window_are_refused() -> None:
+    bench = Bench(1)
+    decided = bench.block()
+    bench.now = decided.header.timestamp_ms
+    bench.hear(bench.pre_prepare(decided), *(bench.commit(i, decided) for i in (0, 2, 3)))
+    assert bench.replica.head.height == 1
+    bench.store.write((Write("finality", (1).to_bytes(8, "big"), None),))
+    with pytest.raises(LocalFault, match="without its certificate"):
+        bench.live()
+    with pytest.raises(LocalFault, match="window 17"):
+        Bench(1, timing=Timing(window=17))
 
 
 def test_a_certified_block_that_executes_differently_stops_the_node() -> None:

@@ -26,6 +26,7 @@ from gridtokenx.pbft.log import Slot, VoteLog
 from gridtokenx.pbft.marks import MarkedSigner, SigningRefused
 from gridtokenx.pbft.messages import (
     MAX_REPLICAS,
+    MAX_WINDOW,
     Ballot,
     Equivocation,
     PrePrepare,
@@ -77,6 +78,8 @@ class ReplicaBase:
         timing: Timing,
         pool: Pool,
     ) -> None:
+        if not 1 <= timing.window <= MAX_WINDOW:
+            raise LocalFault(f"window {timing.window}: 1 to {MAX_WINDOW} heights may be in flight")
         self._application: Final = application
         self._chain_id: Final = application.chain_id
         self._validators: Final = validators

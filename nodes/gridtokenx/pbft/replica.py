@@ -234,6 +234,11 @@ class Replica(ViewChanging):
             )
         self._head = head
         raw = load_finality(self._reader, head.height)
+        if raw is None and head.height > 0:
+            raise LocalFault(
+                f"the store holds block {head.height} without its certificate: it is damaged; restore"
+                " a backup or start with an empty data directory to fetch the chain from peers"
+            )
         self._head_proof = None if raw is None else decode_own(raw, CommitCertificate)
 
     def _restore_votes(self) -> None:

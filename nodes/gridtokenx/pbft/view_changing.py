@@ -61,6 +61,8 @@ class ViewChanging(CatchUp):
         replica = self._validators.index_of(sender)
         if replica is None:
             raise MessageFault("not-a-member", "only members of the set may suspect")
+        if message.set_id != self._validators.set_id:
+            return
         if message.view < self._views.view:
             self._help_with_view(turn, sender)
         elif message.view == self._views.view:
