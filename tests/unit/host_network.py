@@ -63,6 +63,7 @@ class Node:
         security: LinkSecurity | None = None,
         limits: NetworkLimits | None = None,
         takes: bool = True,
+        members: Sequence[bytes] = (),
     ) -> None:
         self.signer = signer(number)
         self.metrics = Metrics()
@@ -75,7 +76,8 @@ class Node:
             log=NullLogger(),
             limits=limits or NetworkLimits(),
         )
-        self.network = Network(self.parts, peers, self.recorder)
+        known = [peer.identity for peer in peers if peer.identity]
+        self.network = Network(self.parts, members or known, peers, self.recorder)
 
     @property
     def key(self) -> bytes:

@@ -147,6 +147,20 @@ async def test_a_key_outside_the_list_gets_no_peer_link() -> None:
         assert not host.network.peers
 
 
+async def test_addresses_need_no_keys_and_may_contain_our_own() -> None:
+    """All nodes may be given one and the same list of hosts and ports."""
+    ports = free_ports(3)
+    places = [NodeAddress(HostPort("127.0.0.1", port)) for port in ports]
+    members = [signer(number).public_key for number in range(3)]
+    nodes = [Node(number, places, members=members) for number in range(3)]
+    for node, port in zip(nodes, ports, strict=True):
+        node.network.start(HostPort("127.0.0.1", port))
+    async with running(*nodes):
+        await until(lambda: all(len(node.network.peers) == 2 for node in nodes))
+        await asyncio.sleep(0.3)
+        assert all(set(node.network.peers) == set(members) - {node.key} for node in nodes)
+
+
 async def test_the_wrong_node_at_an_address_is_noticed() -> None:
     host = Node(0, addresses([1], free_ports(1)))
     host.network.start(LOOPBACK)
@@ -319,7 +333,7 @@ async def test_plain_text_and_silence_before_tls_cost_little() -> None:
 
 
 async def test_an_oversized_frame_after_the_handshake_is_refused() -> None:
-    host = Node(0, limits=NetworkLimits(link=quick(frame_bytes=10_000)))
+    host = Node(0, limits=NetworkLimits(link=quick(), client=quick(frame_bytes=10_000)))
     host.network.start(LOOPBACK)
     async with running(host):
         link = await connect(host, Node(1, role="client"))
@@ -330,7 +344,7 @@ async def test_an_oversized_frame_after_the_handshake_is_refused() -> None:
 
 
 async def test_a_frame_that_dribbles_in_is_given_up() -> None:
-    host = Node(0, limits=NetworkLimits(link=quick(frame_s=0.5)))
+    host = Node(0, limits=NetworkLimits(client=quick(frame_s=0.5)))
     host.network.start(LOOPBACK)
     async with running(host):
         link = await connect(host, Node(1, role="client"))
@@ -344,7 +358,8 @@ async def test_a_frame_that_dribbles_in_is_given_up() -> None:
 
 
 async def test_silent_links_are_cut_and_idle_ones_kept_by_pings() -> None:
-    limits = NetworkLimits(link=quick(ping_s=0.5, silence_s=2.5))
+    times = quick(ping_s=0.5, silence_s=2.5)
+    limits = NetworkLimits(link=times, client=times)
     first, second = await mesh(2, limits=limits)
     client = Node(9, role="client", limits=limits)
     link = await connect(first, client)  # nobody tends this one, so it never pings
@@ -391,7 +406,7 @@ def test_bans_grow_and_faults_are_forgiven() -> None:
 
 
 async def test_a_slow_peer_is_dropped_and_the_others_are_not() -> None:
-    limits = NetworkLimits(link=LinkLimits(send_queue_bytes=4_000_000))
+    limits = NetworkLimits(client=LinkLimits(send_queue_bytes=4_000_000))
     host, good = await mesh(2, limits=limits)
     slow = Node(2, role="client", takes=False)
     link = await connect(host, slow)
@@ -408,7 +423,8 @@ async def test_a_slow_peer_is_dropped_and_the_others_are_not() -> None:
 
 
 async def test_a_reader_that_is_behind_pushes_back_instead_of_filling_memory() -> None:
-    limits = NetworkLimits(link=LinkLimits(receive_queue_bytes=100_000, send_queue_bytes=1 << 30))
+    bounds = LinkLimits(receive_queue_bytes=100_000, send_queue_bytes=1 << 30)
+    limits = NetworkLimits(link=bounds, client=bounds)
     host = Node(0, takes=False, limits=limits)
     host.network.start(LOOPBACK)
     async with running(host):
@@ -431,7 +447,7 @@ async def test_a_reader_that_is_behind_pushes_back_instead_of_filling_memory() -
 
 
 async def test_a_flood_is_slowed_to_its_allowance() -> None:
-    limits = NetworkLimits(link=LinkLimits(frames_per_s=1000))
+    limits = NetworkLimits(client=LinkLimits(frames_per_s=1000))
     host = Node(0, limits=limits)
     host.network.start(LOOPBACK)
     async with running(host):

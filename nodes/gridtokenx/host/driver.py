@@ -236,9 +236,10 @@ class Driver:
         return taken
 
     def _decode(self, sender: NodeId, channel: Channel, body: bytes) -> _Pending | None:
+        if channel is not Channel.MACHINE:
+            self._links.fault(sender, RemoteFault("wrong-channel", f"{channel.name} of a member"))
+            return None
         try:
-            if channel is not Channel.MACHINE:
-                raise RemoteFault("wrong-channel", f"{channel.name} from a member")
             message = decode(body, self._message_type, MAX_MESSAGE_BYTES)
         except RemoteFault as fault:
             self._links.fault(sender, fault)

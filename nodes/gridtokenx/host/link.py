@@ -136,6 +136,13 @@ class Link(asyncio.Protocol):
         """The other end has proven itself: what follows its last handshake frame may be large."""
         self._splitter.limit = self.limits.frame_bytes
 
+    def restrict(self, limits: LinkLimits) -> None:
+        """Other bounds from now on: clients get less than members."""
+        self.limits = limits
+        now = time.monotonic()
+        self._frames = Allowance(limits.frames_per_s, now)
+        self._bytes = Allowance(limits.bytes_per_s, now)
+
     def raise_up(self, identity: bytes, role: str) -> None:
         """The handshake is over; from here on control frames are the link's own business."""
         self.identity, self.role = identity, role

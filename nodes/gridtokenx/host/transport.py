@@ -17,7 +17,7 @@ import socket
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -36,7 +36,7 @@ from gridtokenx.host.handshake import (
     Refused,
     read_control,
 )
-from gridtokenx.host.link import Link, LinkClosed, LinkLimits
+from gridtokenx.host.link import KIBIBYTE, Link, LinkClosed, LinkLimits
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.security import LinkSecurity
@@ -50,11 +50,23 @@ _LARGER_KEY_WAITS_S: Final = 1.0
 _SERIOUS: Final = frozenset({"bad-frame", "frame-too-large", "malformed", "bad-signature"})
 
 
+def client_limits() -> LinkLimits:
+    """A client asks little, and is answered at length."""
+    return LinkLimits(
+        frame_bytes=1024 * KIBIBYTE,
+        send_queue_bytes=8 * 1024 * KIBIBYTE,
+        receive_queue_frames=64,
+        frames_per_s=500,
+        bytes_per_s=4 * 1024 * KIBIBYTE,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkLimits:
     """Bounds of one process's links on one chain."""
 
     link: LinkLimits = field(default_factory=LinkLimits)
+    client: LinkLimits = field(default_factory=client_limits)
     clients: int = 64
     handshakes: int = 64
     """Unfinished handshakes at once; further connections are closed at once."""
@@ -132,22 +144,49 @@ class NetworkParts:
     limits: NetworkLimits = field(default_factory=NetworkLimits)
 
 
+class _ThatIsUs(Exception):
+    """An address in the list is our own."""
+
+
+class _Pause:
+    """Growing pauses between attempts, a little different for everyone."""
+
+    def __init__(self, longest_s: float) -> None:
+        self._longest_s = longest_s
+        self._next_s = _FIRST_BACKOFF_S
+        self.fresh = True
+        """Nothing was tried since the beginning, or since the link was lost."""
+
+    def lengthen(self) -> float:
+        """The pause to make now; the next one is longer."""
+        self.fresh = False
+        now_s, self._next_s = self._next_s, min(self._longest_s, self._next_s * 1.6)
+        return now_s * random.uniform(0.7, 1.0)  # noqa: S311 - spreads attempts
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._next_s, self.fresh = _FIRST_BACKOFF_S, True
+
+
 class Network:
     """All links of this process on one chain."""
 
     def __init__(
-        self, parts: NetworkParts, peers: Sequence[NodeAddress], handler: LinkHandler
+        self,
+        parts: NetworkParts,
+        members: Collection[bytes],
+        peers: Sequence[NodeAddress],
+        handler: LinkHandler,
     ) -> None:
         self._parts = parts
         self._handler = handler
-        own_key = parts.own.signer.public_key
-        self._peers = {
-            peer.identity: peer for peer in peers if peer.identity and peer.identity != own_key
-        }
+        self._own_key = parts.own.signer.public_key
+        self._members = frozenset(members) - {self._own_key}
+        self._peers = tuple(peer for peer in peers if peer.identity != self._own_key)
         self._links: dict[bytes, Link] = {}
         self._clients: dict[bytes, Link] = {}
         self._pending: set[Link] = set()
-        self._down: dict[bytes, asyncio.Event] = {key: asyncio.Event() for key in self._peers}
+        self._down = {key: asyncio.Event() for key in self._members}
         self._bans = Bans(parts.limits.fault_points, parts.limits.ban_s)
         self._tasks = Tasks()
         self._listener: socket.socket | None = None
@@ -163,7 +202,7 @@ class Network:
         """
         if listen is not None:
             self._listen(listen)
-        for peer in self._peers.values():
+        for peer in self._peers:
             self._tasks.spawn(self._keep_dialing(peer), f"dial {peer.where}")
         self._tasks.spawn(self._tend(), "tend links")
 
@@ -274,7 +313,7 @@ class Network:
                 )
                 await self._answer(link)
         except (RemoteFault, OSError, TimeoutError) as error:
-            fault = _as_fault(error)
+            fault = as_fault(error)
             if fault.reason not in ("duplicate", "closed"):
                 self.fault(b"", fault)
                 self._parts.log.info("link refused", fault=str(fault))
@@ -306,8 +345,8 @@ class Network:
         if banned_s > 0:
             raise RemoteFault("banned", f"for {banned_s:.0f} more seconds")
         if hello.role == "peer":
-            if hello.identity not in self._peers:
-                raise RemoteFault("not-a-member", "this key is not in this node's list of peers")
+            if hello.identity not in self._members:
+                raise RemoteFault("not-a-member", "this key is not a member of this chain")
             self._check_duplicate(hello.identity, dialed=False)
         elif hello.identity not in self._clients and len(self._clients) >= (
             self._parts.limits.clients
@@ -317,43 +356,59 @@ class Network:
     # -- dialing -----------------------------------------------------------------------------------
 
     async def _keep_dialing(self, peer: NodeAddress) -> None:
-        assert peer.identity is not None
-        own_key = self._parts.own.signer.public_key
-        wait_s = _LARGER_KEY_WAITS_S if own_key > peer.identity else 0.0
-        backoff_s, complaint = _FIRST_BACKOFF_S, ""
+        """Keep a link to whoever answers at an address."""
+        identity, pause = peer.identity, _Pause(self._parts.limits.backoff_s)
+        complaint = ""
         while not self._closing:
-            await asyncio.sleep(wait_s)
-            if peer.identity in self._links:
-                backoff_s, complaint = _FIRST_BACKOFF_S, ""
-                self._down[peer.identity].clear()
-                await self._down[peer.identity].wait()
-                wait_s = _LARGER_KEY_WAITS_S if own_key > peer.identity else 0.0
+            if identity in self._links:
+                await self._until_down(identity)
+                pause.reset()
+            elif identity is not None and self._own_key > identity and pause.fresh:
+                pause.lengthen()
+                await asyncio.sleep(_LARGER_KEY_WAITS_S)
                 continue
             try:
-                await self._dial_peer(peer)
-                wait_s = 0.0
+                identity, complaint = await self._dial_peer(peer), ""
+            except _ThatIsUs:
+                return
             except (RemoteFault, OSError, TimeoutError) as error:
-                fault = _as_fault(error)
-                if fault.reason not in (complaint, "duplicate"):
-                    complaint = fault.reason
-                    self._parts.log.info("peer not reached", peer=str(peer.where), why=str(fault))
-                self._parts.metrics.count("dial_failures", reason=fault.reason)
-                backoff_s = min(self._parts.limits.backoff_s, backoff_s * 1.6)
-                wait_s = backoff_s * random.uniform(0.7, 1.0)  # noqa: S311 - spreads attempts
+                complaint = self._not_reached(peer, as_fault(error), complaint)
+                await asyncio.sleep(pause.lengthen())
 
-    async def _dial_peer(self, peer: NodeAddress) -> None:
-        assert peer.identity is not None
+    def _not_reached(self, peer: NodeAddress, fault: RemoteFault, complaint: str) -> str:
+        """Say why, unless it was said; return what was said last."""
+        self._parts.metrics.count("dial_failures", reason=fault.reason)
+        if fault.reason in (complaint, "duplicate"):
+            return complaint
+        self._parts.log.info("peer not reached", peer=str(peer.where), why=str(fault))
+        return fault.reason
+
+    async def _until_down(self, identity: bytes) -> None:
+        while identity in self._links:
+            self._down[identity].clear()
+            await self._down[identity].wait()
+
+    async def _dial_peer(self, peer: NodeAddress) -> bytes:
+        """Make a link to an address, and return who is there."""
         link = self._new_link()
         self._pending.add(link)
         try:
             await dial(self._parts, peer, link)
-            self._check_duplicate(peer.identity, dialed=True)
-            self._link_up(link, peer.identity, "peer")
+            self._check_dialed(link.identity)
+            self._link_up(link, link.identity, "peer")
         except BaseException as error:
             link.close(str(error) or type(error).__name__)
             raise
         finally:
             self._pending.discard(link)
+        return link.identity
+
+    def _check_dialed(self, identity: bytes) -> None:
+        if identity == self._own_key:
+            raise _ThatIsUs
+        if identity not in self._members:
+            raise RemoteFault("not-a-member", f"key {identity.hex()} answers there")
+        self._check_duplicate(identity, dialed=True)
 
     # -- the table of links ------------------------------------------------------------------------
 
@@ -364,7 +419,7 @@ class Network:
             RemoteFault: the one that is up is the better.
         """
         known = self._links.get(identity)
-        own_dials_best = self._parts.own.signer.public_key < identity
+        own_dials_best = self._own_key < identity
         if known is not None and dialed != own_dials_best and known.dialed != dialed:
             raise RemoteFault("duplicate", "the link in the other direction stays")
 
@@ -376,6 +431,8 @@ class Network:
         if link.closed:
             return
         links[identity] = link
+        if role == "client":
+            link.restrict(self._parts.limits.client)
         self._handler.link_up(link)
         link.raise_up(identity, role)
 
@@ -445,7 +502,7 @@ def _certificate(link: Link) -> bytes | None:
     return shown
 
 
-def _as_fault(error: Exception) -> RemoteFault:
+def as_fault(error: Exception) -> RemoteFault:
     """One name for everything that can go wrong while a link is made."""
     if isinstance(error, LinkClosed):
         return RemoteFault("closed", error.detail)

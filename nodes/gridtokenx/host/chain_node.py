@@ -1,0 +1,259 @@
+"""One node of one chain: store, links, driver and the service for clients, put together.
+
+::
+
+    members ──links──> Driver ──> machine (PBFT replica or public node)
+                          │ Committed
+                          v
+    clients ──links──> FollowService <── History (disk, recent states)
+                          └── submissions ──> Driver
+
+The same code runs all three chains; what differs is the machine, its message type and the links'
+security, all given by the caller (`gridtokenx.node`, `gridtokenx.oracle.process`).
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from gridtokenx.core.keys import Signer
+from gridtokenx.core.machine import Committed, Machine
+from gridtokenx.finality.validators import ValidatorSet
+from gridtokenx.host.addresses import HostPort, NodeAddress
+from gridtokenx.host.checking import CachingVerifier, SignatureChecker
+from gridtokenx.host.clock import NetworkClock
+from gridtokenx.host.crashpoints import crash_point
+from gridtokenx.host.driver import Driver, DriverParts
+from gridtokenx.host.follow_messages import Status
+from gridtokenx.host.follow_service import FollowService
+from gridtokenx.host.handshake import LinkIdentity
+from gridtokenx.host.history import History
+from gridtokenx.host.link import Link
+from gridtokenx.host.logs import Logger
+from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.security import LinkSecurity
+from gridtokenx.host.storage import Store
+from gridtokenx.host.tasks import Tasks
+from gridtokenx.host.transport import Network, NetworkLimits, NetworkParts
+from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
+from gridtokenx.ledger.state import State
+from gridtokenx.ledger.transactions import Transaction
+
+READY_LAG_MS: Final = 60_000
+"""A node whose last final block is older than this is not ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineStatus:
+    """What a node says of its machine, for people."""
+
+    best_height: int
+    round: int
+    leader: bytes
+    pending: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeParts:
+    """What a chain node is made of.
+
+    The machine must have been built on `store`; `head` is its last final block at that moment.
+    """
+
+    chain: str
+    """``public``, ``consortium`` or ``oracle``; a label of metrics and logs."""
+    machine: Machine
+    message_type: object
+    """The union of messages that members send."""
+    ledger: Ledger
+    genesis: ExecutedBlock
+    head: ExecutedBlock
+    validators: ValidatorSet
+    status: Callable[[], MachineStatus]
+    signer: Signer
+    verifier: CachingVerifier
+    store: Store
+    security: LinkSecurity
+    clock: NetworkClock
+    metrics: Metrics
+    log: Logger
+    listen: HostPort
+    peers: Sequence[NodeAddress]
+    limits: NetworkLimits = field(default_factory=NetworkLimits)
+    verify_threads: int = 0
+
+
+class ChainNode:
+    """A running node. `run` drives it until cancelled; then everything is closed in order."""
+
+    def __init__(self, parts: NodeParts) -> None:
+        self._parts = parts
+        self._tasks = Tasks()
+        self._listeners: list[Callable[[ExecutedBlock], None]] = []
+        self._checker = SignatureChecker(parts.verifier, parts.verify_threads)
+        self._history = History(parts.store, parts.genesis, parts.head, parts.validators)
+        identity = LinkIdentity(
+            parts.signer, "peer", parts.ledger.chain_id, parts.genesis.header.hash
+        )
+        self._network = Network(
+            NetworkParts(
+                identity, parts.security, parts.verifier, parts.metrics, parts.log, parts.limits
+            ),
+            parts.validators.members,
+            parts.peers,
+            self,
+        )
+        driver_parts = DriverParts(
+            parts.store, parts.clock, self._checker, parts.metrics, parts.log
+        )
+        self._driver = Driver(
+            parts.machine, parts.message_type, self._network, driver_parts, self._on_committed
+        )
+        self._service = FollowService(
+            self._history,
+            self,
+            self._status,
+            self._checker,
+            self._network.fault,
+            parts.metrics,
+            self._tasks,
+        )
+        self._describe()
+
+    # -- use ---------------------------------------------------------------------------------------
+
+    @property
+    def head(self) -> ExecutedBlock:
+        """The last final block."""
+        return self._history.head
+
+    @property
+    def history(self) -> History:
+        """Final blocks and recent states."""
+        return self._history
+
+    @property
+    def port(self) -> int:
+        """The port of the listener, once `run` has begun."""
+        return self._network.port
+
+    @property
+    def ready(self) -> bool:
+        """Whether it keeps up: its last final block is recent."""
+        age_ms = self._parts.clock.now_ms() - self.head.header.timestamp_ms
+        return self.head.height > 0 and age_ms < READY_LAG_MS
+
+    def on_final(self, listener: Callable[[ExecutedBlock], None]) -> None:
+        """Call `listener` with each block that becomes final. It must be short."""
+        self._listeners.append(listener)
+
+    def admit(self, transaction: Transaction) -> None:
+        """Whether the pool would take a transaction whose signature was checked.
+
+        Raises:
+            RemoteFault: with the reason for the client.
+        """
+        state = State(self.head.state)
+        self._parts.ledger.admit(state, transaction, self._parts.clock.now_ms())
+
+    def submit(self, transactions: Sequence[Transaction]) -> None:
+        """Hand over transactions whose signatures were checked.
+
+        Raises:
+            RemoteFault: too many wait already.
+        """
+        self._driver.submit(transactions)
+
+    async def run(self) -> None:
+        """Take part until cancelled, or until something fails."""
+        crash_point("node.ready")
+        self._network.start(self._parts.listen)
+        self._parts.log.info(
+            "node started",
+            listen=str(HostPort(self._parts.listen.host, self.port)),
+            height=self.head.height,
+            identity=self._parts.signer.public_key.hex(),
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._driver.run(), name="driver")
+                group.create_task(self._network.watch(), name="network")
+                group.create_task(self._tasks.watch(), name="clients")
+        finally:
+            await self._stop()
+
+    async def _stop(self) -> None:
+        await self._network.close()
+        await self._tasks.close()
+        self._checker.close()
+        await self._parts.store.drain()
+        self._parts.store.close()
+        self._parts.log.info("node stopped", height=self.head.height)
+
+    # -- links (LinkHandler) -----------------------------------------------------------------------
+
+    def link_up(self, link: Link) -> None:
+        """A handshake has finished."""
+        if link.role == "client":
+            self._service.client_up(link)
+            return
+        self._parts.log.info("peer up", peer=link.identity.hex()[:16], dialed=link.dialed)
+        self._driver.peer_connected(link.identity)
+
+    def link_down(self, link: Link) -> None:
+        """A link has ended."""
+        if link.role == "client":
+            self._service.client_down(link)
+
+    def frames_ready(self, link: Link) -> None:
+        """A frame can be taken; clients' tasks wait for theirs themselves."""
+        if link.role == "peer":
+            self._driver.frames_ready(link)
+
+    # -- internals ---------------------------------------------------------------------------------
+
+    def _on_committed(self, effect: Committed) -> None:
+        executed = effect.value
+        assert isinstance(executed, ExecutedBlock), "chains commit executed blocks"
+        self._history.append(executed)
+        self._parts.metrics.count("blocks_final")
+        self._parts.metrics.count("transactions_final", len(executed.block.transactions))
+        lag_s = (self._parts.clock.now_ms() - executed.header.timestamp_ms) / 1000
+        self._parts.metrics.observe("finality_lag", max(0.0, lag_s))
+        for listener in self._listeners:
+            listener(executed)
+
+    def _status(self) -> Status:
+        header, machine = self.head.header, self._parts.status()
+        return Status(
+            final_height=header.height,
+            final_hash=header.hash,
+            final_timestamp_ms=header.timestamp_ms,
+            best_height=machine.best_height,
+            round=machine.round,
+            leader=machine.leader,
+            peers=len(self._network.peers),
+            pending=machine.pending,
+        )
+
+    def _describe(self) -> None:
+        metrics, status = self._parts.metrics, self._parts.status
+        metrics.gauge("final_height", lambda: self.head.height)
+        metrics.gauge("best_height", lambda: status().best_height)
+        metrics.gauge("round", lambda: status().round)
+        metrics.gauge("pending_transactions", lambda: status().pending)
+        metrics.gauge("peers", lambda: len(self._network.peers))
+        metrics.gauge("clients", lambda: self._network.clients)
+        metrics.describe("remote_faults", "Bad input of peers and clients, by reason.")
+        metrics.describe("finality_lag", "From a block's timestamp to its finality here.")
+
+
+def refuse_foreign_store(store: Store, ledger: Ledger, signer: Signer) -> None:
+    """Bind a store to its chain and its node.
+
+    Raises:
+        LocalFault: it was made for another chain, or by another node.
+    """
+    store.bind("chain", ledger.chain_id)
+    store.bind("identity", signer.public_key)

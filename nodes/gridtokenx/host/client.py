@@ -1,0 +1,257 @@
+"""Sending transactions, and knowing what became of them.
+
+A transaction goes to two nodes, because one may be silent; it has happened when a verified final block
+says so (`Executed`), and it cannot happen any more when a verified final block is later than its
+`valid_until_ms`. What nodes answer to a submission decides nothing but whether to ask others.
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from gridtokenx.core.codec import Wire, decode_own, encode
+from gridtokenx.core.errors import RemoteFault
+from gridtokenx.core.keys import Signer
+from gridtokenx.host.addresses import NodeAddress
+from gridtokenx.host.clock import NetworkClock
+from gridtokenx.host.follow import FinalBlock, Follower
+from gridtokenx.host.follow_messages import Submit, SubmitResult, Submitted
+from gridtokenx.ledger.blocks import EventRecord
+from gridtokenx.ledger.runtime import CallResult, Executed
+from gridtokenx.ledger.transactions import Transaction, sign_transaction
+
+SUBMIT_TO: Final = 2
+RESEND_S: Final = 4.0
+DEFAULT_VALID_MS: Final = 60_000
+SUBMIT_S: Final = 3.0
+SILENT_CHAIN_MS: Final = 60_000
+_TAG: Final = b"ledger.executed"
+_EMPTY: Final = encode(Executed(transaction_id=bytes(32), results=()))
+_EXECUTED_PREFIX: Final = _EMPTY[: _EMPTY.index(_TAG) + len(_TAG)]
+
+
+class NotIncluded(RemoteFault):
+    """The transaction can no longer be included: it expired."""
+
+
+class SubmissionRefused(RemoteFault):
+    """Every node that was asked refused it; `reason` is theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inclusion:
+    """Where a transaction ended, and how."""
+
+    transaction_id: bytes
+    height: int
+    results: tuple[CallResult, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every call succeeded."""
+        return all(result.code == "ok" for result in self.results)
+
+
+class Nonces(Protocol):
+    """Where an account's next nonce comes from: the chain's admission rule says."""
+
+    async def next(self) -> int:
+        """A nonce that was not given out before."""
+
+    def reset(self) -> None:
+        """What was given out may not have been used: look again."""
+
+
+class StrictNonces:
+    """0, 1, 2, ... without gap, beginning with what the chain's state says.
+
+    Args:
+        follower: reads the state.
+        key: of the account's nonce (`ledger.admission.StrictNonce.nonces.key(account)`).
+    """
+
+    def __init__(self, follower: Follower, key: bytes) -> None:
+        self._follower = follower
+        self._key = key
+        self._next: int | None = None
+        self._lock = asyncio.Lock()
+
+    async def next(self) -> int:
+        """The next in line."""
+        async with self._lock:
+            if self._next is None:
+                raw = await self._follower.value(self._key)
+                self._next = 0 if raw is None else decode_own(raw, int)
+            nonce = self._next
+            self._next += 1
+            return nonce
+
+    def reset(self) -> None:
+        """Ask the chain again."""
+        self._next = None
+
+
+class ClockNonces:
+    """For chains that take nonces in any order within a window: the clock, made strictly growing.
+
+    Network time in milliseconds grows at least as fast as anyone sends, so restarts need no state.
+    """
+
+    def __init__(self, clock: NetworkClock) -> None:
+        self._clock = clock
+        self._last = 0
+
+    async def next(self) -> int:
+        """A number above all before."""
+        self._last = max(self._last + 1, self._clock.now_ms())
+        return self._last
+
+    def reset(self) -> None:
+        """Nothing to look up."""
+
+
+class InclusionWatch:
+    """Looks for transactions in what a follower verifies; one can serve many clients."""
+
+    def __init__(self, follower: Follower) -> None:
+        self._pending: dict[bytes, tuple[int, asyncio.Future[Inclusion]]] = {}
+        follower.on_final(self._look)
+
+    def add(self, transaction: Transaction) -> "asyncio.Future[Inclusion]":
+        """A future that ends with the transaction's inclusion, or with `NotIncluded`."""
+        known = self._pending.get(transaction.id)
+        if known is not None:
+            return known[1]
+        ended: asyncio.Future[Inclusion] = asyncio.get_running_loop().create_future()
+        self._pending[transaction.id] = (transaction.body.valid_until_ms, ended)
+        return ended
+
+    def forget(self, transaction: Transaction) -> None:
+        """Nobody waits for it any more."""
+        self._pending.pop(transaction.id, None)
+
+    def _look(self, block: FinalBlock) -> None:
+        if not self._pending:
+            return
+        for executed in executed_in(block):
+            found = self._pending.get(executed.transaction_id)
+            if found is not None and not found[1].done():
+                height, results = block.header.height, executed.results
+                found[1].set_result(Inclusion(executed.transaction_id, height, results))
+        for transaction_id, (valid_until_ms, ended) in self._pending.items():
+            if block.header.timestamp_ms > valid_until_ms and not ended.done():
+                name = transaction_id.hex()[:16]
+                ended.set_exception(NotIncluded("expired", f"transaction {name} was not included"))
+
+
+def executed_in(block: FinalBlock) -> Iterator[Executed]:
+    """The receipts among a block's events."""
+    for raw in block.events:
+        data = decode_own(raw, EventRecord).data
+        if data.startswith(_EXECUTED_PREFIX):
+            yield decode_own(data, Executed)
+
+
+class ChainClient:
+    """Submits for one account of one chain. The follower must be running.
+
+    Args:
+        follower: tells what became final.
+        signer: the account's key.
+        nonces: see `Nonces`.
+        clock: network time, for expiry.
+        watch: shared by clients of one follower; made here if not given.
+    """
+
+    def __init__(
+        self,
+        follower: Follower,
+        signer: Signer,
+        nonces: Nonces,
+        clock: NetworkClock,
+        watch: InclusionWatch | None = None,
+    ) -> None:
+        self._follower = follower
+        self._signer = signer
+        self._nonces = nonces
+        self._clock = clock
+        self._watch = watch or InclusionWatch(follower)
+
+    @property
+    def account(self) -> bytes:
+        """The account's public key."""
+        return self._signer.public_key
+
+    async def call(
+        self, calls: Sequence[Wire], *, fee: int = 0, valid_for_ms: int = DEFAULT_VALID_MS
+    ) -> Inclusion:
+        """Sign calls as one transaction, submit it, and wait for its end.
+
+        Raises:
+            SubmissionRefused: no node takes it.
+            NotIncluded: it expired.
+        """
+        transaction = sign_transaction(
+            self._signer,
+            self._follower.trust.chain_id,
+            await self._nonces.next(),
+            calls,
+            fee=fee,
+            valid_until_ms=self._clock.now_ms() + valid_for_ms,
+        )
+        try:
+            return await self.submit(transaction)
+        except BaseException:
+            self._nonces.reset()
+            raise
+
+    async def submit(self, transaction: Transaction) -> Inclusion:
+        """Submit a signed transaction, again and again if need be, and wait for its end.
+
+        Raises:
+            SubmissionRefused: every node that was asked refuses it.
+            NotIncluded: it expired, or nothing was heard of the chain until long after.
+        """
+        ended = self._watch.add(transaction)
+        hopeful = False
+        try:
+            while not ended.done():
+                refusal = await self._send(transaction)
+                if refusal is not None and not hopeful:
+                    raise refusal
+                hopeful = hopeful or refusal is None
+                self._check_patience(transaction)
+                await asyncio.wait({ended}, timeout=RESEND_S)
+            return ended.result()
+        finally:
+            self._watch.forget(transaction)
+
+    async def _send(self, transaction: Transaction) -> SubmissionRefused | None:
+        """Send it to two nodes; a refusal only if all that answered refuse."""
+        candidates = self._follower.nodes.in_turn()
+        results: list[SubmitResult] = []
+        while candidates and len(results) < SUBMIT_TO:
+            count = SUBMIT_TO - len(results)
+            asked, candidates = candidates[:count], candidates[count:]
+            answers = await asyncio.gather(*(self._send_to(node, transaction) for node in asked))
+            results += [answer for answer in answers if answer is not None]
+        refusals = [result for result in results if result.reason != "ok"]
+        if not results or len(refusals) < len(results):
+            return None
+        return SubmissionRefused(refusals[0].reason, refusals[0].detail)
+
+    async def _send_to(self, address: NodeAddress, transaction: Transaction) -> SubmitResult | None:
+        question = Submit(transactions=(transaction,))
+        try:
+            reply = await self._follower.nodes.ask_one(address, question, SUBMIT_S)
+        except RemoteFault:
+            return None  # counted and left alone by the node set; others are asked
+        if not isinstance(reply, Submitted) or len(reply.results) != 1:
+            return None
+        return reply.results[0]
+
+    def _check_patience(self, transaction: Transaction) -> None:
+        """Without news of the chain, expiry cannot be seen; do not wait for ever."""
+        if self._clock.now_ms() > transaction.body.valid_until_ms + SILENT_CHAIN_MS:
+            raise NotIncluded("outcome-unknown", "the chain was not heard of until long after")

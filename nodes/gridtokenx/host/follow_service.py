@@ -1,0 +1,211 @@
+"""Serves clients: the follow protocol's questions, from a node's history and its pool.
+
+Law of the file: **a client costs a bounded amount.** Its questions are answered one after the other;
+those that wait are few; answers are bounded in size; and what is asked of the disk or of signatures is
+bounded per question, while the link's allowance bounds the questions.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from gridtokenx.core.codec import decode, encode
+from gridtokenx.core.errors import BadSignature, RemoteFault
+from gridtokenx.host.checking import SignatureChecker
+from gridtokenx.host.follow_messages import (
+    MAX_WAIT_MS,
+    OK,
+    Answer,
+    Ask,
+    Blocks,
+    Failed,
+    Follow,
+    Followed,
+    GetBlocks,
+    GetHandover,
+    GetNewest,
+    GetState,
+    GetStatus,
+    ProvenValue,
+    Question,
+    Reply,
+    StateValues,
+    Status,
+    Submit,
+    SubmitResult,
+    Submitted,
+)
+from gridtokenx.host.framing import Channel
+from gridtokenx.host.history import History
+from gridtokenx.host.link import Link
+from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.tasks import Tasks
+from gridtokenx.ledger.transactions import MAX_TRANSACTION_BYTES, Transaction
+
+MAX_QUESTION_BYTES: Final = 1024 * 1024
+WAITING_PER_CLIENT: Final = 4
+
+
+class Intake(Protocol):
+    """Where submissions go."""
+
+    def admit(self, transaction: Transaction) -> None:
+        """Whether the pool would take it; raises `RemoteFault` with the reason for the client."""
+
+    def submit(self, transactions: Sequence[Transaction]) -> None:
+        """Hand over transactions whose signatures were checked; `RemoteFault` if too many wait."""
+
+
+class FollowService:
+    """Answers all clients of one node.
+
+    Args:
+        history: final blocks and recent states.
+        intake: takes submissions.
+        status: what to say about the node.
+        checker: checks submissions' signatures.
+        fault: counts a client's faults.
+        metrics: counts questions by kind.
+        tasks: owns the tasks of clients.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        intake: Intake,
+        status: Callable[[], Status],
+        checker: SignatureChecker,
+        fault: Callable[[bytes, RemoteFault], None],
+        metrics: Metrics,
+        tasks: Tasks,
+    ) -> None:
+        self._history = history
+        self._intake = intake
+        self._status = status
+        self._checker = checker
+        self._fault = fault
+        self._metrics = metrics
+        self._tasks = tasks
+        self._waiting: dict[Link, set[asyncio.Task[None]]] = {}
+
+    def client_up(self, link: Link) -> None:
+        """A client has connected."""
+        self._waiting[link] = set()
+        self._tasks.spawn(self._serve(link), f"client {link.identity.hex()[:8]}")
+
+    def client_down(self, link: Link) -> None:
+        """A client has gone: nobody waits for its answers any more."""
+        for task in self._waiting.pop(link, ()):
+            task.cancel()
+
+    async def _serve(self, link: Link) -> None:
+        while not link.closed:
+            try:
+                await self._answer(link, _question(*await link.receive()))
+            except RemoteFault as fault:
+                if not link.closed:
+                    self._fault(link.identity, fault)
+                    link.refuse(fault)
+            await asyncio.sleep(0)
+
+    async def _answer(self, link: Link, ask: Ask) -> None:
+        self._metrics.count("questions", kind=type(ask.question).__name__)
+        match ask.question:
+            case Follow(after) if after >= self._history.head.height:
+                self._wait(link, ask.number, ask.question)
+            case question:
+                self._reply(link, ask.number, await self._reply_to(question))
+
+    async def _reply_to(self, question: Question) -> Reply:
+        try:
+            match question:
+                case Submit(transactions):
+                    return Submitted(results=await self._take(transactions))
+                case _:
+                    return self._look_up(question)
+        except RemoteFault as fault:
+            return Failed(reason=fault.reason[:64], detail=fault.detail[:512])
+
+    def _look_up(self, question: Question) -> Reply:
+        history = self._history
+        match question:
+            case GetStatus():
+                return self._status()
+            case GetNewest():
+                return history.newest()
+            case Follow(after, limit):
+                return history.followed(after, limit)
+            case GetHandover(set_id):
+                return history.handover(set_id)
+            case GetBlocks(first, count):
+                return Blocks(blocks=history.blocks(first, count))
+            case GetState(height, keys):
+                tree = history.state_at(height)
+                values = [ProvenValue(value=tree.get(key), proof=tree.prove(key)) for key in keys]
+                return StateValues(height=height, values=tuple(values))
+        raise AssertionError(f"no answer to {type(question).__name__}")
+
+    # -- waiting -----------------------------------------------------------------------------------
+
+    def _wait(self, link: Link, number: int, question: Follow) -> None:
+        waiting = self._waiting.get(link)
+        if waiting is None:
+            return
+        if len(waiting) >= WAITING_PER_CLIENT:
+            raise RemoteFault("too-many-questions", f"at most {WAITING_PER_CLIENT} may wait")
+        task = self._tasks.spawn(self._reply_later(link, number, question), "follow")
+        waiting.add(task)
+        task.add_done_callback(waiting.discard)
+
+    async def _reply_later(self, link: Link, number: int, question: Follow) -> None:
+        reply: Reply
+        try:
+            async with asyncio.timeout(min(question.wait_ms, MAX_WAIT_MS) / 1000):
+                await self._history.wait_beyond(question.after)
+            reply = self._history.followed(question.after, question.limit)
+        except TimeoutError:
+            reply = Followed(blocks=(), proof=None, next_set=None)
+        self._reply(link, number, reply)
+
+    @staticmethod
+    def _reply(link: Link, number: int, reply: Reply) -> None:
+        link.send(Channel.REPLY, encode(Answer(number=number, reply=reply)))
+
+    # -- submissions -------------------------------------------------------------------------------
+
+    async def _take(self, transactions: Sequence[Transaction]) -> tuple[SubmitResult, ...]:
+        valid = await self._checker.all_valid([[each.signature_check()] for each in transactions])
+        results = [
+            self._judge(transaction, holds=holds)
+            for transaction, holds in zip(transactions, valid, strict=True)
+        ]
+        good = [
+            transaction
+            for transaction, result in zip(transactions, results, strict=True)
+            if result is OK
+        ]
+        if good:
+            self._intake.submit(good)
+        return tuple(results)
+
+    def _judge(self, transaction: Transaction, *, holds: bool) -> SubmitResult:
+        try:
+            self._check(transaction, holds=holds)
+        except RemoteFault as fault:
+            self._metrics.count("submissions_refused", reason=fault.reason)
+            return SubmitResult(reason=fault.reason[:64], detail=fault.detail[:512])
+        self._metrics.count("submissions_accepted")
+        return OK
+
+    def _check(self, transaction: Transaction, *, holds: bool) -> None:
+        if not holds:
+            raise BadSignature("the transaction's")
+        if len(transaction.encoded) > MAX_TRANSACTION_BYTES:
+            raise RemoteFault("too-large", f"at most {MAX_TRANSACTION_BYTES} bytes")
+        self._intake.admit(transaction)
+
+
+def _question(channel: Channel, body: bytes) -> Ask:
+    if channel is not Channel.REQUEST:
+        raise RemoteFault("wrong-channel", f"{channel.name} from a client")
+    return decode(body, Ask, MAX_QUESTION_BYTES)

@@ -1,0 +1,188 @@
+"""A node's finished chain as clients see it: final blocks on disk, recent states in memory.
+
+Trees share what they have in common, so keeping the last ones costs only what the blocks changed. Older
+states are gone: a client that wants a proof asks for it under a recent header.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Final
+
+from gridtokenx.core.codec import decode_own
+from gridtokenx.core.errors import RemoteFault
+from gridtokenx.core.machine import Reader
+from gridtokenx.core.state_tree import StateTree
+from gridtokenx.finality.proofs import FinalityProof
+from gridtokenx.finality.validators import ValidatorSet
+from gridtokenx.host.follow_messages import Followed, FollowedBlock, Handover, Newest
+from gridtokenx.ledger.blocks import Block, Header
+from gridtokenx.ledger.records import load_block, load_events, load_finality
+from gridtokenx.ledger.runtime import ExecutedBlock
+
+RECENT: Final = 128
+"""States that are kept for proofs."""
+MAX_ANSWER_BYTES: Final = 1024 * 1024
+
+
+class History:
+    """Final blocks, newest last.
+
+    Args:
+        reader: the node's store, as `ledger.records` lays it out.
+        genesis: block 0.
+        head: the last final block when the process starts.
+        validators: the first validator set.
+    """
+
+    def __init__(
+        self, reader: Reader, genesis: ExecutedBlock, head: ExecutedBlock, validators: ValidatorSet
+    ) -> None:
+        self._reader = reader
+        self._genesis = genesis
+        self._recent = OrderedDict({head.height: head})
+        self._sets = {validators.set_id: validators}
+        self._by_hash = {validators.hash: validators}
+        self._grew = asyncio.Event()
+
+    @property
+    def head(self) -> ExecutedBlock:
+        """The last final block."""
+        return next(reversed(self._recent.values()))
+
+    def append(self, executed: ExecutedBlock) -> None:
+        """One more block is final and durable."""
+        self._recent[executed.height] = executed
+        while len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+        self._grew.set()
+        self._grew = asyncio.Event()
+
+    def add_set(self, validators: ValidatorSet) -> None:
+        """A validator set that follows, or followed."""
+        self._sets[validators.set_id] = validators
+        self._by_hash[validators.hash] = validators
+
+    async def wait_beyond(self, height: int) -> None:
+        """Until the head is above `height`."""
+        while self.head.height <= height:
+            await self._grew.wait()
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def state_at(self, height: int) -> StateTree:
+        """The state after a recent final block.
+
+        Raises:
+            RemoteFault: too old, or not final yet.
+        """
+        executed = self._recent.get(height)
+        if executed is None:
+            first = next(iter(self._recent))
+            raise RemoteFault(
+                "height-unavailable", f"states {first} to {self.head.height} are here, not {height}"
+            )
+        return executed.state
+
+    def newest(self) -> Newest:
+        """The newest proven header.
+
+        Raises:
+            RemoteFault: nothing but genesis is final.
+        """
+        for height in range(self.head.height, 0, -1):
+            proof = self._proof(height)
+            if proof is not None:
+                return Newest(header=self._header(height), proof=proof)
+        raise RemoteFault("nothing-final", "no block above genesis is final yet")
+
+    def followed(self, after: int, limit: int) -> Followed:
+        """What is final above `after`, cut at the last proven block within bounds."""
+        blocks = list(self._run(after, min(self.head.height, after + limit)))
+        last_proven = next(
+            (
+                index
+                for index in reversed(range(len(blocks)))
+                if load_finality(self._reader, after + 1 + index) is not None
+            ),
+            None,
+        )
+        if last_proven is None:
+            return Followed(blocks=tuple(blocks), proof=None, next_set=None)
+        last = blocks[last_proven].header
+        return Followed(
+            blocks=tuple(blocks[: last_proven + 1]),
+            proof=self._proof(last.height),
+            next_set=self._by_hash.get(last.next_set_hash) if self._hands_over(last) else None,
+        )
+
+    def handover(self, set_id: int) -> Handover:
+        """The block that ended a set. Set ids grow with height, so it is found by halving.
+
+        Raises:
+            RemoteFault: the set has not ended here.
+        """
+        low, high = 0, self.head.height
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._header(middle).set_id <= set_id:
+                low = middle
+            else:
+                high = middle - 1
+        header, proof = self._header(low), self._proof(low)
+        next_set = self._by_hash.get(header.next_set_hash)
+        ended = header.set_id == set_id and self._hands_over(header)
+        if not ended or proof is None or next_set is None:
+            raise RemoteFault("no-handover", f"set {set_id} has not ended here")
+        return Handover(header=header, proof=proof, next_set=next_set)
+
+    def blocks(self, first: int, count: int) -> tuple[Block, ...]:
+        """Consecutive final blocks, as many as an answer can hold."""
+        found: list[Block] = []
+        size = 0
+        for height in range(first, min(self.head.height + 1, first + count)):
+            block = self._block(height)
+            size += sum(len(transaction.encoded) for transaction in block.transactions)
+            if found and size > MAX_ANSWER_BYTES:
+                break
+            found.append(block)
+        return tuple(found)
+
+    # -- internals ---------------------------------------------------------------------------------
+
+    def _run(self, after: int, last: int) -> Iterator[FollowedBlock]:
+        size = 0
+        for height in range(after + 1, last + 1):
+            events = self._events(height)
+            size += sum(map(len, events))
+            if size > MAX_ANSWER_BYTES and height > after + 1:
+                return
+            header = self._header(height)
+            yield FollowedBlock(header=header, events=events)
+            if self._hands_over(header):
+                return
+
+    def _hands_over(self, header: Header) -> bool:
+        current = self._sets.get(header.set_id)
+        return current is not None and header.next_set_hash != current.hash
+
+    def _block(self, height: int) -> Block:
+        recent = self._recent.get(height)
+        if recent is not None:
+            return recent.block
+        if height == 0:
+            return self._genesis.block
+        block = load_block(self._reader, height)
+        assert block is not None, f"final block {height} is on disk"
+        return block
+
+    def _header(self, height: int) -> Header:
+        return self._block(height).header
+
+    def _events(self, height: int) -> tuple[bytes, ...]:
+        recent = self._recent.get(height)
+        return recent.events if recent is not None else load_events(self._reader, height)
+
+    def _proof(self, height: int) -> FinalityProof | None:
+        raw = load_finality(self._reader, height)
+        return None if raw is None else decode_own(raw, FinalityProof)  # type: ignore[arg-type]  # a union
