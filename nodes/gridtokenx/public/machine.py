@@ -44,6 +44,7 @@ from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Signer
 from gridtokenx.core.machine import (
     Broadcast,
+    CancelTimer,
     Committed,
     Effect,
     Event,
@@ -275,8 +276,8 @@ class PublicNode:
             case Branch(_, blocks):
                 self._sync.branch_answered(message)
                 self._import(now, sender, blocks)
-            case FinalBlocks(blocks, justification):
-                self._on_final_blocks(now, sender, blocks, justification)
+            case FinalBlocks():
+                self._on_final_blocks(now, sender, message)
             case Votes(votes):
                 self._sync.votes_answered()
                 self._apply(now, self._voter.on_votes(now, votes))
@@ -465,18 +466,12 @@ class PublicNode:
         for justification in justified:
             self._finalize(now, justification)
 
-    def _on_final_blocks(
-        self,
-        now: Instant,
-        sender: NodeId,
-        blocks: tuple[SealedBlock, ...],
-        justification: Justification | None,
-    ) -> None:
-        self._import(now, sender, blocks)
-        if justification is not None:
-            self._take_justification(now, sender, justification)
-        self._sync.final_answered(self._tree.root.height, blocks)
-        if blocks:
+    def _on_final_blocks(self, now: Instant, sender: NodeId, answer: FinalBlocks) -> None:
+        self._import(now, sender, answer.blocks)
+        if answer.justification is not None:
+            self._take_justification(now, sender, answer.justification)
+        self._sync.final_answered(self._tree, answer)
+        if answer.blocks:
             self._out += self._sync.plan_final(now, self._tree)
 
     def _take_justification(
@@ -508,6 +503,7 @@ class PublicNode:
         if root.set_id != self._voter.validators.set_id:
             self._sets = {k: v for k, v in self._sets.items() if k >= root.set_id}
             self._voter = self._new_voter()
+            self._out += [CancelTimer(name) for name in TIMERS]
             self._apply(now, self._voter.start(now))
         self._apply(now, self._voter.on_chain(now))
 

@@ -18,6 +18,7 @@ next chunk is asked for from there.
 
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from gridtokenx.core.codec import decode_own
@@ -43,7 +44,7 @@ SEALS: Final = "seals"
 """Table: height (8 bytes) -> the author's seal of the final block."""
 
 MAX_PEERS: Final = 1024
-MAX_BRANCHES: Final = 16
+MAX_BRANCHES: Final = 64
 """Branches asked for in one tick."""
 
 
@@ -102,11 +103,18 @@ class Sync:
         with_blocks = self._seen[peer].status.final_hash not in tree
         yield Send(peer, FinalRequest(max(cursor, root + 1), with_blocks))
 
-    def final_answered(self, root: int, blocks: Iterable[SealedBlock]) -> None:
-        """An answer came: the next ask need not wait, and starts above what it brought."""
+    def final_answered(self, tree: BlockTree, answer: FinalBlocks) -> None:
+        """An answer came: the next ask need not wait.
+
+        It starts above the answer only if all of that entered the tree and its justification lies
+        further on; otherwise from the root, so that no answer can lead past what is missing.
+        """
         self._asked.pop("final", None)
-        top = max((block.header.height for block in blocks), default=root)
-        self._final_cursor = (root, top + 1)
+        blocks = answer.blocks
+        entered = all(block.header.hash in tree for block in blocks)
+        goes_on = bool(blocks) and entered and answer.justification is None
+        next_height = blocks[-1].header.height + 1 if goes_on else 0
+        self._final_cursor = (tree.root.height, next_height)
 
     def branch_answered(self, branch: Branch) -> None:
         """An answer came: if the head lies beyond it, the next ask starts above it."""
@@ -130,18 +138,20 @@ class Sync:
         if len(self._cursors) > MAX_PEERS:
             self._cursors.clear()
         wanted: dict[bytes, tuple[NodeId | None, int]] = {}
+        for missing in (*importer.wanted(), *voter.missing_blocks()):
+            if not importer.is_known(missing):
+                wanted[missing] = (None, floor)
         for holder, seen in self._seen.items():
             status = seen.status
             if floor <= status.best_height and not importer.is_known(status.best_hash):
                 wanted.setdefault(status.best_hash, (holder, min(guess, status.best_height)))
-        for missing in (*voter.missing_blocks(), *importer.wanted()):
-            if not importer.is_known(missing):
-                wanted[missing] = (None, floor)
-        for head, (owner, lowest) in list(wanted.items())[:MAX_BRANCHES]:
-            if self._seen and self._may_ask(("branch", head), now):
-                start = max(floor, self._cursors.setdefault(head, lowest))
-                peer = self._pick(self._seen, now) if owner is None else owner
-                yield Send(peer, BranchRequest(head, start))
+        asks = (
+            (head, *ask) for head, ask in wanted.items() if self._may_ask(("branch", head), now)
+        )
+        for head, owner, lowest in islice(asks, MAX_BRANCHES if self._seen else 0):
+            start = max(floor, self._cursors.setdefault(head, lowest))
+            peer = self._pick(self._seen, now) if owner is None else owner
+            yield Send(peer, BranchRequest(head, start))
 
     def _plan_votes(self, now: Instant, voter: Voter) -> Iterator[Effect]:
         standings = [(peer, seen.status.standing) for peer, seen in self._seen.items()]
@@ -177,6 +187,8 @@ class Sync:
         self._seen = {
             peer: seen for peer, seen in self._seen.items() if seen.at_ms + self._forget_ms > now
         }
+        if self._asked.get("final", now + 1) <= now:
+            self._final_cursor = (0, 0)
         self._asked = {need: until for need, until in self._asked.items() if until > now}
         self._last_asked = {p: t for p, t in self._last_asked.items() if p in self._seen}
 
@@ -193,13 +205,18 @@ def serve_branch(tree: BlockTree, request: BranchRequest) -> Branch | None:
 
 
 def serve_final(reader: Reader, final_height: int, request: FinalRequest) -> FinalBlocks | None:
-    """Final blocks from a height on, ending with a justified one if one is within the limits."""
+    """Final blocks from a height on, ending with a justified one if one is within the limits.
+
+    All are of one validator set: the asker can check the next set's blocks only once the block
+    that names it is final there. That block always has a justification of its own.
+    """
     if not 0 < request.from_height <= final_height:
         return None
     if not request.with_blocks:
         return FinalBlocks((), load_justification(reader, final_height))
     heights = range(request.from_height, final_height + 1)
-    blocks = list(_within_limits(load_sealed(reader, height) for height in heights))
+    loaded = (load_sealed(reader, height) for height in heights)
+    blocks = list(_of_one_set(_within_limits(loaded)))
     for count in range(len(blocks), 0, -1):
         justification = load_justification(reader, blocks[count - 1].header.height)
         if justification is not None:
@@ -219,6 +236,15 @@ def load_justification(reader: Reader, height: int) -> Justification | None:
     """The justification stored for exactly this height."""
     raw = load_finality(reader, height)
     return None if raw is None else decode_own(raw, Justification)
+
+
+def _of_one_set(blocks: Iterable[SealedBlock]) -> Iterator[SealedBlock]:
+    set_id: int | None = None
+    for block in blocks:
+        set_id = block.header.set_id if set_id is None else set_id
+        if block.header.set_id != set_id:
+            return
+        yield block
 
 
 def _within_limits(blocks: Iterable[SealedBlock]) -> Iterator[SealedBlock]:
