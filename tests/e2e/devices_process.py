@@ -1,6 +1,5 @@
 """One fleet in a process of its own, to be killed: ``python devices_process.py HOME PORT``."""
 
-import asyncio
 import sys
 import time
 from pathlib import Path
@@ -8,7 +7,9 @@ from pathlib import Path
 import msgspec
 
 from gridtokenx.devices.fleet.fleet import FleetSettings, run_fleet
+from gridtokenx.host.logs import NullLogger
 from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.process import serve
 
 
 def settings_of(home: Path, port: int) -> FleetSettings:
@@ -31,4 +32,4 @@ def clock() -> int:
 
 if __name__ == "__main__":
     settings = settings_of(Path(sys.argv[1]), int(sys.argv[2]))
-    asyncio.run(run_fleet(settings, clock, Metrics(), asyncio.Event()))
+    sys.exit(serve(lambda: run_fleet(settings, clock, Metrics(), NullLogger())))

@@ -33,6 +33,7 @@ from gridtokenx.devices.models.profiles import STEP_MS, Profile, pack_profiles
 from gridtokenx.devices.models.sensor import VoltageSpec
 from gridtokenx.devices.models.solar import SolarSpec
 from gridtokenx.host.keyfile import KeyRing, create_development_password
+from gridtokenx.host.logs import NullLogger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.interchain.apps.registry import DeviceKind
 from gridtokenx.ledger.broker_access import connect_password
@@ -138,25 +139,33 @@ def home(tmp_path: Path) -> Home:
 
 @asynccontextmanager
 async def broker(home: Home, port: int = 0) -> AsyncIterator[int]:
-    stop, started = asyncio.Event(), asyncio.get_running_loop().create_future()
+    started = asyncio.get_running_loop().create_future()
     settings = BrokerSettings(port=port, clients=home.path / "clients.json")
-    task = asyncio.create_task(run_broker(settings, Metrics(), stop, started))
+    task = asyncio.create_task(run_broker(settings, Metrics(), NullLogger(), started))
     try:
         yield await started
     finally:
-        stop.set()
-        await task
+        await ended(task)
 
 
 @asynccontextmanager
 async def fleet(home: Home, port: int, metrics: Metrics | None = None) -> AsyncIterator[None]:
-    stop = asyncio.Event()
-    running = asyncio.create_task(run_fleet(home.settings(port), clock, metrics or Metrics(), stop))
+    running = asyncio.create_task(
+        run_fleet(home.settings(port), clock, metrics or Metrics(), NullLogger())
+    )
     try:
         yield
     finally:
-        stop.set()
-        await running
+        await ended(running)
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it is gone: leaving a broken MQTT connection can eat a cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=1)
+    if not task.cancelled():
+        task.result()
 
 
 def clock() -> int:
@@ -252,9 +261,7 @@ async def listening(port: int, *, watermarks: bool = True) -> AsyncIterator[List
     try:
         yield listener
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await ended(task)
 
 
 def assert_true_to_the_models(home: Home, listener: Listener) -> None:
@@ -337,7 +344,7 @@ async def test_two_fleets_cannot_share_a_home(home: Home) -> None:
     async with broker(home) as port, fleet(home, port):
         await asyncio.sleep(0.2)
         with pytest.raises(LocalFault, match="another devices process"):
-            await run_fleet(home.settings(port), clock, Metrics(), asyncio.Event())
+            await run_fleet(home.settings(port), clock, Metrics(), NullLogger())
 
 
 async def test_refuses_another_networks_journals(home: Home) -> None:
@@ -346,7 +353,7 @@ async def test_refuses_another_networks_journals(home: Home) -> None:
             await listener.until(1, len(home.devices))
         foreign = msgspec.structs.replace(home.settings(port), chain_id="ee" * 32)
         with pytest.raises(LocalFault, match="belongs to the network"):
-            await run_fleet(foreign, clock, Metrics(), asyncio.Event())
+            await run_fleet(foreign, clock, Metrics(), NullLogger())
 
 
 # -- the broker's guard ----------------------------------------------------------------------------

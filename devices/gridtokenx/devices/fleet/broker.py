@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
-import structlog
 from amqtt.adapters import ReaderAdapter, StreamReaderAdapter, StreamWriterAdapter, WriterAdapter
 from amqtt.broker import Broker
 from amqtt.broker import Server as ListenerState
@@ -37,6 +36,7 @@ from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import Ed25519Verifier
 from gridtokenx.host.config import Setting, Settings
 from gridtokenx.host.files import read_file
+from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.ledger import broker_access
 
@@ -46,8 +46,6 @@ MAX_SUBSCRIPTIONS: Final = 16
 """Different filters that one client may hold."""
 FIRST_FRAME_S: Final = 10.0
 """A connection that has not logged in by then is closed."""
-
-_log = structlog.get_logger("broker")
 
 
 class BrokerSettings(Settings, frozen=True, kw_only=True):
@@ -214,17 +212,16 @@ class _Subscriptions(dict[str, list[tuple[Session, int]]]):
 class GuardedBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
     """amqtt's broker with the guards that the file's head lists."""
 
-    def __init__(self, config: BrokerConfig, metrics: Metrics) -> None:
+    def __init__(self, config: BrokerConfig, metrics: Metrics, log: Logger) -> None:
         super().__init__(config)
         self._metrics = metrics
+        self._log = log
         self._subscriptions = _Subscriptions()
 
     @property
     def port(self) -> int:
         """The port that it listens on."""
-        instance = self._servers["default"].instance
-        assert isinstance(instance, asyncio.Server), "our listener speaks plain TCP or TLS"
-        port: int = instance.sockets[0].getsockname()[1]
+        port: int = self._servers["default"].instance.sockets[0].getsockname()[1]
         return port
 
     @property
@@ -320,7 +317,7 @@ class GuardedBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
 
     def _refuse(self, reason: str, detail: object) -> None:
         self._metrics.count("broker_refused", reason=reason)
-        _log.info("refused", reason=reason, detail=str(detail))
+        self._log.info("refused", reason=reason, detail=str(detail))
 
 
 # -- the process -----------------------------------------------------------------------------------
@@ -356,32 +353,32 @@ def broker_config(settings: BrokerSettings, clients: Clients) -> BrokerConfig:
 async def run_broker(
     settings: BrokerSettings,
     metrics: Metrics,
-    stop: asyncio.Event,
+    log: Logger,
     started: "asyncio.Future[int] | None" = None,
 ) -> None:
-    """Serve until `stop` is set.
+    """Serve until cancelled.
 
     Args:
         settings: of the process.
         metrics: refusals are counted in ``broker_refused``.
-        stop: ends the broker in good order.
+        log: of the process.
         started: gets the port once the broker listens.
 
     Raises:
         LocalFault: bad settings, or the address cannot be listened on.
     """
     quiet_amqtt()
-    broker = GuardedBroker(broker_config(settings, read_clients(settings.clients)), metrics)
+    broker = GuardedBroker(broker_config(settings, read_clients(settings.clients)), metrics, log)
     metrics.gauge("broker_connections", lambda: float(broker.connection_count))
     try:
         await broker.start()
     except BrokerError as error:
         raise LocalFault(f"{settings.host}:{settings.port}: {error}; choose another port") from None
-    _log.info("listening", host=settings.host, port=broker.port)
+    log.info("listening", host=settings.host, port=broker.port)
     if started is not None:
         started.set_result(broker.port)
     try:
-        await stop.wait()
+        await asyncio.get_running_loop().create_future()
     finally:
         await broker.shutdown()
 

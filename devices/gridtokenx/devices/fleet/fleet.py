@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
-import structlog
-
 from gridtokenx.core.codec import decode
 from gridtokenx.core.errors import LocalFault, Malformed
 from gridtokenx.core.gridtime import INTERVAL_MS, GridClock
@@ -42,15 +40,15 @@ from gridtokenx.devices.models.profiles import Profile, unpack_profiles
 from gridtokenx.host.config import Setting, Settings
 from gridtokenx.host.files import read_file
 from gridtokenx.host.keyfile import KeyRing, find_password
+from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.tasks import Tasks
 from gridtokenx.interchain.apps.registry import DeviceKind
 from gridtokenx.ledger.readings import FIRST_SEQUENCE
 from gridtokenx.ledger.transactions import Transaction, sign_transaction
 
 MAX_SLEEP_S: Final = 5.0
 """Longest sleep before the clock is looked at again: a laptop's sleep stops timers, not time."""
-
-_log = structlog.get_logger("devices")
 
 
 class FleetSettings(Settings, frozen=True, kw_only=True):
@@ -162,6 +160,7 @@ class Fleet:
         grid_clock: the map to grid time.
         broker: where all devices connect.
         metrics: of the process.
+        log: of the process.
     """
 
     def __init__(
@@ -171,14 +170,22 @@ class Fleet:
         grid_clock: GridClock,
         broker: BrokerAddress,
         metrics: Metrics,
+        log: Logger,
     ) -> None:
         self._households = households
         self._clock = clock
         self._grid_clock = grid_clock
         self._metrics = metrics
+        self._log = log
         self._links = tuple(
             DeviceLink(
-                broker, device.signer, device.kind, household.entry.zone, device.outbox, metrics
+                broker,
+                device.signer,
+                device.kind,
+                household.entry.zone,
+                device.outbox,
+                metrics,
+                log,
             )
             for household in households
             for device in household.devices
@@ -195,10 +202,14 @@ class Fleet:
 
     async def run(self) -> None:
         """Live and report until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
+        tasks = Tasks()
+        try:
             for link in self._links:
-                tasks.create_task(link.run())
-            tasks.create_task(self._live())
+                tasks.spawn(link.run(), "device link")
+            tasks.spawn(self._live(), "households")
+            await tasks.watch()
+        finally:
+            await tasks.close()
 
     async def _live(self) -> None:
         while True:
@@ -208,7 +219,7 @@ class Fleet:
                 if household.next_boundary_ms == boundary_ms:
                     made = await household.pass_boundary()
                     self._metrics.count("readings_signed", made)
-            _log.debug("boundary", grid_ms=boundary_ms, waiting=self.waiting)
+            self._log.debug("boundary", grid_ms=boundary_ms, waiting=self.waiting)
 
     async def _sleep_until(self, grid_ms: int) -> None:
         due_ms = self._grid_clock.network_ms(grid_ms)
@@ -217,49 +228,30 @@ class Fleet:
 
 
 async def run_fleet(
-    settings: FleetSettings, clock: Callable[[], int], metrics: Metrics, stop: asyncio.Event
+    settings: FleetSettings, clock: Callable[[], int], metrics: Metrics, log: Logger
 ) -> None:
-    """Run the devices until `stop` is set.
+    """Run the devices until cancelled.
 
     Args:
         settings: of the process.
         clock: network time in milliseconds (wall time less the time that the network was down).
         metrics: of the process.
-        stop: ends it in good order.
+        log: of the process.
 
     Raises:
         LocalFault: bad settings, files or keys, or a disk that refuses.
     """
     lock = _lock(settings.data)
+    households: tuple[Household, ...] = ()
     try:
         households = load_households(settings)
-        _log.info("devices", households=len(households), broker=settings.broker)
+        log.info("devices", households=len(households), broker=settings.broker)
         broker = parse_broker(settings.broker, settings.broker_ca)
-        fleet = Fleet(households, clock, settings.grid_clock, broker, metrics)
-        await _run_until(fleet, stop)
+        await Fleet(households, clock, settings.grid_clock, broker, metrics, log).run()
+    finally:
         for household in households:
             household.close()
-    finally:
         os.close(lock)
-
-
-async def _run_until(fleet: Fleet, stop: asyncio.Event) -> None:
-    running = asyncio.create_task(fleet.run())
-    stopping = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        stopping.cancel()
-        running.cancel()
-    try:
-        await running
-    except asyncio.CancelledError:
-        return
-    except ExceptionGroup as group:
-        faults = group.subgroup(LocalFault)
-        if faults is not None:
-            raise _first(faults) from None
-        raise
 
 
 def load_households(settings: FleetSettings) -> tuple[Household, ...]:
@@ -350,11 +342,3 @@ def _lock(directory: Path) -> int:
         os.close(descriptor)
         raise LocalFault(f"{directory}: another devices process uses it; stop that one") from None
     return descriptor
-
-
-def _first(group: ExceptionGroup[LocalFault]) -> LocalFault:
-    for error in group.exceptions:
-        if isinstance(error, LocalFault):
-            return error
-        return _first(error)
-    raise AssertionError("an exception group is never empty")

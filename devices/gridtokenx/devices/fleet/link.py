@@ -11,13 +11,13 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 import aiomqtt
-import structlog
 
 from gridtokenx.core.codec import encode
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Signer
 from gridtokenx.devices.fleet.journal import SignedReading
 from gridtokenx.devices.fleet.outbox import Outbox, Pace
+from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.interchain.apps.registry import DeviceKind
 from gridtokenx.ledger.broker_access import connect_password
@@ -34,11 +34,10 @@ LAST_BACKOFF_S: Final = 15.0
 WATERMARK_PATIENCE_S: Final = 2.0
 """How long a fresh connection waits for the retained watermark before it sends all that it
 keeps."""
+CANCEL_AGAIN_S: Final = 1.0
 _KEEPALIVE_S: Final = 30
 _QUEUE: Final = 32
 _PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
-
-_log = structlog.get_logger("devices")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +88,7 @@ class DeviceLink:
         outbox: what there is to send.
         metrics: counts ``readings_published``, ``readings_resent``, ``device_reconnects`` and
             ``watermarks_refused``.
+        log: for losses.
     """
 
     def __init__(
@@ -99,12 +99,14 @@ class DeviceLink:
         zone: int,
         outbox: Outbox,
         metrics: Metrics,
+        log: Logger,
     ) -> None:
         self._broker = broker
         self._signer = signer
         self._kind = kind
         self._outbox = outbox
         self._metrics = metrics
+        self._log = log
         self._id = device_id(signer.public_key)
         self._reading_topic = reading_topic(zone, signer.public_key)
         self._announce_topic = announce_topic(zone, signer.public_key)
@@ -119,8 +121,9 @@ class DeviceLink:
             try:
                 await self._connection()
             except (aiomqtt.MqttError, OSError) as error:
+                _heed_cancellation()
                 self._metrics.count("device_reconnects")
-                _log.debug("broker lost", device=self._id[:8], reason=str(error))
+                self._log.debug("broker lost", device=self._id[:8], reason=str(error))
             if time.monotonic() - started > LAST_BACKOFF_S:
                 backoff_s = FIRST_BACKOFF_S
             # A whole fleet must not come back in the same instant.
@@ -129,6 +132,7 @@ class DeviceLink:
 
     async def _connection(self) -> None:
         async with self._client() as client:
+            _heed_cancellation()
             self.connected = True
             try:
                 # The listener is the one that notices a broken connection at once.
@@ -213,12 +217,29 @@ async def _until_first(*works: Coroutine[None, None, None]) -> None:
     Ours differs: no `TaskGroup`, which in Python 3.11 leaves its own cancel request on a task that
     goes on after the group failed, as a reconnecting one does.
     """
-    tasks = [asyncio.ensure_future(work) for work in works]
+    tasks = {asyncio.ensure_future(work) for work in works}
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        pending = {task for task in tasks if not task.done()}
+        while pending:
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
         for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            # Looked at, so that asyncio does not report the error that came second.
+            _ = task.cancelled() or task.exception()
     for task in done:
         task.result()
+
+
+def _heed_cancellation() -> None:
+    """Be cancelled, if that was asked.
+
+    Python 3.11's `asyncio.wait_for`, on which aiomqtt stands, swallows a cancellation that coincides
+    with an answer, and leaving a broken connection turns one into an `MqttError`; a loop that then
+    connects again would never end.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
