@@ -1,5 +1,6 @@
 """The three chains as the lab handles them: read a genesis, get a ledger and its validators."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,18 +30,32 @@ class Chain:
 
 
 def load_chain(name: str, genesis_path: Path) -> Chain:
-    """Read a genesis file and put its chain together.
+    """Read the genesis file of a chain and put it together.
 
     Raises:
-        LocalFault: no such chain, or a genesis that is unreadable or could not work.
+        LocalFault: a genesis that is unreadable, of another chain, or could not work.
     """
-    if name not in _MAKERS:
-        raise LocalFault(f"no chain is called {name!r}; there are {', '.join(_MAKERS)}")
+    return _MAKERS[name](name, _read(genesis_path), str(genesis_path))
+
+
+def recognise_chain(genesis_path: Path) -> Chain:
+    """Put together whichever chain a genesis file is of.
+
+    Raises:
+        LocalFault: it is unreadable, or of none of the three chains.
+    """
+    data = _read(genesis_path)
+    for name, make in _MAKERS.items():
+        with contextlib.suppress(LocalFault):
+            return make(name, data, str(genesis_path))
+    raise LocalFault(f"genesis {genesis_path}: is of none of the chains {', '.join(_MAKERS)}")
+
+
+def _read(genesis_path: Path) -> bytes:
     try:
-        data = genesis_path.read_bytes()
+        return genesis_path.read_bytes()
     except OSError as error:
         raise LocalFault(f"genesis {genesis_path}: cannot be read: {error.strerror}") from None
-    return _MAKERS[name](name, data, str(genesis_path))
 
 
 def _maker(type_: type[G], ledger_of: Callable[[G], Ledger]) -> Callable[[str, bytes, str], Chain]:

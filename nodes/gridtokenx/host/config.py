@@ -335,8 +335,16 @@ def _as_enum(hint: object, value: object) -> object:
 # -- printing --------------------------------------------------------------------------------------
 
 
-def render(settings: Settings, origin: Mapping[str, str] | None = None) -> str:
-    """The settings as a TOML document, readable by `load`; unset ones as comments."""
+def render(
+    settings: Settings, origin: Mapping[str, str] | None = None, *, show_secrets: bool = False
+) -> str:
+    """The settings as a TOML document, readable by `load`; unset ones as comments.
+
+    Args:
+        settings: what to write.
+        origin: where each value came from, as a comment behind it.
+        show_secrets: for a configuration file that a process is to read, never for a screen.
+    """
     lines: list[str] = []
     table: tuple[str, ...] = ()
     plain = [field for field in fields(type(settings)) if len(field.path) == 1]
@@ -348,7 +356,7 @@ def render(settings: Settings, origin: Mapping[str, str] | None = None) -> str:
         value = functools.reduce(getattr, field.path, cast("Any", settings))
         note = f"  # {origin[field.key]}" if origin else ""
         name = field.path[-1]
-        if field.setting.secret and value is not None:
+        if field.setting.secret and value is not None and not show_secrets:
             lines.append(f'# {name} = "..."{note}  (set, not shown)')
         elif value is None:
             lines.append(f"# {name} = {note}  (not set)".replace("=   ", "=  "))

@@ -6,6 +6,7 @@ from gridtokenx.host.config import settings_options
 from gridtokenx.host.process import serve
 from gridtokenx.node.consortium import ConsortiumNodeSettings, run_consortium
 from gridtokenx.node.public import PublicNodeSettings, run_public
+from gridtokenx.oracle.role import OracleSettings, run_oracle
 
 
 @click.group()
@@ -28,3 +29,10 @@ def public(settings: PublicNodeSettings) -> int:
 def consortium(settings: ConsortiumNodeSettings) -> int:
     """Run a replica of the consortium chain."""
     return serve(lambda: run_consortium(settings))
+
+
+@command.command()
+@settings_options(OracleSettings)
+def oracle(settings: OracleSettings) -> int:
+    """Run a node of the oracle chain: it takes readings in and observes a price."""
+    return serve(lambda: run_oracle(settings))

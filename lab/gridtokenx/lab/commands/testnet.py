@@ -15,7 +15,7 @@ import msgspec
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab.manifest import Manifest, dump_manifest, load_manifest, parse_manifest
-from gridtokenx.lab.testnet.layout import LOOPBACK, Layout
+from gridtokenx.lab.testnet.layout import Layout
 
 if TYPE_CHECKING:
     from gridtokenx.lab.testnet.up import Outcome
@@ -154,7 +154,7 @@ def status(home: Path, *, as_json: bool) -> int:
     from gridtokenx.lab.testnet.processes import Processes  # noqa: PLC0415 - only here
     from gridtokenx.lab.testnet.status import console, screen  # noqa: PLC0415 - only here
 
-    url = f"http://{LOOPBACK}:{layout.manifest.ports.gateway}"
+    url = layout.gateway_url
     console().print(screen(answer, Processes([], {}, print), 0, url, ()))
     return 0
 
@@ -221,7 +221,6 @@ def _existing(home: Path) -> Layout:
 def _make(home: Path, manifest: Manifest) -> Layout:
     """Make a testnet beside its place, then move it there: a half-made one is never seen."""
     from gridtokenx.lab.testnet.initialise import initialise  # noqa: PLC0415 - imports pvlib
-
     from gridtokenx.lab.testnet.up import running_supervisor  # noqa: PLC0415 - only here
 
     if home.exists() and any(home.iterdir()) and not (home / "manifest.toml").exists():
@@ -231,7 +230,7 @@ def _make(home: Path, manifest: Manifest) -> Layout:
     partial = home.with_name(home.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    initialise(Layout(partial, manifest), home, click.echo)
+    initialise(Layout(partial, manifest), click.echo)
     (partial / "manifest.toml").write_text(dump_manifest(manifest), encoding="utf-8")
     if home.exists():
         shutil.rmtree(home)
@@ -243,7 +242,7 @@ async def _ask_gateway(layout: Layout) -> dict[str, object] | None:
     from gridtokenx.lab.testnet.status import fetch_status  # noqa: PLC0415 - only here
 
     async with aiohttp.ClientSession() as session:
-        return await fetch_status(session, f"http://{LOOPBACK}:{layout.manifest.ports.gateway}")
+        return await fetch_status(session, layout.gateway_url)
 
 
 def _write_summary(layout: Layout, outcome: "Outcome", path: Path) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.lab.chains import load_chain
+from gridtokenx.lab.chains import recognise_chain
 from gridtokenx.lab.replay import Divergence, open_chain_store, replay
 
 
@@ -30,8 +30,8 @@ def command(homes: tuple[Path, ...]) -> int:
 
 
 def _verify(home: Path) -> int:
-    name, genesis_path, data = _node_files(home)
-    chain = load_chain(name, genesis_path)
+    genesis_path, data = _node_files(home)
+    chain = recognise_chain(genesis_path)
     store = open_chain_store(data)
     blocks = transactions = proofs = 0
     broken: list[str] = []
@@ -49,20 +49,20 @@ def _verify(home: Path) -> int:
     for sentence in broken:
         click.echo(f"{home}: BROKEN INVARIANT: {sentence}")
     click.echo(
-        f"{home}: {name} chain, {blocks} blocks, {transactions} transactions, {proofs} proofs of "
+        f"{home}: {chain.name} chain, {blocks} blocks, {transactions} transactions, {proofs} proofs of "
         f"finality: {'invariants are broken' if broken else 'everything agrees'}"
     )
     return 1 if broken else 0
 
 
-def _node_files(home: Path) -> tuple[str, Path, Path]:
-    """The chain, genesis file and store of a node's home, from its configuration."""
+def _node_files(home: Path) -> tuple[Path, Path]:
+    """The genesis file and the store of a node's home, from its configuration."""
     path = home / "config.toml"
     try:
         config = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise LocalFault(f"{path}: cannot be read: {error}") from None
-    chain, genesis = config.get("chain"), config.get("genesis")
-    if not isinstance(chain, str) or not isinstance(genesis, str):
-        raise LocalFault(f"{home}: is no node of a chain (its config.toml names no chain)")
-    return chain, home / genesis, home / str(config.get("data", "data"))
+    genesis, data = config.get("genesis"), config.get("data")
+    if not isinstance(genesis, str) or not isinstance(data, str):
+        raise LocalFault(f"{home}: is no node's home: its config.toml names no genesis and data")
+    return home / genesis, home / data

@@ -69,6 +69,24 @@ class Layout:
         """The genesis file of a chain."""
         return self.home / "genesis" / f"{chain}.json"
 
+    def authority_path(self, chain: str) -> Path:
+        """The certificate of a permissioned chain's authority."""
+        return self.home / "genesis" / f"{chain}-authority.pem"
+
+    def certificate_path(self, name: str, chain: str) -> Path:
+        """A process's certificate on a permissioned chain."""
+        return self.directory(name) / f"{chain}-certificate.pem"
+
+    @property
+    def gateway_url(self) -> str:
+        """Where the gateway answers."""
+        return f"http://{LOOPBACK}:{self.manifest.ports.gateway}"
+
+    @property
+    def broker_url(self) -> str:
+        """Where readings go."""
+        return f"mqtt://{LOOPBACK}:{self.member('broker').peer_port}"
+
     def directory(self, name: str) -> Path:
         """The directory of one process."""
         return self.home / name

@@ -48,6 +48,8 @@ class Watched:
     given_up: bool = False
     peak_memory_kib: int = 0
     """Largest proportional set size seen (shared pages divided among their users)."""
+    cpu_s: float = 0.0
+    """Processor time as last seen, this life."""
     _started_s: float = 0.0
     _short_lives: int = 0
     exits: list[int] = field(default_factory=list)
@@ -188,6 +190,7 @@ class Processes:
                 memory_kib = proportional_memory_kib(watched.pid)
                 total += memory_kib
                 watched.peak_memory_kib = max(watched.peak_memory_kib, memory_kib)
+                watched.cpu_s = processor_time_s(watched.pid)
             self.peak_memory_kib = max(self.peak_memory_kib, total)
 
 
@@ -201,6 +204,15 @@ def proportional_memory_kib(pid: int) -> int:
     except OSError:
         return 0
     return 0
+
+
+def processor_time_s(pid: int) -> float:
+    """User and system time of a process; 0 where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(") ")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def last_lines(log: Path, count: int = 5) -> list[str]:

@@ -58,6 +58,7 @@ def _processes(outcome: Outcome) -> list[dict[str, object]]:
             "restarts": watched.restarts,
             "kept_alive": not watched.given_up,
             "peak_memory_mib": round(watched.peak_memory_kib / 1024, 1),
+            "cpu_s": round(watched.cpu_s, 1),
         }
         for name, watched in outcome.processes.watched.items()
     ]

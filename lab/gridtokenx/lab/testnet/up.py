@@ -23,7 +23,7 @@ from rich.live import Live
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab.testnet.counters import Counters
 from gridtokenx.lab.testnet.heartbeat import Heartbeat
-from gridtokenx.lab.testnet.layout import LOOPBACK, Layout
+from gridtokenx.lab.testnet.layout import Layout
 from gridtokenx.lab.testnet.processes import Processes
 from gridtokenx.lab.testnet.status import Status, console, fetch_status, one_line, screen
 
@@ -96,7 +96,7 @@ class _Supervisor:
         self._counters = Counters(
             {m.name: m.http_port for m in layout.members if m.name == "devices" or m.chain}
         )
-        self._url = f"http://{LOOPBACK}:{layout.manifest.ports.gateway}"
+        self._url = layout.gateway_url
         self._started_s = time.monotonic()
         self._first_heights: dict[str, int] = {}
         self._first_final_s: dict[str, float] = {}

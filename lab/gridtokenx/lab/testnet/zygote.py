@@ -32,8 +32,7 @@ PRELOADED: Final = (
     "gridtokenx.host.chain_node",
     "gridtokenx.node.consortium",
     "gridtokenx.node.public",
-    "gridtokenx.oracle.process",
-    "gridtokenx.bridge.process",
+    "gridtokenx.oracle.role",
     "aiohttp.web",
 )
 GRACE_S: Final = 8.0

@@ -1,0 +1,187 @@
+"""Lay a testnet out on disk: keys, certificates, genesis files, profiles, settings.
+
+Law of the file: each process gets its own directory with its own keys, and nothing of another's but
+public files. Secrets are made here, and kept only in the directory of the process that uses them.
+All of them are for development: their passwords lie beside them, and say so.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from gridtokenx.devices.fleet.broker import Clients
+from gridtokenx.devices.fleet.profiles import make_profiles, plan_neighbourhood
+from gridtokenx.devices.fleet.roster import Roster, household_name, make_roster
+from gridtokenx.devices.models.forecast import make_forecast
+from gridtokenx.devices.models.profiles import Profile, pack_profiles
+from gridtokenx.host.certificates import Authority, Role, pem
+from gridtokenx.host.config import Settings, render
+from gridtokenx.host.files import write_file
+from gridtokenx.host.keyfile import KeyRing, create_development_password
+from gridtokenx.lab.manifest import Manifest
+from gridtokenx.lab.testnet.genesis import PEOPLE, WORKLOAD, Network, make_network
+from gridtokenx.lab.testnet.heartbeat import wall_ms, write_beat
+from gridtokenx.lab.testnet.layout import Layout
+from gridtokenx.lab.testnet.settings import settings_of
+from gridtokenx.ledger.identity import render_genesis
+
+SCRYPT_N: Final = 1_024
+"""The least: a generated password of 144 bits needs no slow derivation, and starts faster."""
+PERMISSIONED: Final = ("consortium", "oracle")
+CLIENTS: Final = ("gateway", "agents", "wallet")
+"""Who talks to all chains as a client; relayers do too."""
+DAY_ERROR_PPM: Final = 100_000
+INTERVAL_ERROR_PPM: Final = 150_000
+
+Report = Callable[[str], None]
+
+
+def initialise(layout: Layout, report: Report) -> None:
+    """Write everything that `layout` names, below `layout.home`.
+
+    Args:
+        layout: where; the directory exists and is empty.
+        report: told what is being done.
+    """
+    manifest = layout.manifest
+    report("making weather, households and their profiles")
+    neighbourhood = plan_neighbourhood(
+        manifest.seed,
+        manifest.devices.households,
+        manifest.devices.solar,
+        manifest.devices.batteries,
+    )
+    profiles = make_profiles(
+        manifest.seed,
+        datetime.fromisoformat(manifest.time.start).date(),
+        manifest.devices.profile_days,
+        neighbourhood,
+    )
+    roster = make_roster(neighbourhood.specs, [0] * manifest.devices.households)
+    report("making keys and certificates (for development only)")
+    keys = _make_keys(layout, roster)
+    genesis_ms = wall_ms()
+    network = make_network(manifest, keys, roster, genesis_ms)
+    _write_network(layout, network)
+    _write_fleet(layout, roster, profiles)
+    for member in layout.members:
+        _write_settings(layout, member.name, settings_of(layout, member, network))
+    write_beat(layout.heartbeat_path, genesis_ms)
+
+
+# -- keys and certificates -------------------------------------------------------------------------
+
+
+def _make_keys(layout: Layout, roster: Roster) -> dict[str, bytes]:
+    """Every key in its owner's directory; returns the public keys by name."""
+    manifest = layout.manifest
+    keys: dict[str, bytes] = {}
+    authority = _Authorities(layout)
+    for member in layout.members:
+        if member.chain or member.name.startswith("relayer-") or member.name in CLIENTS:
+            ring = _ring(layout, member.name)
+            keys[member.name] = ring.generate("identity")
+            if member.name == "agents":
+                for name in (*_households(manifest), WORKLOAD):
+                    keys[name] = ring.generate(name)
+            if member.chain != "public":
+                chains = (member.chain,) if member.chain else PERMISSIONED
+                authority.certify(member.name, keys[member.name], chains, peer=bool(member.chain))
+    wallet = _ring(layout, "wallet")
+    keys["wallet"] = wallet.generate("identity")
+    authority.certify("wallet", keys["wallet"], PERMISSIONED, peer=False)
+    stakes = [f"stake-{index}" for index in range(len(layout.nodes("public")))]
+    for name in (*PEOPLE, *stakes):
+        keys[name] = wallet.generate(name)
+    devices = _ring(layout, "devices")
+    for household in roster.households:
+        for device in household.devices:
+            keys[device.key] = devices.generate(device.key)
+    return keys
+
+
+class _Authorities:
+    """The certificate authorities of the permissioned chains."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        ring = _ring(layout, "authority")
+        self._by_chain: dict[str, Authority] = {}
+        for chain in PERMISSIONED:
+            ring.generate(chain)
+            authority = Authority.create(f"{layout.manifest.name} {chain}", ring.seed(chain))
+            write_file(layout.authority_path(chain), pem(authority.certificate))
+            self._by_chain[chain] = authority
+
+    def certify(self, name: str, public_key: bytes, chains: tuple[str, ...], *, peer: bool) -> None:
+        """Issue a certificate on each of the chains."""
+        for chain in chains:
+            role = Role.PEER if peer else Role.CLIENT
+            certificate = self._by_chain[chain].issue(public_key, name, role)
+            write_file(self._layout.certificate_path(name, chain), pem(certificate))
+
+
+def _ring(layout: Layout, name: str) -> KeyRing:
+    directory = layout.directory(name) / "keys"
+    directory.mkdir(parents=True, mode=0o700)
+    password = create_development_password(directory)
+    return KeyRing.create(directory, password, scrypt_n=SCRYPT_N)
+
+
+def _households(manifest: Manifest) -> list[str]:
+    return [household_name(index) for index in range(manifest.devices.households)]
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def _write_network(layout: Layout, network: Network) -> None:
+    for chain, genesis in network.by_chain().items():
+        write_file(layout.genesis_path(chain), render_genesis(genesis))
+    facts = {
+        "note": "public facts of a development network; all of its keys were generated",
+        "name": layout.manifest.name,
+        "chains": {
+            chain: {
+                "chain_id": genesis.chain_id.hex(),
+                "genesis": f"genesis/{chain}.json",
+                "nodes": list(layout.addresses(chain)),
+            }
+            for chain, genesis in network.by_chain().items()
+        },
+        "gateway": layout.gateway_url,
+    }
+    write_file(layout.network_path, msgspec.json.format(msgspec.json.encode(facts), indent=2))
+    oracles = tuple(key.hex() for key in network.oracle.validators)
+    devices = tuple(device.public_key.hex() for device in network.consortium.devices)
+    clients = msgspec.json.encode(Clients(oracles=oracles, devices=devices))
+    write_file(layout.directory("broker") / "clients.json", clients)
+
+
+def _write_fleet(layout: Layout, roster: Roster, profiles: tuple[Profile, ...]) -> None:
+    manifest = layout.manifest
+    devices, agents = layout.directory("devices"), layout.directory("agents")
+    first = profiles[0]
+    write_file(devices / "roster.json", roster.encode())
+    write_file(
+        devices / "profiles.bin", pack_profiles(first.start_grid_ms, first.step_ms, profiles)
+    )
+    seed = manifest.seed.to_bytes(8, "big")
+    forecasts = [
+        make_forecast(profile, seed, index, DAY_ERROR_PPM, INTERVAL_ERROR_PPM)
+        for index, profile in enumerate(profiles)
+    ]
+    start = forecasts[0]
+    write_file(agents / "roster.json", roster.encode())
+    write_file(
+        agents / "forecasts.bin", pack_profiles(start.start_grid_ms, start.step_ms, forecasts)
+    )
+
+
+def _write_settings(layout: Layout, name: str, settings: Settings) -> None:
+    path: Path = layout.config_path(name)
+    note = "# Written by `gtx testnet init`; paths are relative to this file.\n"
+    write_file(path, (note + render(settings, show_secrets=True)).encode(), mode=0o600)
