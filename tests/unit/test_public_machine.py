@@ -103,6 +103,7 @@ def test_one_step_is_one_batch_before_everything_visible() -> None:
     assert [type(effect) for effect in effects].count(Persist) == 1
     assert isinstance(effects[0], Persist)
     (block,) = blocks_in(effects)
+    assert node.machine.leader == NET.ids[author_of(1)]
     written = {(write.table, write.key) for write in effects[0].writes}
     assert ("meta", b"slot") in written
     assert ("unfinal", (1).to_bytes(8, "big") + block.header.hash) in written

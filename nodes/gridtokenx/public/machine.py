@@ -112,6 +112,7 @@ from gridtokenx.public.slots import (
     VrfVerifier,
     claim_slot,
     encoded_claim,
+    read_claim,
     seal,
     seal_check,
 )
@@ -145,8 +146,16 @@ class PublicConfig:
     """A public chain's parameters and a node's own timing."""
 
     rules: SlotRules
-    gossip_ms: int = 1_000
-    """T: within it a message of an honest node reaches all others. Also the length of a tick."""
+    gossip_ms: int | None = None
+    """T: within it a message of an honest node reaches all others. None: an eighth of a slot, so
+    that a block is final half a slot after it was made, but at most a second."""
+
+    @property
+    def tick_ms(self) -> int:
+        """T, which is also the length of a tick."""
+        if self.gossip_ms is not None:
+            return self.gossip_ms
+        return min(max(self.rules.slot_ms // 8, 1), 1_000)
 
 
 class PublicNode:
@@ -191,8 +200,9 @@ class PublicNode:
         self._importer: Final = Importer(
             self._tree, ledger, self._rules, keys.vrf_verifier, read_set
         )
-        self._sync: Final = Sync(8 * config.gossip_ms, 4 * self._rules.slot_ms)
-        self._sets = {self._tree.root.validators.set_id: self._tree.root.validators}
+        self._sync: Final = Sync(8 * config.tick_ms, 4 * self._rules.slot_ms)
+        root = self._tree.root.validators
+        self._sets = {validators.set_id: validators, root.set_id: root}
         self._load_unfinal()
         self._last_slot = int.from_bytes(reader.get(META, _SLOT) or b"", "big")
         self._followed = self._tree.best
@@ -210,6 +220,16 @@ class PublicNode:
     def best(self) -> ExecutedBlock:
         """The block that the next one would be built on; it may still be abandoned."""
         return self._tree.best.executed
+
+    @property
+    def leader(self) -> NodeId:
+        """The author of the best block; zeros for genesis."""
+        best = self._tree.best
+        if best.height == 0:
+            return NOBODY
+        authors = self._sets.get(best.header.set_id)
+        index = read_claim(best.header).authority
+        return NOBODY if authors is None else authors.members[index]
 
     @property
     def round(self) -> int:
@@ -335,7 +355,7 @@ class PublicNode:
 
     def _new_voter(self) -> Voter:
         rules = self._rules
-        config = VoterConfig(rules.chain_id, self._config.gossip_ms, rules.slot_ms)
+        config = VoterConfig(rules.chain_id, self._config.tick_ms, rules.slot_ms)
         validators = self._tree.root.validators
         return Voter(config, validators, self._keys.signer, self._tree, self._reader)
 
@@ -344,7 +364,7 @@ class PublicNode:
             epoch = Write(META, _EPOCH, encode(self._tree.root.epoch))
             self._out.append(Persist((*block_writes(self._genesis, None), epoch)))
         self._set_slot_timer(now)
-        self._out.append(SetTimer(TICK_TIMER, now + self._config.gossip_ms))
+        self._out.append(SetTimer(TICK_TIMER, now + self._config.tick_ms))
         self._out.append(Broadcast(self._status()))
         self._apply(now, self._voter.start(now))
 
@@ -356,7 +376,7 @@ class PublicNode:
             self._after_import(now, self._importer.due(now))
             self._author(now)
         elif name == TICK_TIMER:
-            self._out.append(SetTimer(TICK_TIMER, now + self._config.gossip_ms))
+            self._out.append(SetTimer(TICK_TIMER, now + self._config.tick_ms))
             self._tell_status(now)
             self._out += self._sync.plan(now, self._tree, self._importer, self._voter)
         elif name in TIMERS:
