@@ -1,0 +1,1 @@
+"""The gateway: follows three chains as a light client, and shows only what it verified."""
