@@ -47,7 +47,7 @@ time_scale_option = click.option(
 )
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """Seconds, from text such as 90, 90s, 5m or 1.5h."""
 
     name = "duration"

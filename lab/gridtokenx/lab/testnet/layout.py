@@ -145,8 +145,8 @@ def _members(manifest: Manifest) -> Iterator[Member]:
         ("consortium", manifest.consortium.replicas),
         ("oracle", manifest.oracle.nodes),
     )
-    yield Member("broker", ("broker",), next(ports), 0)
-    yield Member("market-data", ("market-data",), next(ports), 0)
+    yield Member("broker", ("broker",), next(ports), next(ports))
+    yield Member("market-data", ("market-data",), next(ports), next(ports))
     for chain, count in counts:
         for index in range(count):
             yield Member(f"{chain}-{index}", ("node", chain), next(ports), next(ports))

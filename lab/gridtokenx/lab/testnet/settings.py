@@ -110,13 +110,19 @@ def _oracle(layout: Layout, member: Member, _network: Network) -> Settings:
 
 
 def _broker(_layout: Layout, member: Member, _network: Network) -> Settings:
-    return BrokerSettings(host=LOOPBACK, port=member.peer_port, clients=Path("clients.json"))
+    return BrokerSettings(
+        host=LOOPBACK,
+        port=member.peer_port,
+        http=_http(member),
+        clients=Path("clients.json"),
+    )
 
 
 def _market_data(layout: Layout, member: Member, network: Network) -> Settings:
     clock = network.oracle.clock
     return MarketDataSettings(
         listen=f"{LOOPBACK}:{member.peer_port}",
+        http=_http(member),
         seed=layout.manifest.seed,
         credential=CREDENTIAL,
         network_genesis_ms=clock.network_genesis_ms,
@@ -125,9 +131,10 @@ def _market_data(layout: Layout, member: Member, network: Network) -> Settings:
     )
 
 
-def _devices(layout: Layout, _member: Member, network: Network) -> Settings:
+def _devices(layout: Layout, member: Member, network: Network) -> Settings:
     clock = network.oracle.clock
     return FleetSettings(
+        http=_http(member),
         broker=layout.broker_url,
         roster=Path("roster.json"),
         profiles=Path("profiles.bin"),
