@@ -36,6 +36,8 @@ from gridtokenx.core.types import (
 
 LINK_VERSION: Final = 1
 MAX_CONTROL_BYTES: Final = 2048
+OURSELVES: Final = "that-is-us"
+"""The reason why we do not link to an address that is our own."""
 
 RoleName = Annotated[str, Meta(pattern="^(peer|client)$")]
 
@@ -156,6 +158,8 @@ class Dialer:
             raise LinkRefused(reply.reason, reply.detail)
         if not isinstance(reply, Welcome):
             raise LinkRefused("bad-handshake", f"{type(reply).__name__} in place of Welcome")
+        if reply.identity == self.own.signer.public_key:
+            raise LinkRefused(OURSELVES, "the address is our own")
         if self.expected is not None and reply.identity != self.expected:
             raise LinkRefused(
                 "wrong-identity",

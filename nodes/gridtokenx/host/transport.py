@@ -27,6 +27,7 @@ from gridtokenx.core.keys import Verifier
 from gridtokenx.host.addresses import HostPort, NodeAddress
 from gridtokenx.host.framing import Channel, frame
 from gridtokenx.host.handshake import (
+    OURSELVES,
     Accepted,
     Dialer,
     Hello,
@@ -142,10 +143,6 @@ class NetworkParts:
     metrics: Metrics
     log: Logger
     limits: NetworkLimits = field(default_factory=NetworkLimits)
-
-
-class _ThatIsUs(Exception):
-    """An address in the list is our own."""
 
 
 class _Pause:
@@ -369,16 +366,17 @@ class Network:
                 continue
             try:
                 identity, complaint = await self._dial_peer(peer), ""
-            except _ThatIsUs:
-                return
             except (RemoteFault, OSError, TimeoutError) as error:
-                complaint = self._not_reached(peer, as_fault(error), complaint)
+                fault = as_fault(error)
+                if fault.reason == OURSELVES:
+                    return
+                complaint = self._not_reached(peer, fault, complaint)
                 await asyncio.sleep(pause.lengthen())
 
     def _not_reached(self, peer: NodeAddress, fault: RemoteFault, complaint: str) -> str:
         """Say why, unless it was said; return what was said last."""
         self._parts.metrics.count("dial_failures", reason=fault.reason)
-        if fault.reason in (complaint, "duplicate"):
+        if fault.reason == complaint:
             return complaint
         self._parts.log.info("peer not reached", peer=str(peer.where), why=str(fault))
         return fault.reason
@@ -389,13 +387,18 @@ class Network:
             await self._down[identity].wait()
 
     async def _dial_peer(self, peer: NodeAddress) -> bytes:
-        """Make a link to an address, and return who is there."""
+        """Make a link to an address, if there is none yet, and return who is there."""
         link = self._new_link()
         self._pending.add(link)
         try:
             await dial(self._parts, peer, link)
             self._check_dialed(link.identity)
             self._link_up(link, link.identity, "peer")
+        except RemoteFault as fault:
+            link.close(str(fault))
+            if fault.reason != "duplicate":
+                raise
+            await asyncio.sleep(_FIRST_BACKOFF_S)  # the other link may still be in its handshake
         except BaseException as error:
             link.close(str(error) or type(error).__name__)
             raise
@@ -404,8 +407,6 @@ class Network:
         return link.identity
 
     def _check_dialed(self, identity: bytes) -> None:
-        if identity == self._own_key:
-            raise _ThatIsUs
         if identity not in self._members:
             raise RemoteFault("not-a-member", f"key {identity.hex()} answers there")
         self._check_duplicate(identity, dialed=True)
@@ -430,6 +431,7 @@ class Network:
             old.refuse(RemoteFault("duplicate", "replaced by a newer link"))
         if link.closed:
             return
+        link.identity, link.role = identity, role
         links[identity] = link
         if role == "client":
             link.restrict(self._parts.limits.client)
