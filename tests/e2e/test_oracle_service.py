@@ -14,7 +14,7 @@ from tests.oracle_world import PRICE, Device, OracleWorld, genesis
 from gridtokenx.core.codec import decode, encode
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier, sha256
-from gridtokenx.devices.fleet.broker import BrokerSettings, run_broker
+from gridtokenx.devices.fleet.broker import BrokerSettings, serve_broker
 from gridtokenx.host.logs import NullLogger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.ledger.broker_access import connect_password
@@ -102,15 +102,15 @@ class FixedSource:
 async def broker(tmp_path: Path, port: int = 0) -> AsyncIterator[int]:
     clients = tmp_path / "clients.json"
     clients.write_text(json.dumps({"oracles": [ORACLE.public_key.hex()]}))
-    stop, started = asyncio.Event(), asyncio.get_running_loop().create_future()
+    started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     settings = BrokerSettings(port=port, clients=clients)
-    task = asyncio.create_task(run_broker(settings, Metrics(), stop, started))
+    task = asyncio.create_task(serve_broker(settings, Metrics(), NullLogger(), started))
     try:
         async with asyncio.timeout(PATIENCE_S):
             yield await started
     finally:
-        stop.set()
-        await task
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class Scene:

@@ -22,7 +22,6 @@ from typing import Annotated, Final
 
 from aiohttp import web
 
-from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.gridtime import (
     BANGKOK_UTC_OFFSET_MS,
     DAY_MS,
@@ -30,8 +29,12 @@ from gridtokenx.core.gridtime import (
     GridClock,
     local_day,
 )
-from gridtokenx.host.config import Setting, Settings
+from gridtokenx.host.addresses import HostPort
+from gridtokenx.host.config import Setting
+from gridtokenx.host.http import HttpServer, add_health
 from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.role import open_role
+from gridtokenx.host.settings import ProcessSettings
 from gridtokenx.oracle.feeds.market import MICRO, Market
 from gridtokenx.oracle.feeds.source import SourceSettings
 
@@ -40,13 +43,10 @@ BANGKOK: Final = timezone(timedelta(milliseconds=BANGKOK_UTC_OFFSET_MS))
 MAX_REQUEST_BYTES: Final = 1024
 
 
-class MarketDataSettings(Settings, frozen=True, kw_only=True):
+class MarketDataSettings(ProcessSettings, frozen=True, kw_only=True):
     """Settings of `gtx market-data`."""
 
-    host: Annotated[str, Setting("Address to listen on.")] = "127.0.0.1"
-    port: Annotated[
-        int, Setting("Port to listen on; 0 takes a free one.", minimum=0, maximum=65_535)
-    ] = 0
+    listen: Annotated[str, Setting("Address (host:port) that serves the sources.")]
     seed: Annotated[int, Setting("Decides the price.", minimum=0)] = 1
     credential: Annotated[
         str, Setting("Key, token and password that three of the sources ask for.", secret=True)
@@ -210,39 +210,27 @@ def make_app(
 
 
 async def run_market_data(
-    settings: MarketDataSettings,
-    clock: Callable[[], int],
-    metrics: Metrics,
-    stop: asyncio.Event,
-    started: "asyncio.Future[int] | None" = None,
+    settings: MarketDataSettings, started: "asyncio.Future[int] | None" = None
 ) -> None:
-    """Serve until `stop` is set.
+    """Serve until cancelled; also `/health`, `/ready` and `/metrics`.
 
     Args:
         settings: of the process.
-        clock: network time in milliseconds.
-        metrics: requests are counted in ``market_data_requests``.
-        stop: ends it in good order.
         started: gets the port once it listens.
 
     Raises:
         LocalFault: the address cannot be listened on.
     """
-    runner = web.AppRunner(
-        make_app(settings, clock, metrics), access_log=None, shutdown_timeout=1.0
-    )
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, settings.host, settings.port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise LocalFault(
-                f"{settings.host}:{settings.port}: {error.strerror}; choose another port"
-            ) from None
+    role = open_role(settings, "market-data")
+    app = make_app(settings, role.clock.now_ms, role.metrics)
+    add_health(app, role.metrics, lambda: True)
+    server = HttpServer(app, HostPort.parse(settings.listen))
+    async with role.serving(lambda: True):
+        await server.start()
+        role.log.info("listening", port=server.port)
         if started is not None:
-            port: int = runner.addresses[0][1]
-            started.set_result(port)
-        await stop.wait()
-    finally:
-        await runner.cleanup()
+            started.set_result(server.port)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await server.close()

@@ -9,7 +9,7 @@ import asyncio
 import random
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +28,7 @@ from gridtokenx.oracle.process.watermarks import Watermarks
 
 FIRST_BACKOFF_S: Final = 0.25
 LAST_BACKOFF_S: Final = 10.0
+CANCEL_AGAIN_S: Final = 1.0
 KEEPALIVE_S: Final = 15
 QUEUED_MESSAGES: Final = 2_048
 """Readings that wait to be judged; what comes beyond is dropped, and sent again by its meter."""
@@ -119,9 +120,10 @@ class BrokerLink:
             started = time.monotonic()
             try:
                 await self._connection()
-            except* (aiomqtt.MqttError, OSError) as errors:
+            except (aiomqtt.MqttError, OSError) as error:
+                _heed_cancellation()
                 self._metrics.count("broker_losses")
-                self._log.warning("broker lost", reason=str(errors.exceptions[0]))
+                self._log.warning("broker lost", reason=str(error))
             if time.monotonic() - started > LAST_BACKOFF_S:
                 backoff_s = FIRST_BACKOFF_S
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
@@ -129,15 +131,15 @@ class BrokerLink:
 
     async def _connection(self) -> None:
         async with self._client() as client:
+            _heed_cancellation()
             self.connected = True
             try:
                 await client.subscribe(ALL_READINGS, qos=1)
+                _heed_cancellation()
                 self._metrics.count("broker_connects")
                 self._on_connect()
                 self._wake.set()
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._listen(client))
-                    tasks.create_task(self._publish(client))
+                await _until_first(self._listen(client), self._publish(client))
             finally:
                 self.connected = False
 
@@ -178,3 +180,37 @@ class BrokerLink:
                     self._watermarks.put_back(waiting)
                     raise
                 self._metrics.count("watermarks_published")
+
+
+async def _until_first(*works: Coroutine[None, None, None]) -> None:
+    """Run side by side until one ends, then end the others, and raise what it raised.
+
+    Ours differs from `asyncio.TaskGroup`: in Python 3.11 that leaves a cancel request on a task that
+    goes on after the group has failed, as a reconnecting one does.
+    """
+    tasks = {asyncio.ensure_future(work) for work in works}
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        pending = {task for task in tasks if not task.done()}
+        while pending:
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
+        for task in tasks:
+            # Looked at, so that asyncio does not report the error that came second.
+            _ = task.cancelled() or task.exception()
+    for task in done:
+        task.result()
+
+
+def _heed_cancellation() -> None:
+    """Be cancelled, if that was asked.
+
+    aiomqtt stands on Python 3.11's `asyncio.wait_for`, which swallows a cancellation that coincides
+    with an answer; and leaving a broken connection can turn one into an `MqttError`. A loop that then
+    connects again would never end.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

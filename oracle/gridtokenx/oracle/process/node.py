@@ -1,0 +1,92 @@
+"""An oracle node as a process: a replica of the oracle chain, and the service that feeds it."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
+from typing import Annotated, Final
+
+from gridtokenx.host.checking import CachingVerifier
+from gridtokenx.host.config import Setting
+from gridtokenx.host.files import read_file
+from gridtokenx.host.replica import PbftChain, make_replica, serving_node
+from gridtokenx.host.role import open_role
+from gridtokenx.host.settings import PermissionedNodeSettings
+from gridtokenx.ledger.identity import parse_genesis
+from gridtokenx.ledger.runtime import Ledger
+from gridtokenx.oracle.chain.ledger import OracleGenesis, oracle_ledger
+from gridtokenx.oracle.process.broker import parse_broker
+from gridtokenx.oracle.process.observer import Source
+from gridtokenx.oracle.process.service import OracleService
+
+CHAIN: Final = "oracle"
+GridMs = Callable[[], int]
+OpenSource = Callable[[GridMs], AbstractAsyncContextManager[Source]]
+"""Opens a source, given how to learn the grid time."""
+
+
+class OracleNodeSettings(PermissionedNodeSettings, frozen=True, kw_only=True):
+    """What an oracle node needs besides its sources."""
+
+    broker: Annotated[
+        str, Setting("MQTT broker of the devices: mqtt[s]://[user:password@]host[:port].")
+    ]
+    broker_ca: Annotated[
+        Path | None, Setting("PEM file of the CA that certified an mqtts broker.")
+    ] = None
+
+
+async def run_oracle_node(settings: OracleNodeSettings, sources: Mapping[str, OpenSource]) -> None:
+    """Run an oracle node until cancelled.
+
+    Args:
+        settings: of the process.
+        sources: this oracle's own source of each feed that it observes, by feed.
+
+    Raises:
+        LocalFault: settings, keys, certificates, genesis or store that cannot be used.
+    """
+    genesis = parse_genesis(read_file(settings.genesis), OracleGenesis, str(settings.genesis))
+    broker = parse_broker(settings.broker, settings.broker_ca)
+    role = open_role(settings, CHAIN)
+    chain = _Chain(genesis)
+    replica = make_replica(settings, role, chain.assemble)
+    async with AsyncExitStack() as stack:
+        opened = {
+            feed: await stack.enter_async_context(
+                open_source(lambda: genesis.clock.grid_ms(role.clock.now_ms()))
+            )
+            for feed, open_source in sources.items()
+        }
+        service = OracleService(
+            genesis,
+            chain.ledger,
+            replica.node,
+            replica.signer,
+            chain.verifier,
+            broker,
+            opened,
+            role.clock.now_ms,
+            role.metrics,
+            role.log,
+        )
+        replica.node.on_final(service.committed)
+        await stack.enter_async_context(serving_node(role, replica.node))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(replica.node.run(), name="node")
+            tasks.create_task(service.run(), name="oracle service")
+
+
+class _Chain:
+    """The ledger and the verifier that replica and intake share, so nothing is checked twice."""
+
+    def __init__(self, genesis: OracleGenesis) -> None:
+        self._genesis: Final = genesis
+        self.verifier: CachingVerifier
+        self.ledger: Ledger
+
+    def assemble(self, verifier: CachingVerifier) -> PbftChain:
+        genesis = self._genesis
+        self.verifier, self.ledger = verifier, oracle_ledger(genesis, verifier)
+        block = self.ledger.genesis(genesis.clock.network_genesis_ms)
+        return PbftChain(CHAIN, self.ledger, genesis.validator_set, block)
