@@ -1,14 +1,11 @@
 """One fleet in a process of its own, to be killed: ``python devices_process.py HOME PORT``."""
 
 import sys
-import time
 from pathlib import Path
 
 import msgspec
 
 from gridtokenx.devices.fleet.fleet import FleetSettings, run_fleet
-from gridtokenx.host.logs import NullLogger
-from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.process import serve
 
 
@@ -25,11 +22,6 @@ def settings_of(home: Path, port: int) -> FleetSettings:
     )
 
 
-def clock() -> int:
-    """Network time is wall time here."""
-    return time.time_ns() // 1_000_000
-
-
 if __name__ == "__main__":
     settings = settings_of(Path(sys.argv[1]), int(sys.argv[2]))
-    sys.exit(serve(lambda: run_fleet(settings, clock, Metrics(), NullLogger())))
+    sys.exit(serve(lambda: run_fleet(settings)))

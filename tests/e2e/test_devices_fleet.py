@@ -16,8 +16,8 @@ from gridtokenx.core.codec import decode, encode
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.gridtime import INTERVAL_MS
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier
-from gridtokenx.devices.fleet.broker import BrokerSettings, Clients, run_broker
-from gridtokenx.devices.fleet.fleet import FleetSettings, run_fleet
+from gridtokenx.devices.fleet.broker import BrokerSettings, Clients, serve_broker
+from gridtokenx.devices.fleet.fleet import FleetSettings, open_fleet, run_fleet
 from gridtokenx.devices.fleet.roster import make_roster
 from gridtokenx.devices.models.battery import BatterySpec
 from gridtokenx.devices.models.household import (
@@ -141,7 +141,7 @@ def home(tmp_path: Path) -> Home:
 async def broker(home: Home, port: int = 0) -> AsyncIterator[int]:
     started = asyncio.get_running_loop().create_future()
     settings = BrokerSettings(port=port, clients=home.path / "clients.json")
-    task = asyncio.create_task(run_broker(settings, Metrics(), NullLogger(), started))
+    task = asyncio.create_task(serve_broker(settings, Metrics(), NullLogger(), started))
     try:
         yield await started
     finally:
@@ -150,13 +150,14 @@ async def broker(home: Home, port: int = 0) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def fleet(home: Home, port: int, metrics: Metrics | None = None) -> AsyncIterator[None]:
-    running = asyncio.create_task(
-        run_fleet(home.settings(port), clock, metrics or Metrics(), NullLogger())
-    )
-    try:
-        yield
-    finally:
-        await ended(running)
+    async with open_fleet(
+        home.settings(port), clock, metrics or Metrics(), NullLogger()
+    ) as devices:
+        running = asyncio.create_task(devices.run())
+        try:
+            yield
+        finally:
+            await ended(running)
 
 
 async def ended(task: asyncio.Task[None]) -> None:
@@ -344,7 +345,7 @@ async def test_two_fleets_cannot_share_a_home(home: Home) -> None:
     async with broker(home) as port, fleet(home, port):
         await asyncio.sleep(0.2)
         with pytest.raises(LocalFault, match="another devices process"):
-            await run_fleet(home.settings(port), clock, Metrics(), NullLogger())
+            await run_fleet(home.settings(port))
 
 
 async def test_refuses_another_networks_journals(home: Home) -> None:
@@ -353,7 +354,7 @@ async def test_refuses_another_networks_journals(home: Home) -> None:
             await listener.until(1, len(home.devices))
         foreign = msgspec.structs.replace(home.settings(port), chain_id="ee" * 32)
         with pytest.raises(LocalFault, match="belongs to the network"):
-            await run_fleet(foreign, clock, Metrics(), NullLogger())
+            await run_fleet(foreign)
 
 
 # -- the broker's guard ----------------------------------------------------------------------------

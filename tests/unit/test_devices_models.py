@@ -271,9 +271,9 @@ class TestForecast:
     def test_the_outlook_plans_each_interval_the_same_whenever_it_is_asked(self) -> None:
         spec = household(solar=True, battery=BATTERY)
         forecast = make_forecast(self.PROFILE, b"s", 0, 0, 0)
-        outlook = Outlook(spec, forecast)
+        outlook = Outlook(spec, forecast, 0)
         forward = [outlook.net_wh(interval) for interval in range(96)]
-        backward = [Outlook(spec, forecast).net_wh(interval) for interval in reversed(range(96))]
+        backward = [Outlook(spec, forecast, 0).net_wh(interval) for interval in reversed(range(96))]
         assert forward == backward[::-1]
         assert outlook.net_wh(-1) == 0
         assert len(set(forward)) > 1

@@ -34,10 +34,12 @@ from amqtt.session import Session
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import Ed25519Verifier
-from gridtokenx.host.config import Setting, Settings
+from gridtokenx.host.config import Setting
 from gridtokenx.host.files import read_file
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.role import open_role
+from gridtokenx.host.settings import ProcessSettings
 from gridtokenx.ledger import broker_access
 
 MAX_FRAME_BYTES: Final = 64 * 1024
@@ -48,7 +50,7 @@ FIRST_FRAME_S: Final = 10.0
 """A connection that has not logged in by then is closed."""
 
 
-class BrokerSettings(Settings, frozen=True, kw_only=True):
+class BrokerSettings(ProcessSettings, frozen=True, kw_only=True):
     """Settings of `gtx broker`."""
 
     host: Annotated[str, Setting("Address to listen on.")] = "127.0.0.1"
@@ -350,7 +352,19 @@ def broker_config(settings: BrokerSettings, clients: Clients) -> BrokerConfig:
     )
 
 
-async def run_broker(
+async def run_broker(settings: BrokerSettings) -> None:
+    """`gtx broker`: serve until cancelled.
+
+    Raises:
+        LocalFault: bad settings, or the address cannot be listened on.
+    """
+    role = open_role(settings, "broker")
+    started = asyncio.get_running_loop().create_future()
+    async with role.serving(started.done):
+        await serve_broker(settings, role.metrics, role.log, started)
+
+
+async def serve_broker(
     settings: BrokerSettings,
     metrics: Metrics,
     log: Logger,

@@ -11,7 +11,8 @@ Each device logs in for itself and signs with a key that only this process holds
 import asyncio
 import fcntl
 import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -37,11 +38,13 @@ from gridtokenx.devices.models.household import (
     reading_of,
 )
 from gridtokenx.devices.models.profiles import Profile, unpack_profiles
-from gridtokenx.host.config import Setting, Settings
+from gridtokenx.host.config import Setting
 from gridtokenx.host.files import read_file
 from gridtokenx.host.keyfile import KeyRing, find_password
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.role import open_role
+from gridtokenx.host.settings import ProcessSettings
 from gridtokenx.host.tasks import Tasks
 from gridtokenx.interchain.apps.registry import DeviceKind
 from gridtokenx.ledger.readings import FIRST_SEQUENCE
@@ -51,7 +54,7 @@ MAX_SLEEP_S: Final = 5.0
 """Longest sleep before the clock is looked at again: a laptop's sleep stops timers, not time."""
 
 
-class FleetSettings(Settings, frozen=True, kw_only=True):
+class FleetSettings(ProcessSettings, frozen=True, kw_only=True):
     """Settings of `gtx devices`."""
 
     broker: Annotated[str, Setting("Address of the broker: mqtt[s]://[user:password@]host[:port].")]
@@ -172,7 +175,7 @@ class Fleet:
         metrics: Metrics,
         log: Logger,
     ) -> None:
-        self._households = households
+        self.households = households
         self._clock = clock
         self._grid_clock = grid_clock
         self._metrics = metrics
@@ -190,15 +193,25 @@ class Fleet:
             for household in households
             for device in household.devices
         )
-        metrics.gauge("devices_connected", lambda: float(sum(x.connected for x in self._links)))
+        metrics.gauge("devices_connected", lambda: float(self.connected))
         metrics.gauge("readings_waiting", lambda: float(self.waiting))
 
     @property
     def waiting(self) -> int:
         """Signed readings that are not known to be committed."""
         return sum(
-            device.outbox.waiting for household in self._households for device in household.devices
+            device.outbox.waiting for household in self.households for device in household.devices
         )
+
+    @property
+    def connected(self) -> int:
+        """Devices that the broker knows at present."""
+        return sum(link.connected for link in self._links)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every device is connected."""
+        return self.connected == len(self._links)
 
     async def run(self) -> None:
         """Live and report until cancelled."""
@@ -213,9 +226,9 @@ class Fleet:
 
     async def _live(self) -> None:
         while True:
-            boundary_ms = min(each.next_boundary_ms for each in self._households)
+            boundary_ms = min(each.next_boundary_ms for each in self.households)
             await self._sleep_until(boundary_ms)
-            for household in self._households:
+            for household in self.households:
                 if household.next_boundary_ms == boundary_ms:
                     made = await household.pass_boundary()
                     self._metrics.count("readings_signed", made)
@@ -227,10 +240,26 @@ class Fleet:
             await asyncio.sleep(min(early_ms / 1000, MAX_SLEEP_S))
 
 
-async def run_fleet(
+async def run_fleet(settings: FleetSettings) -> None:
+    """`gtx devices`: run the devices until cancelled.
+
+    Raises:
+        LocalFault: bad settings, files or keys, or a disk that refuses.
+    """
+    role = open_role(settings, "devices")
+    async with open_fleet(settings, role.clock.now_ms, role.metrics, role.log) as fleet:
+        facts = {"households": len(fleet.households)}
+        async with role.serving(
+            lambda: fleet.ready, lambda: facts | {"readings_waiting": fleet.waiting}
+        ):
+            await fleet.run()
+
+
+@asynccontextmanager
+async def open_fleet(
     settings: FleetSettings, clock: Callable[[], int], metrics: Metrics, log: Logger
-) -> None:
-    """Run the devices until cancelled.
+) -> AsyncIterator[Fleet]:
+    """A fleet with its files open; let it `run`.
 
     Args:
         settings: of the process.
@@ -239,7 +268,7 @@ async def run_fleet(
         log: of the process.
 
     Raises:
-        LocalFault: bad settings, files or keys, or a disk that refuses.
+        LocalFault: bad settings, files or keys.
     """
     lock = _lock(settings.data)
     households: tuple[Household, ...] = ()
@@ -247,7 +276,7 @@ async def run_fleet(
         households = load_households(settings)
         log.info("devices", households=len(households), broker=settings.broker)
         broker = parse_broker(settings.broker, settings.broker_ca)
-        await Fleet(households, clock, settings.grid_clock, broker, metrics, log).run()
+        yield Fleet(households, clock, settings.grid_clock, broker, metrics, log)
     finally:
         for household in households:
             household.close()

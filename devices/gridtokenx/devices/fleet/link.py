@@ -236,9 +236,9 @@ async def _until_first(*works: Coroutine[None, None, None]) -> None:
 def _heed_cancellation() -> None:
     """Be cancelled, if that was asked.
 
-    Python 3.11's `asyncio.wait_for`, on which aiomqtt stands, swallows a cancellation that coincides
-    with an answer, and leaving a broken connection turns one into an `MqttError`; a loop that then
-    connects again would never end.
+    Python 3.11's `asyncio.wait_for`, on which aiomqtt stands, swallows a cancellation that
+    coincides with an answer, and leaving a broken connection turns one into an `MqttError`; a loop
+    that then connects again would never end.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

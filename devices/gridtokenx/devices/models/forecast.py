@@ -21,8 +21,10 @@ from gridtokenx.devices.models.household import (
     new_household,
     run_step,
 )
-from gridtokenx.devices.models.profiles import Profile
+from gridtokenx.devices.models.profiles import Profile, pack_profiles
 
+DAY_ERROR_PPM: Final = 80_000
+INTERVAL_ERROR_PPM: Final = 150_000
 _SMEAR: Final = (1, 2, 3, 2, 1)
 """Weights of the intervals around one, in its solar forecast."""
 
@@ -87,29 +89,41 @@ def _noise_ppm(seed: bytes, what: bytes, index: int, bound_ppm: int) -> int:
     return (first + second) // 2 - bound_ppm
 
 
+def forecast_file(profiles: Sequence[Profile], seed: bytes) -> bytes:
+    """The forecasts of all households as a profile file, for the agents' directory."""
+    forecasts = [
+        make_forecast(profile, seed, index, DAY_ERROR_PPM, INTERVAL_ERROR_PPM)
+        for index, profile in enumerate(profiles)
+    ]
+    return pack_profiles(forecasts[0].start_grid_ms, INTERVAL_MS, forecasts)
+
+
 class Outlook:
     """A household's plan: its own model run over its forecast, one interval at a time.
 
     The battery's expected charge depends on all that came before, so the plan is kept as it grows;
     asking for an interval that was passed starts it again from the beginning.
+
+    Args:
+        spec: of the household.
+        forecast: of the household; its steps are intervals.
+        start_grid_ms: when its meters were installed; an interval boundary.
     """
 
-    def __init__(self, spec: HouseholdSpec, forecast: Profile) -> None:
+    def __init__(self, spec: HouseholdSpec, forecast: Profile, start_grid_ms: int) -> None:
         self._spec = ideal_spec(spec)
         self._forecast = forecast
-        self._state = new_household(self._spec, forecast.start_grid_ms)
+        self._start_grid_ms = start_grid_ms
+        self._state = new_household(self._spec, start_grid_ms)
         self._net_wh = 0
 
     def net_wh(self, interval: int) -> int:
-        """Expected net import of an interval, in Wh; negative is export.
-
-        An interval before the forecast begins is not planned: its net is 0.
-        """
+        """Expected net import of an interval, in Wh; negative is export, 0 before the start."""
         start = interval * INTERVAL_MS
-        if start < self._forecast.start_grid_ms:
+        if start < self._start_grid_ms:
             return 0
         if start + INTERVAL_MS < self._state.grid_ms:
-            self._state = new_household(self._spec, self._forecast.start_grid_ms)
+            self._state = new_household(self._spec, self._start_grid_ms)
         while self._state.grid_ms <= start:
             self._state = self._step(self._state)
         return self._net_wh

@@ -1,0 +1,243 @@
+"""`gtx agents`: the owners of the households, and what else a testnet's people do.
+
+One process holds the account keys of all households, each in its own file, and apart from the
+devices' keys, which only the fleet has. Each household bids for itself (`bidder.py`) from a
+forecast made at set-up; the workload (`workload.py`) claims certificates and sends GRID over the
+bridge.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+from gridtokenx.consortium.chain import ConsortiumChain, ConsortiumGenesis, consortium_chain
+from gridtokenx.core.errors import LocalFault
+from gridtokenx.core.keys import Signer
+from gridtokenx.devices.fleet.bidder import Bidder
+from gridtokenx.devices.fleet.roster import HouseholdEntry, read_roster
+from gridtokenx.devices.fleet.wallet import ChainAccess, ChainFacts
+from gridtokenx.devices.fleet.workload import Retirer, Route, Traveller
+from gridtokenx.devices.models.bidding import Rules, temper_of
+from gridtokenx.devices.models.forecast import Outlook
+from gridtokenx.devices.models.profiles import Profile, unpack_profiles
+from gridtokenx.host.config import Setting
+from gridtokenx.host.files import read_file
+from gridtokenx.host.keyfile import KeyRing, find_password
+from gridtokenx.host.role import Role, open_key_seed, open_role
+from gridtokenx.host.settings import KeyedSettings, LinkSettings
+from gridtokenx.host.tasks import Tasks
+from gridtokenx.interchain.clients import ClientGenesis
+from gridtokenx.ledger.admission import StrictNonce
+from gridtokenx.ledger.identity import parse_genesis
+from gridtokenx.public.chain import PublicGenesis, public_chain
+
+READY_AGE_MS: Final = 60_000
+"""A chain of which nothing was heard for so long makes the agents not ready."""
+
+
+class AgentsSettings(KeyedSettings, frozen=True, kw_only=True):
+    """Settings of `gtx agents`. The identity key is also the workload's own account."""
+
+    roster: Annotated[Path, Setting("JSON file of households; their keys bear their names.")]
+    forecasts: Annotated[Path, Setting("Forecast file, made by `gtx testnet init`.")]
+    seed: Annotated[
+        int, Setting("Seed of the run: decides how eager each household is.", minimum=0)
+    ] = 1
+    ahead: Annotated[
+        int,
+        Setting("How far ahead households bid.", unit="half hours", minimum=1, maximum=47),
+    ] = 4
+    bid: Annotated[bool, Setting("Whether households bid.")] = True
+    retire: Annotated[bool, Setting("Whether some certificates are claimed.")] = True
+    transfers: Annotated[bool, Setting("Whether GRID is sent over the bridge.")] = True
+    public: LinkSettings
+    consortium: LinkSettings
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Both chains as this process sees them."""
+
+    public: ChainAccess
+    public_genesis: PublicGenesis
+    consortium: ChainAccess
+    consortium_genesis: ConsortiumGenesis
+    energy: ConsortiumChain
+
+
+async def run_agents(settings: AgentsSettings) -> None:
+    """Act for the households until cancelled.
+
+    Raises:
+        LocalFault: settings, files or keys that cannot be used.
+    """
+    role = open_role(settings, "agents")
+    world = _open_world(settings, role)
+    households = _open_households(settings)
+    workers = list(_workers(settings, role, world, households))
+    tasks = Tasks()
+    async with role.serving(lambda: _is_ready(role, world), lambda: _heights(world)):
+        try:
+            tasks.spawn(world.public.follower.run(), "follow public")
+            tasks.spawn(world.consortium.follower.run(), "follow consortium")
+            for worker in workers:
+                tasks.spawn(worker.run(), type(worker).__name__)
+            role.log.info("agents", households=len(households))
+            await tasks.watch()
+        finally:
+            await tasks.close()
+
+
+@dataclass(frozen=True, slots=True)
+class HouseholdAgent:
+    """What one household's agent has."""
+
+    entry: HouseholdEntry
+    signer: Signer
+    forecast: Profile
+
+
+Worker = Bidder | Retirer | Traveller
+
+
+def _workers(
+    settings: AgentsSettings, role: Role, world: World, households: Sequence[HouseholdAgent]
+) -> Iterator[Worker]:
+    if settings.bid:
+        for household in households:
+            yield _bidder(settings, role, world, household)
+    if settings.retire:
+        accounts = {
+            each.signer.public_key: (each.entry.name, world.public.account(each.signer))
+            for each in households
+        }
+        yield Retirer(world.public, accounts, role.metrics, role.log)
+    if settings.transfers:
+        yield _traveller(settings, role, world)
+
+
+def _bidder(
+    settings: AgentsSettings, role: Role, world: World, household: HouseholdAgent
+) -> Bidder:
+    genesis, entry = world.consortium_genesis, household.entry
+    seed = settings.seed.to_bytes(8, "big")
+    return Bidder(
+        entry.name,
+        entry.zone,
+        world.consortium,
+        world.consortium.account(household.signer),
+        world.energy.market,
+        Rules(genesis.tariff, genesis.market),
+        temper_of(seed, entry.profile),
+        Outlook(entry.spec, household.forecast, genesis.clock.grid_epoch_ms),
+        settings.ahead,
+        role.clock,
+        role.metrics,
+        role.log,
+    )
+
+
+def _traveller(settings: AgentsSettings, role: Role, world: World) -> Traveller:
+    signer = KeyRing.open(settings.keys, _password(settings)).signer(settings.key)
+    public, consortium = world.public_genesis, world.consortium_genesis
+    route = Route(
+        to_consortium=_client_of(public.clients, consortium.chain_id, "public", "consortium"),
+        to_public=_client_of(consortium.clients, public.chain_id, "consortium", "public"),
+    )
+    return Traveller(
+        (world.public, world.public.account(signer)),
+        (world.consortium, world.consortium.account(signer)),
+        route,
+        public.slot_ms,
+        role.clock,
+        role.metrics,
+        role.log,
+    )
+
+
+def _client_of(clients: Sequence[ClientGenesis], chain_id: bytes, here: str, there: str) -> str:
+    for client in clients:
+        if client.chain_id == chain_id:
+            return client.client_id
+    raise LocalFault(
+        f"the {here} genesis has no client of the {there} genesis given: use those of one network"
+    )
+
+
+# -- opening ---------------------------------------------------------------------------------------
+
+
+def _open_world(settings: AgentsSettings, role: Role) -> World:
+    seed = open_key_seed(settings)
+    public_genesis = parse_genesis(
+        read_file(settings.public.genesis), PublicGenesis, str(settings.public.genesis)
+    )
+    consortium_genesis = parse_genesis(
+        read_file(settings.consortium.genesis), ConsortiumGenesis, str(settings.consortium.genesis)
+    )
+    public, energy = public_chain(public_genesis), consortium_chain(consortium_genesis)
+    nonces = public.ledger.admission
+    assert isinstance(nonces, StrictNonce), "the public chain numbers an account's transactions"
+    public_facts = ChainFacts(
+        "public",
+        public.ledger,
+        nonces,
+        public_genesis.validator_set,
+        public_genesis.clock.network_genesis_ms,
+        public_genesis.fee_per_weight_ngrid,
+    )
+    consortium_facts = ChainFacts(
+        "consortium",
+        energy.ledger,
+        energy.nonces,
+        consortium_genesis.validator_set,
+        consortium_genesis.clock.network_genesis_ms,
+        consortium_genesis.fee_uwatt_per_weight,
+    )
+    clock, metrics, log = role.clock, role.metrics, role.log
+    return World(
+        ChainAccess(public_facts, settings.public, seed, clock, metrics, log),
+        public_genesis,
+        ChainAccess(consortium_facts, settings.consortium, seed, clock, metrics, log),
+        consortium_genesis,
+        energy,
+    )
+
+
+def _open_households(settings: AgentsSettings) -> list[HouseholdAgent]:
+    roster = read_roster(settings.roster)
+    forecasts = unpack_profiles(read_file(settings.forecasts), str(settings.forecasts)).households
+    ring = KeyRing.open(settings.keys, _password(settings))
+    agents: list[HouseholdAgent] = []
+    for entry in roster.households:
+        if entry.profile >= len(forecasts):
+            raise LocalFault(
+                f"{settings.roster}: {entry.name} has forecast {entry.profile}, but "
+                f"{settings.forecasts} holds {len(forecasts)}"
+            )
+        agents.append(HouseholdAgent(entry, ring.signer(entry.name), forecasts[entry.profile]))
+    return agents
+
+
+def _password(settings: AgentsSettings) -> str:
+    return find_password(settings.keys, settings.keys_password_file, os.environ)
+
+
+# -- health ----------------------------------------------------------------------------------------
+
+
+def _is_ready(role: Role, world: World) -> bool:
+    now_ms = role.clock.now_ms()
+    heads = (world.public.follower.head, world.consortium.follower.head)
+    return all(
+        head is not None and now_ms - head.header.timestamp_ms < READY_AGE_MS for head in heads
+    )
+
+
+def _heights(world: World) -> dict[str, object]:
+    return {
+        access.facts.name: access.follower.trust.height
+        for access in (world.public, world.consortium)
+    }
