@@ -1,0 +1,78 @@
+"""Two relayer processes between three real chains, over sockets."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from tests.e2e.relayer_network import CHAINS, NODES, Network, Wallet, running, seed_of
+
+from gridtokenx.core.codec import decode_own
+from gridtokenx.core.keys import Ed25519Signer
+from gridtokenx.interchain import stores
+from gridtokenx.interchain.apps.transfer import SEND_WEIGHT, SendTransfer
+from gridtokenx.ledger.state import Map
+from gridtokenx.ledger.tokens import Tokens
+from gridtokenx.public.staking import GRID_DENOM
+
+pytestmark = pytest.mark.e2e
+
+ALICE = Ed25519Signer(seed_of("alice")).public_key
+BOB = Ed25519Signer(seed_of("bob")).public_key
+BALANCES: Map[int] = Tokens().balances
+
+
+def amount(raw: bytes | None) -> int:
+    return 0 if raw is None else decode_own(raw, int)
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@pytest.mark.parametrize("dead", [None, 0])
+async def test_registrations_and_transfers_cross_and_an_expired_one_returns(
+    tmp_path: Path, dead: int | None
+) -> None:
+    network = Network(tmp_path)
+    nodes = [network.node(chain, index) for chain in CHAINS for index in range(NODES)]
+    relayers = [network.relayer(index) for index in range(2) if index != dead]
+    wallets = {chain: network.wallet(chain) for chain in ("public", "consortium")}
+    followers = [wallet.follower.run for wallet in wallets.values()]
+    async with asyncio.timeout(150), running(*nodes, *relayers, *followers):
+        public, consortium = wallets["public"], wallets["consortium"]
+        channel = stores.CHANNELS.key("oracle")
+        await consortium.wait_for(
+            channel, lambda raw: raw is not None and stores.CHANNELS.decode(raw).delivered > 0
+        )
+        before = amount(await public.follower.value(BALANCES.key(GRID_DENOM, ALICE)))
+        kept = SendTransfer("consortium", GRID_DENOM, 5_000, BOB, now_ms() + 3_600_000)
+        assert (await public.call([kept], SEND_WEIGHT)).ok
+        sent = 1 + await send_what_expires(public)
+        voucher = BALANCES.key(f"public/{GRID_DENOM}", BOB)
+        await consortium.wait_for(voucher, lambda raw: amount(raw) == 5_000)
+        books = await public.wait_for(
+            stores.CHANNELS.key("consortium"),
+            lambda raw: raw is not None and stores.CHANNELS.decode(raw).open_packets == 0,
+        )
+        assert books is not None
+        ended = stores.CHANNELS.decode(books)
+        assert (ended.delivered, ended.timed_out) == (1, 1)
+        assert amount(await consortium.follower.value(voucher)) == 5_000
+        after = amount(await public.follower.value(BALANCES.key(GRID_DENOM, ALICE)))
+        assert after == before - 5_000 - sent * public.fee_per_weight * SEND_WEIGHT
+
+
+async def send_what_expires(public: Wallet) -> int:
+    """Send a transfer with just enough time to be included, less than finality takes.
+
+    Returns how many transactions it took: one that is included too late is refused, with its fee.
+    """
+    for tries in range(1, 20):
+        timeout_ms = now_ms() + 1_000 + 250 * tries
+        expires = SendTransfer("consortium", GRID_DENOM, 7_000, BOB, timeout_ms)
+        inclusion = await public.call([expires], SEND_WEIGHT)
+        if inclusion.ok:
+            return tries
+        assert inclusion.results[0].code == "bad-timeout"
+    raise AssertionError("no timeout was long enough to be included")
