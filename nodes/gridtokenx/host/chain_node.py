@@ -13,7 +13,7 @@ security, all given by the caller (`gridtokenx.node`, `gridtokenx.oracle.process
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,7 +28,7 @@ from gridtokenx.host.driver import Driver, DriverParts
 from gridtokenx.host.follow_messages import Status
 from gridtokenx.host.follow_service import FollowService
 from gridtokenx.host.handshake import LinkIdentity
-from gridtokenx.host.history import History
+from gridtokenx.host.history import History, ValidatorsOf
 from gridtokenx.host.link import Link
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
@@ -82,6 +82,10 @@ class NodeParts:
     peers: Sequence[NodeAddress]
     limits: NetworkLimits = field(default_factory=NetworkLimits)
     verify_threads: int = 0
+    others: Collection[bytes] = ()
+    """Keys of full nodes without a seat in `validators`, which may be linked as members too."""
+    validators_of: ValidatorsOf | None = None
+    """Where sets change: reads the set that finalises the next block from the state after one."""
 
 
 class ChainNode:
@@ -92,7 +96,9 @@ class ChainNode:
         self._tasks = Tasks()
         self._listeners: list[Callable[[ExecutedBlock], None]] = []
         self._checker = SignatureChecker(parts.verifier, parts.verify_threads)
-        self._history = History(parts.store, parts.genesis, parts.head, parts.validators)
+        self._history = History(
+            parts.store, parts.genesis, parts.head, parts.validators, parts.validators_of
+        )
         identity = LinkIdentity(
             parts.signer, "peer", parts.ledger.chain_id, parts.genesis.header.hash
         )
@@ -100,7 +106,7 @@ class ChainNode:
             NetworkParts(
                 identity, parts.security, parts.verifier, parts.metrics, parts.log, parts.limits
             ),
-            parts.validators.members,
+            (*parts.validators.members, *parts.others),
             parts.peers,
             self,
         )

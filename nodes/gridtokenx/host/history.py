@@ -6,12 +6,12 @@ states are gone: a client that wants a proof asks for it under a recent header.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Protocol
 
-from gridtokenx.core.codec import decode_own
+from gridtokenx.core.codec import decode_own, encode
 from gridtokenx.core.errors import RemoteFault
-from gridtokenx.core.machine import Reader
+from gridtokenx.core.machine import Reader, Write
 from gridtokenx.core.state_tree import StateTree
 from gridtokenx.finality.proofs import FinalityProof
 from gridtokenx.finality.validators import ValidatorSet
@@ -25,25 +25,50 @@ RECENT: Final = 128
 MAX_ANSWER_BYTES: Final = 1024 * 1024
 
 
+SETS: Final = "sets"
+"""The host's table of validator sets that were handed over to: set id -> encoded set."""
+
+ValidatorsOf = Callable[[StateTree], ValidatorSet]
+
+
+class SetStore(Reader, Protocol):
+    """A store in which validator sets can be kept."""
+
+    def submit(self, writes: Iterable[Write], done: Callable[[], None]) -> None:
+        """Queue one atomic batch."""
+
+
 class History:
     """Final blocks, newest last.
 
     Args:
-        reader: the node's store, as `ledger.records` lays it out.
+        store: the node's, as `ledger.records` lays it out; sets that follow are added to it here.
         genesis: block 0.
         head: the last final block when the process starts.
         validators: the first validator set.
+        validators_of: reads, from the state after a block, the set that finalises the next one.
+            Without it the first set stays for ever.
     """
 
     def __init__(
-        self, reader: Reader, genesis: ExecutedBlock, head: ExecutedBlock, validators: ValidatorSet
+        self,
+        store: SetStore,
+        genesis: ExecutedBlock,
+        head: ExecutedBlock,
+        validators: ValidatorSet,
+        validators_of: ValidatorsOf | None = None,
     ) -> None:
-        self._reader = reader
+        self._reader = store
         self._genesis = genesis
         self._recent = OrderedDict({head.height: head})
-        self._sets = {validators.set_id: validators}
-        self._by_hash = {validators.hash: validators}
+        self._validators_of = validators_of
+        self._sets: dict[int, ValidatorSet] = {}
+        self._by_hash: dict[bytes, ValidatorSet] = {}
         self._grew = asyncio.Event()
+        self._know(validators)
+        for _, raw in store.scan(SETS):
+            self._know(decode_own(raw, ValidatorSet))
+        self._learn_set(head)
 
     @property
     def head(self) -> ExecutedBlock:
@@ -52,16 +77,12 @@ class History:
 
     def append(self, executed: ExecutedBlock) -> None:
         """One more block is final and durable."""
+        self._learn_set(executed)
         self._recent[executed.height] = executed
         while len(self._recent) > RECENT:
             self._recent.popitem(last=False)
         self._grew.set()
         self._grew = asyncio.Event()
-
-    def add_set(self, validators: ValidatorSet) -> None:
-        """A validator set that follows, or followed."""
-        self._sets[validators.set_id] = validators
-        self._by_hash[validators.hash] = validators
 
     async def wait_beyond(self, height: int) -> None:
         """Until the head is above `height`."""
@@ -161,6 +182,20 @@ class History:
             yield FollowedBlock(header=header, events=events)
             if self._hands_over(header):
                 return
+
+    def _learn_set(self, executed: ExecutedBlock) -> None:
+        """Keep the set that a block hands over to: clients will ask for it, also after a restart."""
+        if self._validators_of is None or executed.header.next_set_hash in self._by_hash:
+            return
+        following = self._validators_of(executed.state)
+        if following.hash == executed.header.next_set_hash:
+            self._know(following)
+            key = following.set_id.to_bytes(8, "big")
+            self._reader.submit((Write(SETS, key, encode(following)),), lambda: None)
+
+    def _know(self, validators: ValidatorSet) -> None:
+        self._sets[validators.set_id] = validators
+        self._by_hash[validators.hash] = validators
 
     def _hands_over(self, header: Header) -> bool:
         current = self._sets.get(header.set_id)
