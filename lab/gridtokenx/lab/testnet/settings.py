@@ -7,9 +7,12 @@ Paths are relative to the process's own directory: its keys, its data, and the p
 from pathlib import Path
 from typing import Final
 
+from gridtokenx.bridge.process.run import RelayerSettings
 from gridtokenx.devices.fleet.broker import BrokerSettings
 from gridtokenx.devices.fleet.fleet import FleetSettings
+from gridtokenx.gateway.settings import GatewaySettings
 from gridtokenx.host.config import Settings
+from gridtokenx.host.settings import LinkSettings
 from gridtokenx.lab.testnet.genesis import Network
 from gridtokenx.lab.testnet.layout import LOOPBACK, Layout, Member
 from gridtokenx.node.consortium import ConsortiumNodeSettings
@@ -33,6 +36,8 @@ def settings_of(layout: Layout, member: Member, network: Network) -> Settings:
         "broker": _broker,
         "market-data": _market_data,
         "devices": _devices,
+        "relayer": _relayer,
+        "gateway": _gateway,
     }
     kind = member.chain or member.name.split("-", maxsplit=1)[0].replace("market", "market-data")
     return makers[kind](layout, member, network)
@@ -106,6 +111,42 @@ def _oracle(layout: Layout, member: Member, _network: Network) -> Settings:
         broker=layout.broker_url,
         feed=ENERGY_PRICE,
         source=sources[index % len(sources)],
+    )
+
+
+def _link(layout: Layout, chain: str) -> LinkSettings:
+    permissioned = chain != "public"
+    return LinkSettings(
+        genesis=_genesis(chain),
+        nodes=layout.addresses(chain),
+        certificate=_certificate(chain) if permissioned else None,
+        authority=_authority(chain) if permissioned else None,
+    )
+
+
+def _relayer(layout: Layout, member: Member, _network: Network) -> Settings:
+    return RelayerSettings(
+        keys=KEYS,
+        key=IDENTITY,
+        http=_http(member),
+        public=_link(layout, "public"),
+        consortium=_link(layout, "consortium"),
+        oracle=_link(layout, "oracle"),
+        position=int(member.name.rpartition("-")[2]),
+        relayers=layout.manifest.bridge.relayers,
+    )
+
+
+def _gateway(layout: Layout, member: Member, _network: Network) -> Settings:
+    return GatewaySettings(
+        keys=KEYS,
+        key=IDENTITY,
+        http=_http(member),
+        data=DATA,
+        public=_link(layout, "public"),
+        consortium=_link(layout, "consortium"),
+        oracle=_link(layout, "oracle"),
+        network=layout.manifest.name,
     )
 
 

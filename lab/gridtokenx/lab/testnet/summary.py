@@ -45,9 +45,9 @@ def summarise(layout: Layout, outcome: Outcome) -> tuple[Summary, bool]:
 
 def _readings(audited: Audit, outcome: Outcome) -> dict[str, int]:
     return {
-        "published": outcome.counters.total("gtx_devices_readings_published_total"),
+        "published": outcome.counters.total("gtx_readings_published_total"),
         "verified": audited.readings_verified,
-        "rejected": audited.readings_refused + outcome.counters.total("gtx_intake_rejected_total"),
+        "rejected": audited.readings_refused + outcome.counters.total("gtx_readings_rejected_total"),
     }
 
 
