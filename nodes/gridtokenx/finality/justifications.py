@@ -4,7 +4,7 @@ Law of the file: a stranger who knows a validator set, and nothing else, believe
 only if `verify_justification` returns. Everything in a justification is needed: one with a vote, a
 header or a signature too many is refused, so that nobody can make others pay for padding.
 
-Theory: GRANDPA (Stewart and Kokoris-Kogia, 2020) §2.5; the order of the checks and the nine names
+Theory: GRANDPA (Stewart and Kokoris-Kogia, 2020); the order of the checks and the nine names
 follow the strict verifier of Polkadot's bridges (`header-chain/src/justification/verification`).
 Each elected authority has weight 1, so a supermajority is a number of votes.
 

@@ -3,7 +3,7 @@
 Law of this file: the state is a function of the set of votes taken in, not of their order, as
 long as no more than a third of the weight equivocates. It never reads a clock and never signs.
 
-Theory: GRANDPA (Stewart and Kokoris-Kogia, 2020) §2.4 and the reference implementation's
+Theory: GRANDPA (Stewart and Kokoris-Kogia, 2020) and its reference implementation's
 `round.rs`. With W the total weight and T = W - (W-1)//3 the threshold:
 
     g           prevote GHOST: the highest block with >= T prevotes

@@ -3,7 +3,7 @@
 Law of this file: a vote for a block is a vote for each of its ancestors. A node's `voters` is
 therefore the union of its own votes and of its children's, and grows along every way to the base.
 
-Theory: GRANDPA (Stewart and Kokoris-Kogia, 2020) §2.1 defines g(V), the GHOST of a set of votes:
+Theory: GRANDPA (Stewart and Kokoris-Kogia, 2020) defines g(V), the GHOST of a set of votes:
 the highest block with a supermajority among them. Votes are kept as bit sets of voters and not as
 sums, so that a voter is counted once for a block whatever number of ways his weight reaches it.
 

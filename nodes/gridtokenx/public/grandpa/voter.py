@@ -4,7 +4,7 @@ Law of the file: **a voter never contradicts what it may have said.** Each vote 
 it leaves, at most one per (set, round, stage) ever; a restarted voter repeats the votes it finds on
 disk and casts only those it does not find. Rounds only grow.
 
-Theory: GRANDPA (Stewart and Kokoris-Kogia, 2020) §2.5, with the timing of its §2.6. For round r,
+Theory: GRANDPA (Stewart and Kokoris-Kogia, 2020); Polkadot specification, "Finality". For round r,
 E the estimate of round r-1 (as it stands now), g the prevote GHOST of r, T the gossip time:
 
     phase        leaves it when                                       and does
