@@ -161,11 +161,12 @@ class BlockWriter:
             refused = [each for each in event.results if each.code != OK.code]
             self._count("readings.rejected" if refused else "readings.verified")
             if refused:
-                self._tell("reading-refused", refused[0].message or refused[0].code)
+                why = refused[0].message or refused[0].code
+                self._tell("reading-refused", f"a reading was refused: {why}")
         elif self._chain.name == CONSORTIUM:
             for each in event.results:
                 if each.code != OK.code:
-                    self._tell("call-refused", each.message or each.code)
+                    self._tell("call-refused", f"a call was refused: {each.message or each.code}")
 
     # -- packets -----------------------------------------------------------------------------------
 
@@ -188,7 +189,7 @@ class BlockWriter:
                 if route is not None:
                     self._merge_packet(route, sequence, packet_id, port, "timed_out", ended=True)
                     self._count(f"packets.{route}.timed_out")
-                    self._tell("packet-timed-out", f"{port} packet {sequence} of {route}")
+                    self._tell("packet-timed-out", f"{port} packet {sequence} of {route} timed out")
             case calls.ClientFrozen(client_id=client_id, height=height):
                 self._tell("client-frozen", f"{client_id} contradicted itself at {height}")
 
@@ -201,7 +202,8 @@ class BlockWriter:
         self._count(f"packets.{route}.{status}")
         if isinstance(event.acknowledgement, Refused):
             why = event.acknowledgement.code
-            self._tell("packet-refused", f"{event.port} packet {event.sequence} of {route}: {why}")
+            name = f"{event.port} packet {event.sequence} of {route}"
+            self._tell("packet-refused", f"{name} was refused: {why}")
 
     def _merge_packet(
         self,
@@ -396,7 +398,7 @@ class BlockWriter:
             case settlement.IntervalSettled():
                 self._settled(event)
             case settlement.AccountDefaulted(account=account, shortfall_uwatt=shortfall_uwatt):
-                text = f"{address(account)[:14]} owes {shortfall_uwatt / WATT:.2f} WATT more"
+                text = f"{address(account)[:14]}... owes {shortfall_uwatt / WATT:.2f} WATT more"
                 self._tell("default", text)
 
     def _statement(self, event: settlement.Statement) -> None:
@@ -508,7 +510,7 @@ class BlockWriter:
             case rec.CertificateRetired():
                 self._retired(event)
             case rec.AttestationDeclined(energy_wh=energy_wh, code=code):
-                self._tell("certificate-declined", f"{_kwh(energy_wh)}: {code}")
+                self._tell("certificate-declined", f"{_kwh(energy_wh)} were not certified: {code}")
 
     def _issued(self, event: rec.CertificateIssued) -> None:
         self._sql(
