@@ -141,10 +141,11 @@ def test_failing_reads_and_a_storm_of_packets_all_end(seed: int) -> None:
     assert sum(sum(each) for each in ends(world).values()) == 60 - world.codes["bad-timeout"]
 
 
-def test_relayers_pass_through_changes_of_the_validator_set() -> None:
+@pytest.mark.parametrize("changes", [2, 20])
+def test_relayers_pass_through_changes_of_the_validator_set(changes: int) -> None:
     world = World()
     chain = world.chains["consortium"]
-    for number in (1, 2):
+    for number in range(1, changes + 1):
         newcomers = seed_signers(f"set {number}")
         chain.signers[number] = newcomers
         chain.sets[number] = structs.replace(
@@ -157,7 +158,7 @@ def test_relayers_pass_through_changes_of_the_validator_set() -> None:
     assert set(ends(world).values()) == {(1, 0, 0)}
     client = stores.CLIENTS.get(world.chains["public"].state, "consortium")
     assert client is not None
-    assert client.set_id == 2
+    assert client.set_id == changes
 
 
 def test_idle_clients_are_renewed_before_they_expire() -> None:

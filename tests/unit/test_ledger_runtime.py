@@ -11,6 +11,7 @@ from gridtokenx.core.types import UInt63
 from gridtokenx.ledger.admission import NoFee, StrictNonce, TokenFee, WindowNonce
 from gridtokenx.ledger.blocks import Block, EventRecord
 from gridtokenx.ledger.runtime import (
+    MAX_TRANSACTION_WEIGHT,
     CallFailed,
     Context,
     Executed,
@@ -158,6 +159,34 @@ def test_execute_refuses_a_block_with_a_transaction_that_may_not_be_there() -> N
     stray = sign_transaction(BOB, CHAIN, 0, [Bump(by=1)], fee=10)
     with pytest.raises(InvalidBlock, match="transaction 0: fee-unpaid"):
         ledger.execute(genesis, Block(block.header, (stray,)))
+
+
+class Heavy(Wire, frozen=True, tag="heavy.lift"):
+    pass
+
+
+class Lifter(Module):
+    name = "lifter"
+
+    @handles(Heavy, weight=MAX_TRANSACTION_WEIGHT // 2)
+    def lift(self, ctx: Context, call: Heavy) -> None:
+        pass
+
+
+def test_a_transaction_that_fits_no_block_never_waits_for_one() -> None:
+    free = StrictNonce(NoFee(lambda _state, _sender, _calls: None))
+    ledger = Ledger(CHAIN, [Lifter()], free, lambda _s: SetReference(0, bytes(32)))
+    genesis = ledger.genesis(0)
+    fits = sign_transaction(ALICE, CHAIN, 0, [Heavy()] * 2)
+    heavy = sign_transaction(BOB, CHAIN, 0, [Heavy()] * 3)
+    ledger.admit(State(genesis.state), fits, now_ms=0)
+    with pytest.raises(InvalidTransaction, match="too-heavy"):
+        ledger.admit(State(genesis.state), heavy, now_ms=0)
+    block, refused = ledger.build(genesis, Proposal(0, 1), [heavy, fits])
+    assert (block.block.transactions, refused) == ((fits,), (heavy,))
+    forced = Block(block.header, (heavy, fits))
+    with pytest.raises(InvalidBlock, match="too-heavy"):
+        ledger.execute(genesis, forced)
 
 
 def test_timestamps_grow() -> None:

@@ -88,13 +88,14 @@ RELAY_CALLS: Final = (
 """What an enrolled relayer may send for free on the permissioned chains."""
 
 WEIGHTS: Final[Mapping[type[Wire], int]] = {
-    UpdateClient: 1_000,
+    UpdateClient: 4_000,
     ReceivePacket: 200,
     AcknowledgePacket: 100,
     TimeoutPacket: 100,
-    SubmitMisbehaviour: 2_000,
+    SubmitMisbehaviour: 8_000,
 }
-"""What each call weighs: signatures of a large set, the work of an app, a proof."""
+"""What each call weighs: the signatures of a hundred validators (about 20 ms), the work of an app,
+a proof."""
 
 
 def relay_weight(calls: Iterable[RelayCall]) -> int:

@@ -39,6 +39,8 @@ from gridtokenx.ledger.transactions import Transaction, TransactionBody
 
 MAX_BLOCK_WEIGHT: Final = 200_000
 """About one second of execution: a plain transfer weighs 10."""
+MAX_TRANSACTION_WEIGHT: Final = MAX_BLOCK_WEIGHT // 2
+"""Whatever is admitted fits a block, and leaves room for others."""
 DEFAULT_CALL_WEIGHT: Final = 10
 NOBODY: Final = bytes(32)
 """`Context.sender` inside hooks."""
@@ -317,7 +319,7 @@ class Ledger:
         calls = self.decode_calls(transaction)
         if body.valid_until_ms < now_ms:
             raise InvalidTransaction("expired", f"valid until {body.valid_until_ms}")
-        self.admission.check(state, body, calls, self.weight(calls))
+        self.admission.check(state, body, calls, self._bounded_weight(calls))
         self.precheck(state, body.sender, calls)
 
     def decode_calls(self, transaction: Transaction) -> tuple[Wire, ...]:
@@ -334,6 +336,15 @@ class Ledger:
     def weight(self, calls: Iterable[Wire]) -> int:
         """Deterministic cost of the calls."""
         return sum(self._handlers[type(call)][1] for call in calls)
+
+    def _bounded_weight(self, calls: Sequence[Wire]) -> int:
+        """The weight of one transaction; a heavier one would wait for room for ever."""
+        weight = self.weight(calls)
+        if weight > MAX_TRANSACTION_WEIGHT:
+            raise InvalidTransaction(
+                "too-heavy", f"it weighs {weight}, at most {MAX_TRANSACTION_WEIGHT} are allowed"
+            )
+        return weight
 
     def precheck(self, state: State, sender: bytes, calls: Iterable[Wire]) -> None:
         """Ask each call's module whether it is sure to be useless."""
@@ -435,7 +446,7 @@ class _Run:
             raise InvalidTransaction("expired", f"valid until {body.valid_until_ms}")
         if prechecked:
             ledger.precheck(self._state, body.sender, calls)
-        weight = ledger.weight(calls)
+        weight = ledger._bounded_weight(calls)  # noqa: SLF001 - the run is the ledger's own
         if self._weight + weight > MAX_BLOCK_WEIGHT:
             raise BlockFull
         savepoint = self._state.savepoint()

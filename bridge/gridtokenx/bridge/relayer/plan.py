@@ -26,7 +26,9 @@ from gridtokenx.ledger.transactions import MAX_CALLS
 MAX_BATCH_BYTES: Final = 192 * 1024
 """Of encoded calls in one transaction: three quarters of what a transaction may have."""
 MAX_LANE_TASKS: Final = 56
-"""Tasks of one client in one transaction; the rest of its calls are for updates."""
+"""Tasks of one client in one transaction: with its updates it stays below `MAX_CALLS`."""
+MAX_LANE_UPDATES: Final = 8
+"""Set changes that one transaction passes through; a client far behind takes several."""
 RECENT_HEIGHTS: Final = 16
 """How far below a chain's head nodes are expected to serve proofs."""
 
@@ -85,6 +87,8 @@ def plan_lane(
         if handover is None:
             return MissingHandover(other.spec.name, set_id)
         updates.append(UpdateClient(client.client_id, handover.certified, handover.next_set))
+        if len(updates) == MAX_LANE_UPDATES:
+            return LanePlan(client.client_id, handover.certified.header.height, tuple(updates), ())
     updates.append(UpdateClient(client.client_id, other.head, other.next_set))
     return LanePlan(client.client_id, other.height, tuple(updates), provable)
 
@@ -115,7 +119,10 @@ def batch(
         if lane.tasks and not pairs:
             continue
         bytes_of_updates = sum(len(encode(update)) for update in lane.updates)
-        if size + bytes_of_updates > MAX_BATCH_BYTES or len(chosen) + 8 > MAX_CALLS:
+        if (
+            size + bytes_of_updates > MAX_BATCH_BYTES
+            or len(chosen) + len(lane.updates) >= MAX_CALLS
+        ):
             break
         size += bytes_of_updates
         chosen += lane.updates
