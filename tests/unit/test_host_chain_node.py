@@ -6,12 +6,22 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.unit.host_chain import (
+    CHAIN_ID,
+    CLIENTS,
+    TREASURY,
+    TestChain,
+    client_parts,
+    node_signer,
+    places,
+    running,
+)
+from tests.unit.host_network import free_ports, until
 
 from gridtokenx.core.codec import decode_own, encode
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Ed25519Signer, sha256
 from gridtokenx.finality.certificates import CommitCertificate
-from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.host.chain_node import refuse_foreign_store
 from gridtokenx.host.client import (
     ChainClient,
@@ -44,17 +54,6 @@ from gridtokenx.host.storage import Store
 from gridtokenx.ledger.blocks import EventRecord
 from gridtokenx.ledger.tokens import Transfer
 from gridtokenx.ledger.transactions import sign_transaction
-from tests.unit.host_chain import (
-    CHAIN_ID,
-    CLIENTS,
-    TREASURY,
-    TestChain,
-    client_parts,
-    node_signer,
-    places,
-    running,
-)
-from tests.unit.host_network import free_ports, until
 
 
 def balance_key(chain: TestChain, account: bytes) -> bytes:
@@ -167,10 +166,10 @@ async def test_refusals_and_expiry_reach_the_client(tmp_path: Path) -> None:
             await submit(CLIENTS[0], 1, valid_ms=-5000)
         with pytest.raises(NotIncluded, match="expired"):
             await submit(CLIENTS[0], 7, valid_ms=700)  # a gap before it: it can only expire
+        other = sign_transaction(CLIENTS[1], bytes(32), 0, [Transfer("WATT", TREASURY, 1)])
+        stranger = ChainClient(follower, CLIENTS[1], StrictNonces(follower, b""), clock)
         with pytest.raises(SubmissionRefused, match="wrong-chain"):
-            other = sign_transaction(CLIENTS[1], bytes(32), 0, [Transfer("WATT", TREASURY, 1)])
-            nonces = StrictNonces(follower, b"")
-            await ChainClient(follower, CLIENTS[1], nonces, clock).submit(other)
+            await stranger.submit(other)
 
 
 async def test_what_a_node_refuses_of_a_client(tmp_path: Path) -> None:
@@ -304,14 +303,6 @@ def nothing_there(reply: Reply) -> Reply:
 def wrong_kind(reply: Reply) -> Reply:
     """An answer to another question."""
     return Submitted(results=())
-
-
-def foreign_set(reply: Reply) -> Reply:
-    """A handover that nobody decided."""
-    if isinstance(reply, Followed) and reply.blocks:
-        mine = ValidatorSet(1, (sha256(b"mine"),))
-        return msgspec.structs.replace(reply, next_set=mine, proof=reply.proof)
-    return reply
 
 
 @pytest.mark.parametrize(
