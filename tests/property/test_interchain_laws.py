@@ -124,7 +124,7 @@ RELAYERS = [BOB, ALICE]
 
 def chosen_calls(world: World, step: Step, at: TestChain) -> list[Wire]:
     client = world.link.clients(at)[1]
-    until = at.now_ms + step.after_ms + step.amount * 100
+    until = at.now_ms + step.after_ms + step.amount * 600
     receiver = BOB if step.left else ALICE
     match step.action:
         case "send":
@@ -177,11 +177,11 @@ def test_packets_end_once_and_tokens_are_conserved(steps: list[Step]) -> None:
 
 
 def settle(world: World) -> None:
-    """Honest relaying to the end: nothing stays open, and every token is somewhere."""
+    """Honest relaying after every timeout: nothing stays open, and every token is somewhere."""
     link = world.link
     for _ in range(2):
         for at in (link.left, link.right):
-            at.block(after_ms=12 * BLOCK_MS)
+            at.block(after_ms=60 * BLOCK_MS)
     level(link)
     for at in (link.left, link.right):
         finish(link, at)
