@@ -92,6 +92,6 @@ def _status(machine: PublicNode) -> MachineStatus:
     return MachineStatus(
         best_height=machine.best.height,
         round=machine.round,
-        leader=bytes(32),
+        leader=machine.leader,
         pending=machine.pending,
     )

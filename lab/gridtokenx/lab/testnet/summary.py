@@ -47,7 +47,8 @@ def _readings(audited: Audit, outcome: Outcome) -> dict[str, int]:
     return {
         "published": outcome.counters.total("gtx_readings_published_total"),
         "verified": audited.readings_verified,
-        "rejected": audited.readings_refused + outcome.counters.total("gtx_readings_rejected_total"),
+        "rejected": audited.readings_refused
+        + outcome.counters.total("gtx_readings_rejected_total"),
     }
 
 
