@@ -49,6 +49,8 @@ async def run_gateway(settings: GatewaySettings) -> None:
         LocalFault: settings, keys, certificates, genesis files or a directory that cannot be used.
     """
     role = open_role(settings, "gateway")
+    if role.http is None:
+        raise LocalFault("http is not set: give the address (host:port) that the API listens on")
     network = load_facts(
         settings.network,
         settings.public.genesis,
@@ -64,7 +66,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
     index = Index(_make_directory(settings.data) / INDEX_FILE, network)
     try:
         gateway = Gateway(network, index, openers, role, verifier, settings.stale_after_ms)
-        await gateway.run(role.http or HostPort("127.0.0.1", 0))
+        await gateway.run(role.http)
     finally:
         index.close()
 
@@ -109,6 +111,8 @@ class Gateway:
             self._now_ms,
             self.troubles,
         )
+        self.port = 0
+        """Where it listens, once `run` has begun."""
         self._describe()
 
     async def run(self, listen: HostPort) -> None:
@@ -117,7 +121,8 @@ class Gateway:
             self._log.warning("index made anew", reason=self._index.rebuilt_because)
         server = HttpServer(self.api.application(self._log), listen)
         await server.start()
-        self._log.info("gateway", port=server.port)
+        self.port = server.port
+        self._log.info("gateway", port=self.port)
         try:
             async with asyncio.TaskGroup() as group:
                 for name in self._followed:
