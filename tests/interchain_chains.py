@@ -1,8 +1,8 @@
 """Whole chains in memory, for tests of what passes between them.
 
 A `TestChain` is a real ledger whose blocks are certified by test keys: a PBFT certificate or a
-GRANDPA justification, as its kind says. There is no network: a test carries what it likes from one chain to
-another, as a relayer could, and may alter it on the way.
+GRANDPA justification, as its kind says. There is no network: a test carries what it likes from
+one chain to another, as a relayer could, and may alter it on the way.
 """
 
 import dataclasses

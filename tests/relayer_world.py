@@ -1,8 +1,8 @@
 """Relayers at work on chains in memory: a driver of the pure relayer in virtual time.
 
-The world makes a block on each chain at its own pace, tells every relayer of it a little later, answers
-their reads from the chains' states and puts what they submit into the next block. Faults are options:
-reads that fail, a node that lies about values, a relayer that is silent.
+The world makes a block on each chain at its own pace, tells every relayer of it a little later,
+answers their reads from the chains' states and puts what they submit into the next block. Faults
+are options: reads that fail, a node that lies about values, a relayer that is silent.
 """
 
 import heapq

@@ -1,4 +1,4 @@
-"""A small network of real nodes and relayers in one process, over loopback sockets and real disks."""
+"""A small network of real nodes and relayers in one process, over loopback sockets and disks."""
 
 import asyncio
 import time

@@ -1,9 +1,9 @@
 """A relayer with arbitrary bytes and no trust: what it cannot make a chain believe.
 
 Law: **whatever is altered on the way, the chain's state is either untouched or exactly what the
-unaltered message would have made of it.** Messages are altered field by field (every leaf of every message,
-every list cut, doubled, turned round), bit by bit in their encoding, and by splicing true parts of
-different messages together.
+unaltered message would have made of it.** Messages are altered field by field (every leaf of
+every message, every list cut, doubled, turned round), bit by bit in their encoding, and by
+splicing true parts of different messages together.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,9 @@
 """Laws of packets under any order of sending, relaying, refusing, expiring and racing relayers.
 
 The schedule is random; the relayers are honest but clumsy: they prove by any header that a client
-has, deliver twice, late, or never. After every block the ledgers' own invariants hold (each packet ended once
-or is open; the probe app asserts that it hears once) and so does the conservation of tokens at a
-consistent cut.
+has, deliver twice, late, or never. After every block the ledgers' own invariants hold (each
+packet ended once or is open; the probe app asserts that it hears once) and so does the
+conservation of tokens at a consistent cut.
 """
 
 from dataclasses import dataclass, field

@@ -1,8 +1,9 @@
-"""Relayers between the three real ledgers: what the network's own modules send arrives, and is used.
+"""Relayers between the three real ledgers: what the network's own modules send arrives, and is
+used.
 
 Consensus is played by test keys (as in `interchain_chains`); everything else is real: the genesis
-files of a small testnet, approvals on their way to the oracle chain, reports and attestations on their
-way back, fees on the public chain.
+files of a small testnet, approvals on their way to the oracle chain, reports and attestations on
+their way back, fees on the public chain.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a relayer makes of genesis files, of a follower's blocks, and of handovers that nodes show."""
+"""What a relayer makes of genesis files, of verified blocks, and of handovers that nodes show."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The relayer under asyncio: requests are answered once, failures are survived, the end is clean."""
+"""The relayer under asyncio: requests are answered once, failures survived, the end is clean."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence

@@ -1,9 +1,10 @@
 """Conservation of tokens over two chains, at a consistent cut.
 
 Law of the file: ``escrowed at home = minted away + in flight`` holds under load, not only when
-nothing moves. It needs two states that do not know each other's future: the home chain at some header, and the
-away chain at the *latest header that home's client had recorded by then*. Then everything that home
-has learnt of away is in away's state, and away, being older, knows nothing that home lacks.
+nothing moves. It needs two states that do not know each other's future: the home chain at some
+header, and the away chain at the *latest header that home's client had recorded by then*. Then
+everything that home has learnt of away is in away's state, and away, being older, knows nothing
+that home lacks.
 
 In flight, by sequence, is every transfer whose sending took effect and whose arrival or refund has
 not: open at its sender, and without an accepting acknowledgement at its receiver.

@@ -11,13 +11,14 @@ receipt          receiver  `receipt_hash`; from receive, for ever
 acknowledgement  receiver  the `Acknowledgement`; from receive, for ever
 ===============  ========  =================================================================
 
-Theory: IBC v2 packet handling (cosmos/ibc, spec/IBC_V2, PACKET_HANDLER.md). A receipt needs a proven
-commitment; an acknowledgement needs a receipt; a timeout needs proven *absence* of the receipt at a
-header later than the timeout, after which the receiver's own clock refuses the packet. Receipts are
-never pruned: an absence that was made by pruning would let a delivered packet time out too.
+Theory: IBC v2 packet handling (cosmos/ibc, spec/IBC_V2, PACKET_HANDLER.md). A receipt needs a
+proven commitment; an acknowledgement needs a receipt; a timeout needs proven *absence* of the
+receipt at a header later than the timeout, after which the receiver's own clock refuses the
+packet. Receipts are never pruned: an absence that was made by pruning would let a delivered
+packet time out too.
 
-`Ours differs:` hashes bind both chains' ids besides the client names, so that a packet means nothing
-on a third chain that happens to use the same names.
+`Ours differs:` hashes bind both chains' ids besides the client names, so that a packet means
+nothing on a third chain that happens to use the same names.
 """
 
 import re

@@ -1,7 +1,8 @@
-"""Drives the pure relayer under asyncio: what it asks for becomes tasks, what they find is told to it.
+"""Drives the pure relayer under asyncio: its requests become tasks, their outcomes its events.
 
-Law of the file: **every request is answered exactly once**, whatever fails: a read by its values or by
-`ReadFailed`, a submission by `Settled`. So the machine never waits for something that nobody does.
+Law of the file: **every request is answered exactly once**, whatever fails: a read by its values
+or by `ReadFailed`, a submission by `Settled`. So the machine never waits for something that
+nobody does.
 
 Chains come as ports (`RelayChain`): the production one follows real nodes and verifies everything
 (`follower.py`); tests bring their own.

@@ -1,8 +1,8 @@
 """A chain of the relayer, followed by the host's light client and written to by its client.
 
-Law of the file: **what the machine is told has been verified by `Follower`**, or, for handovers, here by
-the same rule: a set is believed because the set before it finalised the header that names it, from
-the genesis set on.
+Law of the file: **what the machine is told has been verified by `Follower`**, or, for handovers,
+here by the same rule: a set is believed because the set before it finalised the header that names
+it, from the genesis set on.
 """
 
 import asyncio

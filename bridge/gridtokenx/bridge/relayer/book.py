@@ -3,8 +3,8 @@
 Law of the file: **the book can be thrown away at any time and read again**; so a relayer needs no
 disk, and one that starts late finds everything that is open.
 
-A record that cannot change any more (an open packet's content, an acknowledgement) is read once. What
-can change is read again whenever the chain had interchain events since.
+A record that cannot change any more (an open packet's content, an acknowledgement) is read once.
+What can change is read again whenever the chain had interchain events since.
 """
 
 from collections.abc import Iterator, Mapping

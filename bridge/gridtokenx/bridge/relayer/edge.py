@@ -11,9 +11,9 @@ heard           from
 `Woke`          a timer, asked for by `WakeAt`
 ==============  ========================================================================
 
-The driver trusts no node: a header reaches the relayer only with a finality proof that was verified,
-a value only with a proof against such a header. What a relayer believes wrongly still costs nobody
-but itself, because the chains verify everything again.
+The driver trusts no node: a header reaches the relayer only with a finality proof that was
+verified, a value only with a proof against such a header. What a relayer believes wrongly still
+costs nobody but itself, because the chains verify everything again.
 """
 
 from collections.abc import Mapping

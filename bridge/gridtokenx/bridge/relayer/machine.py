@@ -15,8 +15,8 @@ One round per destination chain::
 header; as one transaction is in flight at a time, at most once per destination block.
 
 *Several relayers* share the lanes (a lane is one client of one chain): each lane has an order of
-relayers; the first acts at once, the k-th only on what has waited k staggers. So duplicates are rare
-while all live, and a silent relayer costs one stagger.
+relayers; the first acts at once, the k-th only on what has waited k staggers. So duplicates are
+rare while all live, and a silent relayer costs one stagger.
 
 *Retry*: each task has its own exponential back-off, forgotten when the task is gone.
 """
@@ -223,7 +223,7 @@ class Relayer:
             del self._patience[name]
 
     def _plan(self, now: Instant, book: Book) -> Iterator[Instant]:
-        """Begin the chain's next transaction, unless one is under way; yields when to look again."""
+        """Begin the chain's next transaction if none is under way; yields when to look again."""
         name = book.spec.name
         if name in self._plans or name in self._flights or book.stale or book.head is None:
             return

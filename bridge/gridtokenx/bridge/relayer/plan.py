@@ -1,7 +1,7 @@
 """How a lane's tasks become calls: which header proves them, and what is sent.
 
-Law of the file: **a client is updated only if what is to be proved needs it**, then to the newest header
-known, through every header on the way that changed the validator set.
+Law of the file: **a client is updated only if what is to be proved needs it**, then to the newest
+header known, through every header on the way that changed the validator set.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -104,7 +104,7 @@ def _all_proved(client: ClientState, due: Iterable[Task]) -> bool:
 def batch(
     lanes: Iterable[LanePlan], acting: Book, others: Mapping[str, Book]
 ) -> tuple[tuple[RelayCall, ...], tuple[Task, ...]]:
-    """The calls of one transaction and the tasks that they carry out, within a transaction's bounds.
+    """The calls of one transaction, within its bounds, and the tasks that they carry out.
 
     Args:
         lanes: plans whose values have arrived.

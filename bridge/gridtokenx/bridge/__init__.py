@@ -1,0 +1,1 @@
+"""What carries packets between the chains: a pure relayer and its process."""
