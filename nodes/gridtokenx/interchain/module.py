@@ -292,7 +292,7 @@ class Interchain(Module):
 
     # -- the pool's rule ---------------------------------------------------------------------------
 
-    def precheck(self, state: State, sender: bytes, call: Wire) -> None:  # noqa: ARG002
+    def precheck(self, state: State, sender: bytes, call: Wire) -> None:  # noqa: ARG002 - a port
         """Keep calls whose work is done out of the pool and of new blocks."""
         if is_redundant(state, call):
             raise InvalidTransaction("redundant", f"{type(call).__name__}: already done")
