@@ -23,6 +23,8 @@ from gridtokenx.ledger.runtime import ExecutedBlock
 RECENT: Final = 128
 """States that are kept for proofs."""
 MAX_ANSWER_BYTES: Final = 1024 * 1024
+MAX_LOADED: Final = 32
+"""Blocks read from disk for one answer: the loop does other things between two answers."""
 
 
 SETS: Final = "sets"
@@ -172,8 +174,11 @@ class History:
     # -- internals ---------------------------------------------------------------------------------
 
     def _run(self, after: int, last: int) -> Iterator[FollowedBlock]:
-        size = 0
+        size, loaded = 0, 0
         for height in range(after + 1, last + 1):
+            loaded += height not in self._recent
+            if loaded > MAX_LOADED:
+                return
             events = self._events(height)
             size += sum(map(len, events))
             if size > MAX_ANSWER_BYTES and height > after + 1:

@@ -72,6 +72,8 @@ def _make_node(settings: PublicNodeSettings, role: Role, genesis: PublicGenesis)
             log=role.log,
             listen=HostPort.parse(settings.listen),
             peers=[NodeAddress.parse(text) for text in settings.peers],
+            others=[candidate.session_key for candidate in genesis.candidates],
+            validators_of=chain.staking.validators_of,
         )
     )
 
