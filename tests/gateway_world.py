@@ -4,10 +4,9 @@
 executes and certifies real ones, for tests that verify.
 """
 
-
 from msgspec.structs import replace
 
-from gridtokenx.consortium.chain import Account, Attestation, ConsortiumGenesis
+from gridtokenx.consortium.chain import Account, Attestation, ConsortiumGenesis, consortium_ledger
 from gridtokenx.core.codec import Wire, encode
 from gridtokenx.core.gridtime import GridClock, interval_at
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier, sha256
@@ -17,6 +16,7 @@ from gridtokenx.core.units import GRID, WATT
 from gridtokenx.finality.proofs import FinalityProof
 from gridtokenx.gateway.facts import CONSORTIUM, ORACLE, PUBLIC, NetworkFacts, network_facts
 from gridtokenx.gateway.ports import VerifiedBlock
+from gridtokenx.host.chains import ChainFacts
 from gridtokenx.interchain.clients import ClientGenesis, ClientKind
 from gridtokenx.ledger.blocks import PROTOCOL_VERSION, EventRecord, Header, transaction_root
 from gridtokenx.ledger.identity import derive_chain_id
@@ -140,7 +140,12 @@ def _consortium(clock: GridClock) -> ConsortiumGenesis:
 
 
 def make_facts(salt: int = 0) -> NetworkFacts:
-    return network_facts("test", *make_genesis(salt))
+    made = real_chains(salt)
+    facts = {
+        name: ChainFacts(name, chain.genesis, chain.ledger, chain.blocks[0], 0)
+        for name, chain in made.items()
+    }
+    return network_facts("test", facts)
 
 
 # -- invented blocks -------------------------------------------------------------------------------
@@ -152,7 +157,7 @@ class Story:
     def __init__(self, facts: NetworkFacts, chain: str, block_ms: int = 1_000) -> None:
         self.facts = facts.chains[chain]
         self.height = 0
-        self.parent = self.facts.genesis_hash
+        self.parent = self.facts.facts.genesis_block.hash
         self.block_ms = block_ms
         self.now_ms = facts.clock.network_genesis_ms
 
@@ -213,8 +218,6 @@ class RealChain:
 
 
 def real_chains(salt: int = 0) -> dict[str, RealChain]:
-    from gridtokenx.consortium.chain import consortium_ledger
-
     public, consortium, oracle = make_genesis(salt)
     verifier = Ed25519Verifier()
     return {

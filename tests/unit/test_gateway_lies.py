@@ -188,25 +188,20 @@ class World:
             for node in self.nodes[name]:
                 node.grow()
 
-    def opener(self, name: str) -> Callable[[Trust], Follower]:
-        facts = FACTS.chains[name]
-        own = LinkIdentity(signer("gateway"), "client", facts.chain_id, facts.genesis_hash)
+    def open_chain(self, name: str, trust: Trust) -> Follower:
+        facts = FACTS.chains[name].facts
+        own = LinkIdentity(signer("gateway"), "client", facts.chain_id, facts.genesis_block.hash)
         security, verifier = open_security(listens=False), Ed25519Verifier()
         parts = NetworkParts(own, security, verifier, self.metrics, NullLogger())
         places = [NodeAddress.parse(f"127.0.0.1:{n.network.port}") for n in self.nodes[name]]
-
-        def open_(trust: Trust) -> Follower:
-            self.asked_after[name].append(trust.height)
-            return Follower(trust, places, parts)
-
-        return open_
+        self.asked_after[name].append(trust.height)
+        return Follower(trust, places, parts)
 
     @asynccontextmanager
     async def gateway(self, stale_ms: int = 60_000) -> AsyncIterator["Client"]:
         role = Role(NullLogger(), self.metrics, NetworkClock(0, self.now_ms), LOOPBACK)
         index = Index(self.directory / "index.sqlite", FACTS)
-        openers = {name: self.opener(name) for name in CHAINS}
-        gateway = Gateway(FACTS, index, openers, role, Ed25519Verifier(), stale_ms)
+        gateway = Gateway(FACTS, index, self.open_chain, role, stale_ms)
         task = asyncio.create_task(gateway.run(LOOPBACK))
         try:
             await until(lambda: gateway.port or task.done())

@@ -3,22 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
-from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
-import msgspec
-
-from gridtokenx.consortium.chain import ConsortiumGenesis, consortium_ledger
+from gridtokenx.consortium.chain import ConsortiumGenesis
 from gridtokenx.core.codec import Wire, decode
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.gridtime import GridClock, interval_start_ms
 from gridtokenx.finality.validators import ValidatorSet
-from gridtokenx.host.files import read_file
-from gridtokenx.interchain.clients import ClientGenesis
+from gridtokenx.host.chains import ChainFacts
 from gridtokenx.ledger.blocks import EventRecord, Header
-from gridtokenx.ledger.identity import parse_genesis
-from gridtokenx.oracle.chain.ledger import OracleGenesis, oracle_ledger
-from gridtokenx.public.chain import PublicGenesis, public_ledger
+from gridtokenx.public.chain import PublicGenesis
 from gridtokenx.public.slots import read_claim
 
 PUBLIC: Final = "public"
@@ -34,26 +28,31 @@ ROUTES: Final = (
 )
 ZONE_PREFIX: Final = "zone-"
 
-G = TypeVar("G", bound=msgspec.Struct)
-
 
 @dataclass(frozen=True, slots=True)
-class ChainFacts:
-    """One chain."""
+class Chain:
+    """One of the three chains, and what it calls things."""
 
-    name: str
-    chain_id: bytes
-    genesis_hash: bytes
-    validators: ValidatorSet
-    """The first set; headers hand over to later ones."""
+    facts: ChainFacts
     leaders: Mapping[bytes, str]
     """A name for each validator's key: chain and position in genesis."""
     clients: Mapping[str, str]
     """The chain's clients: which of our chains each one follows."""
-    event_type: type[Wire]
-    """The union of this chain's events."""
-    fee_per_weight: int
-    """In the smallest unit of the fee token; 0 on the oracle chain."""
+
+    @property
+    def name(self) -> str:
+        """The chain's name."""
+        return self.facts.name
+
+    @property
+    def chain_id(self) -> bytes:
+        """The chain's identity."""
+        return self.facts.chain_id
+
+    @property
+    def validators(self) -> ValidatorSet:
+        """The first validator set."""
+        return self.facts.validators
 
     def leader(self, header: Header) -> str | None:
         """Who made a final block: the slot's claimant, or the primary of the view."""
@@ -79,7 +78,7 @@ class ChainFacts:
         Raises:
             Malformed: this software does not know the event.
         """
-        return decode(decode(record, EventRecord).data, self.event_type)
+        return decode(decode(record, EventRecord).data, self.facts.ledger.event_union)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ class NetworkFacts:
     """The three chains, and the clock that they share."""
 
     name: str
-    chains: Mapping[str, ChainFacts]
+    chains: Mapping[str, Chain]
     clock: GridClock
     utc_offset_minutes: int
     zones: tuple[int, ...]
@@ -112,96 +111,51 @@ def market_name(zone: int) -> str:
     return f"{ZONE_PREFIX}{zone}"
 
 
-def load_facts(name: str, public: Path, consortium: Path, oracle: Path) -> NetworkFacts:
-    """Read the three genesis files.
+def network_facts(name: str, chains: Mapping[str, ChainFacts]) -> NetworkFacts:
+    """The facts of three chains that belong together.
+
+    Args:
+        name: what to call the network.
+        chains: by name, all of `CHAINS`.
 
     Raises:
-        LocalFault: one is unreadable, or they are not of one network.
+        LocalFault: they are not of one network.
     """
-    return network_facts(
-        name,
-        _read(public, PublicGenesis),
-        _read(consortium, ConsortiumGenesis),
-        _read(oracle, OracleGenesis),
-    )
-
-
-def network_facts(
-    name: str, public: PublicGenesis, consortium: ConsortiumGenesis, oracle: OracleGenesis
-) -> NetworkFacts:
-    """The facts of three genesis files that belong together.
-
-    Raises:
-        LocalFault: they do not.
-    """
-    names = {public.chain_id: PUBLIC, consortium.chain_id: CONSORTIUM, oracle.chain_id: ORACLE}
-    if not public.clock == consortium.clock == oracle.clock:
-        raise LocalFault("the three genesis files have different clocks: of one network, please")
-    clock = consortium.clock
-    ledgers = {
-        PUBLIC: public_ledger(public),
-        CONSORTIUM: consortium_ledger(consortium),
-        ORACLE: oracle_ledger(oracle),
-    }
-    seats = {each.session_key: index for index, each in enumerate(public.candidates)}
-    ordered = {key: index for index, key in enumerate(consortium.validators)}
-    oracles = {key: index for index, key in enumerate(oracle.validators)}
-    chains = (
-        ChainFacts(
-            PUBLIC,
-            public.chain_id,
-            ledgers[PUBLIC].genesis(clock.network_genesis_ms).hash,
-            public.validator_set,
-            _leaders(PUBLIC, seats),
-            _clients(PUBLIC, public.clients, names),
-            ledgers[PUBLIC].event_union,
-            public.fee_per_weight_ngrid,
-        ),
-        ChainFacts(
-            CONSORTIUM,
-            consortium.chain_id,
-            ledgers[CONSORTIUM].genesis(clock.network_genesis_ms).hash,
-            consortium.validator_set,
-            _leaders(CONSORTIUM, ordered),
-            _clients(CONSORTIUM, consortium.clients, names),
-            ledgers[CONSORTIUM].event_union,
-            consortium.fee_uwatt_per_weight,
-        ),
-        ChainFacts(
-            ORACLE,
-            oracle.chain_id,
-            ledgers[ORACLE].genesis(clock.network_genesis_ms).hash,
-            oracle.validator_set,
-            _leaders(ORACLE, oracles),
-            _clients(ORACLE, oracle.clients, names),
-            ledgers[ORACLE].event_union,
-            0,
-        ),
-    )
+    consortium = chains[CONSORTIUM].genesis
+    assert isinstance(consortium, ConsortiumGenesis), "the caller read the right files"
+    if any(facts.clock != consortium.clock for facts in chains.values()):
+        raise LocalFault(
+            "the three genesis files have different clocks; give the three files of one network"
+        )
+    names = {facts.chain_id: chain for chain, facts in chains.items()}
     return NetworkFacts(
         name,
-        {chain.name: chain for chain in chains},
-        clock,
+        {
+            chain: Chain(facts, _leaders(facts), _clients(facts, names))
+            for chain, facts in chains.items()
+        },
+        consortium.clock,
         consortium.tariff.utc_offset_minutes,
         consortium.zones,
     )
 
 
-def _leaders(chain: str, positions: Mapping[bytes, int]) -> dict[bytes, str]:
-    return {key: f"{chain}-{index}" for key, index in positions.items()}
+def _leaders(facts: ChainFacts) -> dict[bytes, str]:
+    """By position among the candidates or validators of genesis: the order of people's machines."""
+    genesis = facts.genesis
+    keys = (
+        [candidate.session_key for candidate in genesis.candidates]
+        if isinstance(genesis, PublicGenesis)
+        else genesis.validators
+    )
+    return {key: f"{facts.name}-{index}" for index, key in enumerate(keys)}
 
 
-def _clients(
-    chain: str, clients: tuple[ClientGenesis, ...], names: Mapping[bytes, str]
-) -> dict[str, str]:
-    for client in clients:
+def _clients(facts: ChainFacts, names: Mapping[bytes, str]) -> dict[str, str]:
+    for client in facts.clients:
         if client.chain_id not in names:
             raise LocalFault(
-                f"{chain} genesis: its client {client.client_id!r} follows a chain of which no "
-                "genesis file was given; give the three files of one network"
+                f"{facts.name} genesis: its client {client.client_id!r} follows a chain of which "
+                "no genesis file was given; give the three files of one network"
             )
-    return {client.client_id: names[client.chain_id] for client in clients}
-
-
-def _read(path: Path, type_: type[G]) -> G:
-    return parse_genesis(read_file(path), type_, str(path))
+    return {client.client_id: names[client.chain_id] for client in facts.clients}

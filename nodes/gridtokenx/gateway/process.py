@@ -2,38 +2,27 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier, Signer, Verifier
+from gridtokenx.core.keys import Ed25519Verifier
 from gridtokenx.gateway.api import Api
-from gridtokenx.gateway.facts import (
-    CHAINS,
-    CONSORTIUM,
-    ORACLE,
-    PUBLIC,
-    ChainFacts,
-    NetworkFacts,
-    load_facts,
-)
+from gridtokenx.gateway.facts import CONSORTIUM, ORACLE, PUBLIC, NetworkFacts, network_facts
 from gridtokenx.gateway.followed import FollowedChain
 from gridtokenx.gateway.index import Index, is_damage
 from gridtokenx.gateway.ports import ChainSource, ForeignBlock, ProvedState
 from gridtokenx.gateway.queries import Queries
 from gridtokenx.gateway.settings import GatewaySettings
 from gridtokenx.gateway.submission import Submissions
-from gridtokenx.host.addresses import HostPort, NodeAddress
+from gridtokenx.host.addresses import HostPort
+from gridtokenx.host.chains import ClientParts, open_follower, read_chain
 from gridtokenx.host.follow import Follower, Trust
-from gridtokenx.host.handshake import LinkIdentity
 from gridtokenx.host.http import HttpServer
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.role import Role, open_key_seed, open_role
-from gridtokenx.host.security import LinkSecurity, mutual_security, open_security
-from gridtokenx.host.settings import LinkSettings
-from gridtokenx.host.transport import NetworkParts
 from gridtokenx.ledger.transactions import Transaction
 
 INDEX_FILE: Final = "index.sqlite"
@@ -51,21 +40,17 @@ async def run_gateway(settings: GatewaySettings) -> None:
     role = open_role(settings, "gateway")
     if role.http is None:
         raise LocalFault("http is not set: give the address (host:port) that the API listens on")
-    network = load_facts(
-        settings.network,
-        settings.public.genesis,
-        settings.consortium.genesis,
-        settings.oracle.genesis,
-    )
-    seed = open_key_seed(settings)
     links = {PUBLIC: settings.public, CONSORTIUM: settings.consortium, ORACLE: settings.oracle}
-    verifier = Ed25519Verifier()
-    openers = {
-        name: _opener(network.chains[name], links[name], seed, verifier, role) for name in CHAINS
-    }
+    chains = {name: read_chain(name, link.genesis) for name, link in links.items()}
+    network = network_facts(settings.network, chains)
+    parts = ClientParts(open_key_seed(settings), role.clock, role.metrics, role.log)
+
+    def open_chain(name: str, trust: Trust) -> Follower:
+        return open_follower(chains[name], links[name], parts, trust=trust, from_newest=False)
+
     index = Index(_make_directory(settings.data) / INDEX_FILE, network)
     try:
-        gateway = Gateway(network, index, openers, role, verifier, settings.stale_after_ms)
+        gateway = Gateway(network, index, open_chain, role, settings.stale_after_ms)
         await gateway.run(role.http)
     finally:
         index.close()
@@ -77,9 +62,8 @@ class Gateway:
     Args:
         network: the chains.
         index: what was verified before, and will be.
-        openers: make a follower of a chain that goes on from a checkpoint.
+        open_chain: makes a follower of a chain that goes on from a checkpoint.
         role: log, numbers and clock.
-        verifier: checks senders' signatures.
         stale_ms: see `GatewaySettings.stale_after_ms`.
     """
 
@@ -87,14 +71,13 @@ class Gateway:
         self,
         network: NetworkFacts,
         index: Index,
-        openers: Mapping[str, Callable[[Trust], Follower]],
+        open_chain: Callable[[str, Trust], Follower],
         role: Role,
-        verifier: Verifier,
         stale_ms: int,
     ) -> None:
         self._network: Final = network
         self._index: Final = index
-        self._openers: Final = openers
+        self._open_chain: Final = open_chain
         self._log: Final[Logger] = role.log
         self._metrics: Final[Metrics] = role.metrics
         self._now_ms: Final = role.clock.now_ms
@@ -106,7 +89,7 @@ class Gateway:
             network,
             queries,
             sources,
-            Submissions(network, sources, index, verifier, self._now_ms),
+            Submissions(network, sources, index, Ed25519Verifier(), self._now_ms),
             self._metrics,
             self._now_ms,
             self.troubles,
@@ -193,13 +176,13 @@ class Gateway:
             self._log.error("the index cannot be written", chain=name, error=str(error))
 
     def _open(self, name: str) -> FollowedChain:
-        facts, cursor = self._network.chains[name], self._index.cursor(name)
+        facts, cursor = self._network.chains[name].facts, self._index.cursor(name)
         trust = (
-            Trust(facts.chain_id, 0, facts.genesis_hash, facts.validators)
+            facts.trust
             if cursor is None
             else Trust(facts.chain_id, cursor.height, cursor.block_hash, cursor.validators)
         )
-        follower = self._openers[name](trust)
+        follower = self._open_chain(name, trust)
         return FollowedChain(name, follower, self._now_ms, self._stale_ms, whole=name == ORACLE)
 
     def _describe(self) -> None:
@@ -230,41 +213,6 @@ class _Current:
     async def submit(self, transaction: Transaction) -> None:
         """See `ports.ChainSource`."""
         await self._gateway.followed(self._chain).submit(transaction)
-
-
-# -- putting together ------------------------------------------------------------------------------
-
-
-def _opener(
-    facts: ChainFacts, link: LinkSettings, seed: bytes, verifier: Verifier, role: Role
-) -> Callable[[Trust], Follower]:
-    """Everything that a follower of a chain needs but its checkpoint."""
-    parts = NetworkParts(
-        own=_identity(Ed25519Signer(seed), facts),
-        security=_security(facts.name, link, seed),
-        verifier=verifier,
-        metrics=role.metrics,
-        log=role.log,
-    )
-    if not link.nodes:
-        raise LocalFault(f"{facts.name}.nodes is empty; name at least one node as host:port")
-    addresses = [NodeAddress.parse(text) for text in link.nodes]
-    return lambda trust: Follower(trust, addresses, parts)
-
-
-def _identity(signer: Signer, facts: ChainFacts) -> LinkIdentity:
-    return LinkIdentity(signer, "client", facts.chain_id, facts.genesis_hash)
-
-
-def _security(chain: str, link: LinkSettings, seed: bytes) -> LinkSecurity:
-    if chain == PUBLIC:
-        return open_security(listens=False)
-    if link.certificate is None or link.authority is None:
-        raise LocalFault(
-            f"{chain}.certificate and {chain}.authority are needed: "
-            f"nodes of the {chain} chain talk only to whom their authority admitted"
-        )
-    return mutual_security(seed, link.certificate, link.authority, listens=False)
 
 
 def _make_directory(path: Path) -> Path:

@@ -20,7 +20,7 @@ from gridtokenx.core.addresses import address
 from gridtokenx.core.codec import Wire, decode, encode
 from gridtokenx.core.errors import Malformed
 from gridtokenx.core.units import GRID, WATT
-from gridtokenx.gateway.facts import CONSORTIUM, ORACLE, ChainFacts, NetworkFacts, market_name
+from gridtokenx.gateway.facts import CONSORTIUM, ORACLE, Chain, NetworkFacts, market_name
 from gridtokenx.gateway.ports import VerifiedBlock
 from gridtokenx.gateway.schema import cursor_checksum
 from gridtokenx.interchain import calls
@@ -55,7 +55,7 @@ class BlockWriter:
         self,
         connection: sqlite3.Connection,
         network: NetworkFacts,
-        chain: ChainFacts,
+        chain: Chain,
         block: VerifiedBlock,
     ) -> None:
         self._sql: Final = connection.execute
