@@ -93,18 +93,20 @@ class StrictNonces:
 
 
 class ClockNonces:
-    """For chains that take nonces in any order within a window: the clock, made strictly growing.
+    """For chains that take nonces in any order within a window: counted on from the clock.
 
-    Network time in milliseconds grows at least as fast as anyone sends, so restarts need no state.
+    Nonces of one life are dense, so that a transaction which lands late is still inside the window;
+    a life begins at network time in tenths of a second, which is above all that earlier lives used as
+    long as nobody sends ten transactions a second for ever. So restarts need no state.
     """
 
     def __init__(self, clock: NetworkClock) -> None:
         self._clock = clock
-        self._last = 0
+        self._last: int | None = None
 
     async def next(self) -> int:
         """A number above all before."""
-        self._last = max(self._last + 1, self._clock.now_ms())
+        self._last = self._clock.now_ms() // 100 if self._last is None else self._last + 1
         return self._last
 
     def reset(self) -> None:

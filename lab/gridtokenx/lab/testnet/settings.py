@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Final
 
 from gridtokenx.bridge.process.run import RelayerSettings
+from gridtokenx.devices.fleet.agents import AgentsSettings
 from gridtokenx.devices.fleet.broker import BrokerSettings
 from gridtokenx.devices.fleet.fleet import FleetSettings
 from gridtokenx.gateway.settings import GatewaySettings
 from gridtokenx.host.config import Settings
 from gridtokenx.host.settings import LinkSettings
-from gridtokenx.lab.testnet.genesis import Network
+from gridtokenx.lab.testnet.genesis import WORKLOAD, Network
 from gridtokenx.lab.testnet.layout import LOOPBACK, Layout, Member
 from gridtokenx.node.consortium import ConsortiumNodeSettings
 from gridtokenx.node.public import PublicNodeSettings
@@ -38,6 +39,7 @@ def settings_of(layout: Layout, member: Member, network: Network) -> Settings:
         "devices": _devices,
         "relayer": _relayer,
         "gateway": _gateway,
+        "agents": _agents,
     }
     kind = member.chain or member.name.split("-", maxsplit=1)[0].replace("market", "market-data")
     return makers[kind](layout, member, network)
@@ -185,4 +187,20 @@ def _devices(layout: Layout, member: Member, network: Network) -> Settings:
         network_genesis_ms=clock.network_genesis_ms,
         grid_epoch_ms=clock.grid_epoch_ms,
         time_scale=clock.time_scale,
+    )
+
+
+def _agents(layout: Layout, member: Member, _network: Network) -> Settings:
+    return AgentsSettings(
+        keys=KEYS,
+        key=IDENTITY,
+        http=_http(member),
+        roster=Path("roster.json"),
+        forecasts=Path("forecasts.bin"),
+        seed=layout.manifest.seed,
+        retire=layout.manifest.workload.retire,
+        transfers=layout.manifest.workload.transfers,
+        workload=WORKLOAD,
+        public=_link(layout, "public"),
+        consortium=_link(layout, "consortium"),
     )
