@@ -1,6 +1,8 @@
 """Whole nodes over real sockets and disks: they finalise, serve clients, stop, resume; clients verify."""
 
 import asyncio
+import dataclasses
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from tests.unit.host_chain import (
 )
 from tests.unit.host_network import free_ports, until
 
-from gridtokenx.core.codec import decode_own, encode
+from gridtokenx.core.codec import Wire, decode_own, encode
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Ed25519Signer, sha256
 from gridtokenx.finality.certificates import CommitCertificate
@@ -47,10 +49,12 @@ from gridtokenx.host.follow_messages import (
     Submitted,
 )
 from gridtokenx.host.framing import Channel
-from gridtokenx.host.link import Link
+from gridtokenx.host.handshake import LinkIdentity
+from gridtokenx.host.link import Link, LinkLimits
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.questions import NoAnswer, NodeConnection, Refusal
 from gridtokenx.host.storage import Store
+from gridtokenx.host.transport import dial
 from gridtokenx.ledger.blocks import EventRecord
 from gridtokenx.ledger.tokens import Transfer
 from gridtokenx.ledger.transactions import sign_transaction
@@ -205,6 +209,46 @@ async def test_what_a_node_refuses_of_a_client(tmp_path: Path) -> None:
         last.close()
 
 
+async def test_a_member_that_sends_garbage_is_banned_and_stops_nobody(tmp_path: Path) -> None:
+    """Member 3 is Byzantine: it knows its key, and sends noise, truncations and huge lengths."""
+    chain, ports, chance = TestChain(), free_ports(4), random.Random(5)
+    metrics = Metrics()
+    nodes = [
+        chain.node(index, tmp_path, ports, metrics if index == 0 else None) for index in range(3)
+    ]
+    own = LinkIdentity(node_signer(3), "peer", CHAIN_ID, chain.genesis.hash)
+    parts = dataclasses.replace(client_parts(chain), own=own)
+    samples = [
+        encode(Note(number=n, data=chance.randbytes(chance.randrange(300)))) for n in range(30)
+    ]
+    async with running(*nodes):
+        await until(lambda: nodes[0].head.height >= 2)
+        for attempt in range(20):
+            link = Link(LinkLimits())
+            try:
+                await dial(parts, places(ports)[0], link)
+            except RemoteFault as fault:
+                link.close("refused")
+                refusal = str(fault)
+                break
+            link.raise_up(node_signer(0).public_key, "peer")
+            for sample in samples:
+                cut = sample[: chance.randrange(len(sample) + 1)]
+                noise = bytes(byte ^ (chance.random() < 0.05) for byte in cut)
+                link.send(Channel(chance.choice([1, 1, 1, 2, 3])), noise)
+            if attempt % 2:
+                link.send_frame(chance.randbytes(50))
+            await asyncio.sleep(0.05)
+            link.close("enough")
+        else:
+            raise AssertionError("never banned")
+        assert "banned" in refusal
+        faults = metrics.by_label("remote_faults", "reason")
+        assert faults["malformed"] >= 5
+        height = nodes[0].head.height
+        await until(lambda: min(node.head.height for node in nodes) >= height + 3)
+
+
 async def test_a_store_belongs_to_one_node_of_one_chain(tmp_path: Path) -> None:
     chain = TestChain(1)
     store = Store.open(tmp_path)
@@ -215,6 +259,13 @@ async def test_a_store_belongs_to_one_node_of_one_chain(tmp_path: Path) -> None:
 
 
 # -- lying nodes -----------------------------------------------------------------------------------
+
+
+class Note(Wire, frozen=True, tag="test.noise"):
+    """No message of any chain."""
+
+    number: int
+    data: bytes
 
 
 Twist = Callable[[Reply], Reply]

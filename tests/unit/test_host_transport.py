@@ -236,6 +236,16 @@ async def test_a_wrong_certificate_is_refused(tmp_path: Path, case: str) -> None
         assert set(host.faults) <= {expected.get(case, "wrong-certificate"), "tls-failed"}
 
 
+async def test_only_members_may_listen(tmp_path: Path) -> None:
+    authority = Authority.create("chain", seed(100))
+    host = Node(0, security=issue(tmp_path, authority, 0, Role.CLIENT))
+    host.network.start(LOOPBACK)
+    async with running(host):
+        client = Node(1, role="client", security=issue(tmp_path, authority, 1, Role.CLIENT))
+        with pytest.raises(RemoteFault, match="wrong-certificate: its certificate is a client's"):
+            await connect(host, client)
+
+
 def _pem(_security: LinkSecurity, directory: Path, authority: Authority) -> str:
     from gridtokenx.host.certificates import pem
 

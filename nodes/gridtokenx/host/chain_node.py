@@ -173,15 +173,15 @@ class ChainNode:
 
     async def run(self) -> None:
         """Take part until cancelled, or until something fails."""
-        crash_point("node.ready")
-        self._network.start(self._parts.listen)
-        self._parts.log.info(
-            "node started",
-            listen=str(HostPort(self._parts.listen.host, self.port)),
-            height=self.head.height,
-            identity=self._parts.signer.public_key.hex(),
-        )
         try:
+            crash_point("node.ready")
+            self._network.start(self._parts.listen)
+            self._parts.log.info(
+                "node started",
+                listen=str(HostPort(self._parts.listen.host, self.port)),
+                height=self.head.height,
+                identity=self._parts.signer.public_key.hex(),
+            )
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._driver.run(), name="driver")
                 group.create_task(self._network.watch(), name="network")

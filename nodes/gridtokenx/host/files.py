@@ -21,8 +21,18 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_directory(path.parent)
     except OSError as error:
         raise LocalFault(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def sync_directory(directory: Path) -> None:
+    """Make new names in a directory survive a power cut, as their contents do."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_file(path: Path) -> bytes:

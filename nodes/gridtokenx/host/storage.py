@@ -33,6 +33,7 @@ import lmdb
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.machine import Write
 from gridtokenx.host.crashpoints import crash_point
+from gridtokenx.host.files import sync_directory
 
 STORAGE_EXIT: Final = 74
 """Exit code after a failed write (EX_IOERR of sysexits.h): the supervisor may look at the disk."""
@@ -488,6 +489,8 @@ def _open_environment(directory: Path, limits: StoreLimits, *, read_only: bool) 
     except (lmdb.Error, OSError) as error:
         raise _damaged(directory, f"the store cannot be opened: {error}") from None
     _cover_all_pages(data, environment)
+    if not existing:
+        sync_directory(directory)
     return environment
 
 

@@ -485,9 +485,7 @@ async def dial(parts: NetworkParts, address: NodeAddress, link: Link) -> None:
             Channel.CONTROL,
             half.prove(read_control((await link.receive())[1]), parts.verifier),
         )
-        parts.security.check_certificate(
-            shown, half.listener, "peer" if parts.own.role == "peer" else "client"
-        )
+        parts.security.check_certificate(shown, half.listener, "peer")  # only members listen
         link.identity = half.listener
         link.accept_full_frames()
         reply = read_control((await link.receive())[1])
