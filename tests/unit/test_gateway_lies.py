@@ -7,7 +7,7 @@ it; if all of them lie it says that it can show nothing.
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,21 @@ from typing import Any
 import aiohttp
 import pytest
 from msgspec.structs import replace
-from tests.gateway_world import FIRST, RealChain, key, make_facts, real_chains, signer
+from tests.gateway_nodes import Node, Twist, honest
+from tests.gateway_world import FIRST, key, make_facts, real_chains, signer
 from tests.unit.host_network import LOOPBACK, until
 
 from gridtokenx.consortium.market.auction import Side
 from gridtokenx.consortium.market.messages import PlaceOrder
 from gridtokenx.core.addresses import address
 from gridtokenx.core.codec import decode, encode
-from gridtokenx.core.errors import RemoteFault
-from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier, sha256
+from gridtokenx.core.keys import Ed25519Verifier, sha256
 from gridtokenx.core.merkle import merkle_root
 from gridtokenx.gateway.facts import CHAINS, CONSORTIUM, ORACLE, PUBLIC
 from gridtokenx.gateway.index import Index
 from gridtokenx.gateway.process import Gateway
 from gridtokenx.host import follow
 from gridtokenx.host.addresses import NodeAddress
-from gridtokenx.host.checking import CachingVerifier, SignatureChecker
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.follow import Follower, Trust
 from gridtokenx.host.follow_messages import (
@@ -40,111 +39,21 @@ from gridtokenx.host.follow_messages import (
     ProvenValue,
     Reply,
     StateValues,
-    Status,
 )
-from gridtokenx.host.follow_service import FollowService
 from gridtokenx.host.handshake import LinkIdentity
-from gridtokenx.host.history import History
-from gridtokenx.host.link import Link
 from gridtokenx.host.logs import NullLogger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.role import Role
 from gridtokenx.host.security import open_security
-from gridtokenx.host.tasks import Tasks
-from gridtokenx.host.transport import Network, NetworkParts
+from gridtokenx.host.transport import NetworkParts
 from gridtokenx.ledger.blocks import EventRecord
 from gridtokenx.ledger.readings import SubmitReading
-from gridtokenx.ledger.records import block_writes
-from gridtokenx.ledger.runtime import ExecutedBlock
 from gridtokenx.ledger.tokens import Transfer, Transferred
-from gridtokenx.ledger.transactions import Transaction, sign_transaction
+from gridtokenx.ledger.transactions import sign_transaction
 
 FACTS = make_facts()
 GIFT = 7_000_000_000
 """What alice gives bob, in 10**-9 GRID, in the public chain's first block."""
-Twist = Callable[[Reply], Reply]
-
-
-def honest(reply: Reply) -> Reply:
-    return reply
-
-
-class Disk:
-    """Records in memory."""
-
-    def __init__(self) -> None:
-        self.tables: dict[str, dict[bytes, bytes]] = {}
-
-    def take(self, executed: ExecutedBlock, proof: bytes) -> None:
-        for write in block_writes(executed, proof):
-            table = self.tables.setdefault(write.table, {})
-            table[write.key] = write.value or b""
-
-    def get(self, table: str, name: bytes) -> bytes | None:
-        return self.tables.get(table, {}).get(name)
-
-    def scan(self, table: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        for name, value in sorted(self.tables.get(table, {}).items()):
-            if name.startswith(prefix):
-                yield name, value
-
-
-class Service(FollowService):
-    """Answers as its node's twist has it."""
-
-    node: "Node"
-
-    def _reply(self, link: Link, number: int, reply: Reply) -> None:  # type: ignore[override]
-        FollowService._reply(link, number, self.node.twist(reply))
-
-
-class Node:
-    """Serves a chain that the test makes; `twist` alters its answers."""
-
-    def __init__(self, number: int, chain: RealChain, twist: Twist = honest) -> None:
-        self.chain = chain
-        self.twist = twist
-        self.disk = Disk()
-        self.taken: list[Transaction] = []
-        genesis = chain.blocks[0]
-        self.history = History(
-            self.disk, genesis, genesis, chain.validators, lambda _: chain.validators
-        )
-        identity = Ed25519Signer(sha256(chain.chain.encode(), bytes((number,))))
-        own = LinkIdentity(identity, "peer", chain.ledger.chain_id, genesis.hash)
-        verifier = CachingVerifier(Ed25519Verifier())
-        parts = NetworkParts(own, open_security(), verifier, Metrics(), NullLogger())
-        self.tasks = Tasks()
-        self.network = Network(parts, (), (), self)
-        checker = SignatureChecker(verifier)
-        self.service = Service(
-            self.history, self, self.status, checker, self.network.fault, Metrics(), self.tasks
-        )
-        self.service.node = self
-        self.grow()
-
-    def grow(self) -> None:
-        for executed in self.chain.blocks[self.history.head.height + 1 :]:
-            self.disk.take(executed, encode(self.chain.proof(executed.header)))
-            self.history.append(executed)
-
-    def status(self) -> Status:
-        raise RemoteFault("no-status")
-
-    def admit(self, transaction: Transaction) -> None:
-        self.chain.ledger.decode_calls(transaction)
-
-    def submit(self, transactions: Sequence[Transaction]) -> None:
-        self.taken += transactions
-
-    def link_up(self, link: Link) -> None:
-        self.service.client_up(link)
-
-    def link_down(self, link: Link) -> None:
-        self.service.client_down(link)
-
-    def frames_ready(self, link: Link) -> None:
-        """The service's task waits for its frames itself."""
 
 
 class World:

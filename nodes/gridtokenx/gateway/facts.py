@@ -12,6 +12,7 @@ from gridtokenx.core.gridtime import GridClock, interval_start_ms
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.host.chains import ChainFacts
 from gridtokenx.ledger.blocks import EventRecord, Header
+from gridtokenx.oracle.chain.ledger import OracleGenesis
 from gridtokenx.public.chain import PublicGenesis
 from gridtokenx.public.slots import read_claim
 
@@ -90,6 +91,8 @@ class NetworkFacts:
     clock: GridClock
     utc_offset_minutes: int
     zones: tuple[int, ...]
+    feed_units: Mapping[str, str]
+    """What one unit of each feed's value is."""
 
     def local_time(self, grid_ms: int) -> str:
         """A grid time as ISO text in the network's local time."""
@@ -121,8 +124,9 @@ def network_facts(name: str, chains: Mapping[str, ChainFacts]) -> NetworkFacts:
     Raises:
         LocalFault: they are not of one network.
     """
-    consortium = chains[CONSORTIUM].genesis
+    consortium, oracle = chains[CONSORTIUM].genesis, chains[ORACLE].genesis
     assert isinstance(consortium, ConsortiumGenesis), "the caller read the right files"
+    assert isinstance(oracle, OracleGenesis), "the caller read the right files"
     if any(facts.clock != consortium.clock for facts in chains.values()):
         raise LocalFault(
             "the three genesis files have different clocks; give the three files of one network"
@@ -137,6 +141,7 @@ def network_facts(name: str, chains: Mapping[str, ChainFacts]) -> NetworkFacts:
         consortium.clock,
         consortium.tariff.utc_offset_minutes,
         consortium.zones,
+        {spec.feed: spec.unit for spec in oracle.feeds},
     )
 
 

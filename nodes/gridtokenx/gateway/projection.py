@@ -347,13 +347,13 @@ class BlockWriter:
         self._count("auctions.held")
         product = self._network.product(event.zone, event.interval)
         if price is None:
-            self._tell("auction", f"{product}: {event.orders} orders, nothing to trade")
+            self._tell("auction", f"auction {product}: {event.orders} orders, nothing to trade")
             return
         self._count("auctions.cleared")
         self._count("auctions.energy_wh", event.volume_wh)
         self._tell(
             "auction",
-            f"{product}: {_kwh(event.volume_wh)} in {event.trades} trades at"
+            f"auction {product}: {_kwh(event.volume_wh)} in {event.trades} trades at"
             f" {price / WATT:.3f} WATT/kWh",
         )
 
@@ -365,7 +365,7 @@ class BlockWriter:
         self._close_book(event.zone, event.interval, "void")
         self._count("auctions.voided")
         product = self._network.product(event.zone, event.interval)
-        self._tell("auction-void", f"{product}: delivery began before a block could clear it")
+        self._tell("auction-void", f"auction {product}: void, delivery began first")
 
     def _close_book(self, zone: int, interval: int, status: str) -> None:
         self._sql(
@@ -440,7 +440,7 @@ class BlockWriter:
         self._count("settlements.trades", row[0])
         self._tell(
             "settled",
-            f"{self._network.interval_start(event.interval)[11:16]}: {event.accounts} accounts, "
+            f"settled {self._network.interval_start(event.interval)[11:16]}: {event.accounts} accounts, "
             f"{_kwh(event.contracted_wh)} contracted, {event.debits_uwatt / WATT:.2f} WATT paid",
         )
 
@@ -472,7 +472,9 @@ class BlockWriter:
                     "UPDATE feeds SET published = 1 WHERE feed = ? AND round = ?",
                     (feed, outcome.round),
                 )
-                self._tell("feed", f"{feed} is {outcome.value} by {outcome.observations} oracles")
+                unit = self._network.feed_units.get(feed, "")
+                seen = f"seen by {outcome.observations} oracles"
+                self._tell("feed", f"{feed}: {outcome.value} {unit}, {seen}")
 
     def _interval_closed(self, event: IntervalClosed) -> None:
         outcome = event.outcome
@@ -493,7 +495,7 @@ class BlockWriter:
         )
         self._tell(
             "interval",
-            f"{self._network.interval_start(outcome.interval)[11:16]}: {outcome.meters} meters,"
+            f"metered {self._network.interval_start(outcome.interval)[11:16]}: {outcome.meters} meters,"
             f" {outcome.substituted} estimated, {_kwh(outcome.generation_wh)} of sun",
         )
 
@@ -531,7 +533,7 @@ class BlockWriter:
         self._hold(event.certificate, event.owner, event.energy_wh)
         self._count("certificates.minted_wh", event.energy_wh)
         start = self._network.interval_start(event.interval)[11:16]
-        self._tell("certificate", f"{_kwh(event.energy_wh)} of {start} certified")
+        self._tell("certificate", f"certified {_kwh(event.energy_wh)} of {start}")
 
     def _retired(self, event: rec.CertificateRetired) -> None:
         self._sql(
@@ -552,7 +554,7 @@ class BlockWriter:
             (event.energy_wh, event.certificate),
         )
         self._count("certificates.retired_wh", event.energy_wh)
-        self._tell("retired", f"{_kwh(event.energy_wh)} claimed for {event.beneficiary}")
+        self._tell("retired", f"retired {_kwh(event.energy_wh)} for {event.beneficiary}")
 
     def _hold(self, certificate: bytes, account: bytes, energy_wh: int) -> None:
         self._sql(
