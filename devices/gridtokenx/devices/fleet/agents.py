@@ -38,7 +38,7 @@ READY_AGE_MS: Final = 60_000
 
 
 class AgentsSettings(KeyedSettings, frozen=True, kw_only=True):
-    """Settings of `gtx agents`. The identity key is also the workload's own account."""
+    """Settings of `gtx agents`."""
 
     roster: Annotated[Path, Setting("JSON file of households; their keys bear their names.")]
     forecasts: Annotated[Path, Setting("Forecast file, made by `gtx testnet init`.")]
@@ -52,6 +52,7 @@ class AgentsSettings(KeyedSettings, frozen=True, kw_only=True):
     bid: Annotated[bool, Setting("Whether households bid.")] = True
     retire: Annotated[bool, Setting("Whether some certificates are claimed.")] = True
     transfers: Annotated[bool, Setting("Whether GRID is sent over the bridge.")] = True
+    workload: Annotated[str, Setting("Name of the key whose account sends the GRID.")] = "workload"
     public: LinkSettings
     consortium: LinkSettings
 
@@ -66,28 +67,64 @@ class World:
     consortium_genesis: ConsortiumGenesis
     energy: ConsortiumChain
 
+    @property
+    def chains(self) -> tuple[ChainAccess, ChainAccess]:
+        """Both."""
+        return self.public, self.consortium
+
+
+class Agents:
+    """All agents of one process; `open_agents` makes them."""
+
+    def __init__(self, world: World, workers: "Sequence[Worker]") -> None:
+        self._world: Final = world
+        self._workers: Final = workers
+
+    async def run(self) -> None:
+        """Act until cancelled."""
+        tasks = Tasks()
+        try:
+            tasks.spawn(self._world.public.follower.run(), "follow public")
+            tasks.spawn(self._world.consortium.follower.run(), "follow consortium")
+            for worker in self._workers:
+                tasks.spawn(worker.run(), type(worker).__name__)
+            await tasks.watch()
+        finally:
+            await tasks.close()
+
+    def ready(self, now_ms: int) -> bool:
+        """Whether both chains were heard of lately."""
+        heads = [access.follower.head for access in self._world.chains]
+        return all(
+            head is not None and now_ms - head.header.timestamp_ms < READY_AGE_MS for head in heads
+        )
+
+    def heights(self) -> dict[str, object]:
+        """How far each chain is known."""
+        return {access.facts.name: access.follower.trust.height for access in self._world.chains}
+
 
 async def run_agents(settings: AgentsSettings) -> None:
-    """Act for the households until cancelled.
+    """`gtx agents`: act for the households until cancelled.
 
     Raises:
         LocalFault: settings, files or keys that cannot be used.
     """
     role = open_role(settings, "agents")
-    world = _open_world(settings, role)
-    households = _open_households(settings)
-    workers = list(_workers(settings, role, world, households))
-    tasks = Tasks()
-    async with role.serving(lambda: _is_ready(role, world), lambda: _heights(world)):
-        try:
-            tasks.spawn(world.public.follower.run(), "follow public")
-            tasks.spawn(world.consortium.follower.run(), "follow consortium")
-            for worker in workers:
-                tasks.spawn(worker.run(), type(worker).__name__)
-            role.log.info("agents", households=len(households))
-            await tasks.watch()
-        finally:
-            await tasks.close()
+    agents = open_agents(settings, role)
+    async with role.serving(lambda: agents.ready(role.clock.now_ms()), agents.heights):
+        await agents.run()
+
+
+def open_agents(settings: AgentsSettings, role: Role) -> Agents:
+    """Read everything that agents start from.
+
+    Raises:
+        LocalFault: settings, files or keys that cannot be used.
+    """
+    world, households = _open_world(settings, role), _open_households(settings)
+    role.log.info("agents", households=len(households))
+    return Agents(world, list(_workers(settings, role, world, households)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +177,7 @@ def _bidder(
 
 
 def _traveller(settings: AgentsSettings, role: Role, world: World) -> Traveller:
-    signer = KeyRing.open(settings.keys, _password(settings)).signer(settings.key)
+    signer = KeyRing.open(settings.keys, _password(settings)).signer(settings.workload)
     public, consortium = world.public_genesis, world.consortium_genesis
     route = Route(
         to_consortium=_client_of(public.clients, consortium.chain_id, "public", "consortium"),
@@ -223,21 +260,3 @@ def _open_households(settings: AgentsSettings) -> list[HouseholdAgent]:
 
 def _password(settings: AgentsSettings) -> str:
     return find_password(settings.keys, settings.keys_password_file, os.environ)
-
-
-# -- health ----------------------------------------------------------------------------------------
-
-
-def _is_ready(role: Role, world: World) -> bool:
-    now_ms = role.clock.now_ms()
-    heads = (world.public.follower.head, world.consortium.follower.head)
-    return all(
-        head is not None and now_ms - head.header.timestamp_ms < READY_AGE_MS for head in heads
-    )
-
-
-def _heights(world: World) -> dict[str, object]:
-    return {
-        access.facts.name: access.follower.trust.height
-        for access in (world.public, world.consortium)
-    }

@@ -31,11 +31,15 @@ OLDEST_CERTIFICATES: Final = 64
 TRANSFER_NGRID: Final = 5 * GRID
 EXPIRING_NGRID: Final = 3 * GRID
 TRANSFER_TIMEOUT_MS: Final = 600_000
-EXPIRY_AFTER_SLOT_MS: Final = 400
-"""How long after the beginning of its slot the hopeless transfer expires: time enough for the block
-that is made there, far too little for finality, a relayer and a block of the other chain."""
-SUBMISSION_MS: Final = 1_500
-"""How long before a slot a transaction must leave to be in its block."""
+HURRY_MS: Final = 100
+"""First guess of how long after the beginning of its slot the hopeless transfer expires: the block
+that is made there must still take it, and finality, a relayer and another chain's block must not
+fit."""
+LONGEST_HURRY_MS: Final = 1_600
+HURRIES: Final = 12
+"""Attempts at a transfer that expires, each with a better guess."""
+LEAD_MS: Final = 500
+"""How long before its slot the hopeless transfer is submitted; well below the length of a slot."""
 ARRIVAL_PATIENCE_S: Final = 300.0
 BETWEEN_ROUNDS_S: Final = 120.0
 AFTER_FAULT_S: Final = 10.0
@@ -211,14 +215,47 @@ class Traveller:
     async def expire(self) -> None:
         """Send GRID with too little time, and wait until it is refunded.
 
+        How little is too little depends on the machine: who hurries too much is refused by the
+        block, who hurries too little arrives.
+
         Raises:
             RemoteFault: it was refused, or not refunded for a long time.
         """
-        slot = (self._clock.now_ms() + SUBMISSION_MS) // self._slot_ms + 1
-        await self._leave(EXPIRING_NGRID, slot * self._slot_ms + EXPIRY_AFTER_SLOT_MS)
+        hurry_ms = HURRY_MS
+        for _ in range(HURRIES):
+            there_before = await self._held_abroad()
+            try:
+                await self._leave_late(hurry_ms)
+            except RemoteFault as fault:
+                if fault.reason not in {"bad-timeout", "expired"}:
+                    raise
+                hurry_ms = min(2 * hurry_ms, LONGEST_HURRY_MS)
+                continue
+            if await self._comes_back(there_before):
+                self._stage("refunded")
+                return
+            hurry_ms = max(1, hurry_ms // 2)
+        raise RemoteFault("never-expired", f"in {HURRIES} attempts")
+
+    async def _leave_late(self, hurry_ms: int) -> None:
+        """Submit just before a slot what expires just after the slot's beginning."""
+        slot = (self._clock.now_ms() + LEAD_MS) // self._slot_ms + 1
+        start_ms = slot * self._slot_ms
+        await asyncio.sleep((start_ms - LEAD_MS - self._clock.now_ms()) / 1000)
+        await self._leave(EXPIRING_NGRID, start_ms + hurry_ms)
+
+    async def _comes_back(self, there_before: int) -> bool:
+        """Wait for the end of a transfer: True for a refund, False for an arrival."""
         left = await self._held_at_home()
-        await self._until(self._public, self._held_at_home, lambda held: held > left)
-        self._stage("refunded")
+        back = False
+
+        async def ended() -> int:
+            nonlocal back
+            back = await self._held_at_home() > left
+            return int(back or await self._held_abroad() > there_before)
+
+        await self._until(self._public, ended, bool)
+        return back
 
     async def _leave(self, amount: int, timeout_ms: int) -> None:
         call = SendTransfer(

@@ -21,10 +21,8 @@ from gridtokenx.devices.models.household import (
     new_household,
     run_step,
 )
-from gridtokenx.devices.models.profiles import Profile, pack_profiles
+from gridtokenx.devices.models.profiles import Profile
 
-DAY_ERROR_PPM: Final = 80_000
-INTERVAL_ERROR_PPM: Final = 150_000
 _SMEAR: Final = (1, 2, 3, 2, 1)
 """Weights of the intervals around one, in its solar forecast."""
 
@@ -87,15 +85,6 @@ def _noise_ppm(seed: bytes, what: bytes, index: int, bound_ppm: int) -> int:
     first = int.from_bytes(digest[:16], "big") % width
     second = int.from_bytes(digest[16:], "big") % width
     return (first + second) // 2 - bound_ppm
-
-
-def forecast_file(profiles: Sequence[Profile], seed: bytes) -> bytes:
-    """The forecasts of all households as a profile file, for the agents' directory."""
-    forecasts = [
-        make_forecast(profile, seed, index, DAY_ERROR_PPM, INTERVAL_ERROR_PPM)
-        for index, profile in enumerate(profiles)
-    ]
-    return pack_profiles(forecasts[0].start_grid_ms, INTERVAL_MS, forecasts)
 
 
 class Outlook:
