@@ -15,8 +15,8 @@ from gridtokenx.core.errors import GridTokenXError, RemoteFault
 from gridtokenx.core.keys import Ed25519Verifier
 from gridtokenx.core.machine import Reader
 from gridtokenx.finality.proofs import FinalityProof, verify_finality
+from gridtokenx.host.chains import ChainFacts
 from gridtokenx.host.storage import Store
-from gridtokenx.lab.chains import Chain
 from gridtokenx.ledger.blocks import EventRecord
 from gridtokenx.ledger.records import (
     STATE,
@@ -55,7 +55,7 @@ def open_chain_store(directory: Path) -> Store:
     return Store.open(directory, read_only=True)
 
 
-def replay(chain: Chain, reader: Reader) -> Iterator[Replayed]:
+def replay(chain: ChainFacts, reader: Reader) -> Iterator[Replayed]:
     """Re-execute a stored chain, block by block, genesis first.
 
     Raises:
@@ -63,7 +63,7 @@ def replay(chain: Chain, reader: Reader) -> Iterator[Replayed]:
             stored state is not the re-executed one or no proof of finality covers the head.
     """
     head = final_height(reader)
-    parent = chain.genesis
+    parent = chain.genesis_block
     yield Replayed(parent, proved=True, broken=tuple(_broken(chain.ledger, parent)))
     if head is None:
         return
@@ -87,7 +87,9 @@ def decoded_events(ledger: Ledger, executed: ExecutedBlock) -> Iterator[Wire]:
         yield decode(decode_own(raw, EventRecord).data, ledger.event_union)
 
 
-def _execute(chain: Chain, reader: Reader, parent: ExecutedBlock, height: int) -> ExecutedBlock:
+def _execute(
+    chain: ChainFacts, reader: Reader, parent: ExecutedBlock, height: int
+) -> ExecutedBlock:
     block = load_block(reader, height)
     if block is None:
         raise Divergence(f"block {height} is missing")
@@ -104,7 +106,7 @@ def _execute(chain: Chain, reader: Reader, parent: ExecutedBlock, height: int) -
     return executed
 
 
-def _check_finality(chain: Chain, reader: Reader, executed: ExecutedBlock) -> bool:
+def _check_finality(chain: ChainFacts, reader: Reader, executed: ExecutedBlock) -> bool:
     raw = load_finality(reader, executed.height)
     if raw is None:
         return False

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.lab.chains import recognise_chain
+from gridtokenx.host.chains import recognise_chain
 from gridtokenx.lab.replay import Divergence, open_chain_store, replay
 
 

@@ -15,11 +15,11 @@ from gridtokenx.consortium.market.messages import AuctionCleared, PriceSignalUpd
 from gridtokenx.consortium.settlement.messages import IntervalSettled
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.state_tree import StateTree
+from gridtokenx.host.chains import ChainFacts, read_chain
 from gridtokenx.interchain import calls
 from gridtokenx.interchain.apps import attestation
 from gridtokenx.interchain.audit import conservation_gap
 from gridtokenx.interchain.packets import Delivered
-from gridtokenx.lab.chains import Chain, load_chain
 from gridtokenx.lab.replay import Divergence, Replayed, decoded_events, open_chain_store, replay
 from gridtokenx.lab.testnet.layout import CHAINS, Layout
 from gridtokenx.ledger.readings import SubmitReading
@@ -96,7 +96,7 @@ def audit(layout: Layout) -> Audit:
     """Replay and judge a stopped network."""
     result = Audit()
     for name in CHAINS:
-        chain = load_chain(name, layout.genesis_path(name))
+        chain = read_chain(name, layout.genesis_path(name))
         _compare_nodes(layout, name, result)
         _replay_longest(layout, chain, result)
     _judge_packets(result)
@@ -131,7 +131,7 @@ def _block_hashes(layout: Layout, node: str) -> Iterator[tuple[int, bytes]]:
         store.close()
 
 
-def _replay_longest(layout: Layout, chain: Chain, result: Audit) -> None:
+def _replay_longest(layout: Layout, chain: ChainFacts, result: Audit) -> None:
     name = chain.name
     result.verdicts.look(f"{name}_reexecutes")
     result.verdicts.look(f"{name}_ledger")
@@ -158,7 +158,7 @@ def _longest(layout: Layout, name: str) -> str:
 class _Follower:
     """Counts what happens on one chain."""
 
-    def __init__(self, chain: Chain, result: Audit) -> None:
+    def __init__(self, chain: ChainFacts, result: Audit) -> None:
         self._chain = chain
         self._result = result
         self._name = chain.name
