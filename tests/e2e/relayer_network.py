@@ -10,26 +10,22 @@ from pathlib import Path
 from tests.e2e.test_devices_fleet import SPECS
 from tests.unit.host_network import free_ports
 
-from gridtokenx.bridge.process.chains import READERS
 from gridtokenx.bridge.process.run import RelayerSettings, run_relayer
 from gridtokenx.core.codec import Wire
-from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier, sha256
+from gridtokenx.core.keys import Ed25519Signer, sha256
 from gridtokenx.devices.fleet.roster import make_roster
-from gridtokenx.host.addresses import HostPort, NodeAddress
 from gridtokenx.host.certificates import Authority, Role, pem
+from gridtokenx.host.chains import ClientParts, open_follower, read_chain
 from gridtokenx.host.checking import CachingVerifier
 from gridtokenx.host.client import ChainClient, Inclusion
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.follow import Follower
-from gridtokenx.host.handshake import LinkIdentity
 from gridtokenx.host.keyfile import KeyRing, create_development_password
 from gridtokenx.host.logs import NullLogger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.replica import PbftChain, make_replica
 from gridtokenx.host.role import open_role
-from gridtokenx.host.security import mutual_security, open_security
 from gridtokenx.host.settings import LinkSettings, PermissionedNodeSettings
-from gridtokenx.host.transport import NetworkParts
 from gridtokenx.lab.manifest import Manifest, Public
 from gridtokenx.lab.testnet.genesis import make_network
 from gridtokenx.ledger.identity import render_genesis
@@ -149,24 +145,10 @@ class Network:
     # -- a person ----------------------------------------------------------------------------------
 
     def wallet(self, chain: str, name: str = "alice") -> "Wallet":
-        facts = READERS[chain](self.path / f"{chain}.json")
-        seed, link = seed_of(name), self.link(chain, name)
-        signer = Ed25519Signer(seed)
-        security = (
-            open_security(listens=False)
-            if link.certificate is None or link.authority is None
-            else mutual_security(seed, link.certificate, link.authority, listens=False)
-        )
-        parts = NetworkParts(
-            own=LinkIdentity(signer, "client", facts.genesis.chain_id, facts.genesis_hash),
-            security=security,
-            verifier=CachingVerifier(Ed25519Verifier()),
-            metrics=Metrics(),
-            log=NullLogger(),
-        )
-        nodes = [NodeAddress(HostPort("127.0.0.1", port)) for port in self.ports[chain]]
-        follower = Follower(facts.trust, nodes, parts)
-        clock = NetworkClock()
+        facts = read_chain(chain, self.path / f"{chain}.json")
+        signer, clock = Ed25519Signer(seed_of(name)), NetworkClock()
+        parts = ClientParts(seed_of(name), clock, Metrics(), NullLogger())
+        follower = open_follower(facts, self.link(chain, name), parts, from_newest=False)
         nonces = facts.nonces(follower, signer.public_key, clock)
         return Wallet(follower, ChainClient(follower, signer, nonces, clock), facts.fee_per_weight)
 

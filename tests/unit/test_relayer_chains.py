@@ -9,12 +9,13 @@ from msgspec import structs
 from tests.e2e.relayer_network import Network
 from tests.interchain_chains import HOUR_MS, Poke, TestChain, seed_signers, three_chains
 
-from gridtokenx.bridge.process.chains import READERS, relayed
+from gridtokenx.bridge.process.chains import relayed, relaying_fee
 from gridtokenx.bridge.process.follower import FollowedChain
 from gridtokenx.bridge.process.run import RelayerSettings, run_relayer
 from gridtokenx.bridge.relayer.book import Facing
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import KeyedHashVerifier
+from gridtokenx.host.chains import CHAINS, read_chain
 from gridtokenx.host.client import ClockNonces, StrictNonces
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.follow import FinalBlock, Trust
@@ -127,14 +128,14 @@ def network(tmp_path: Path) -> Network:
 
 
 def test_routes_follow_from_the_genesis_files(network: Network) -> None:
-    facts = [read(network.path / f"{name}.json") for name, read in READERS.items()]
+    facts = [read_chain(name, network.path / f"{name}.json") for name in CHAINS]
     specs = {spec.name: spec for spec in relayed(facts)}
     assert specs["oracle"].clients == {
         "consortium": Facing("consortium", "oracle"),
         "public": Facing("public", "oracle"),
     }
-    assert facts[0].fee_per_weight > 0
-    assert facts[1].fee_per_weight == facts[2].fee_per_weight == 0
+    assert relaying_fee(facts[0]) == facts[0].fee_per_weight > 0
+    assert relaying_fee(facts[1]) == relaying_fee(facts[2]) == 0
     nonces = [each.nonces(None, bytes(32), NetworkClock()) for each in facts]
     assert [type(each) for each in nonces] == [StrictNonces, StrictNonces, ClockNonces]
 
@@ -144,7 +145,7 @@ def test_files_of_different_networks_are_refused(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         networks.append(Network(tmp_path / name))
-    facts = [READERS[name](networks[name == "oracle"].path / f"{name}.json") for name in READERS]
+    facts = [read_chain(name, networks[name == "oracle"].path / f"{name}.json") for name in CHAINS]
     with pytest.raises(LocalFault, match="one network"):
         relayed(facts)
 
@@ -161,7 +162,7 @@ def test_files_of_different_networks_are_refused(tmp_path: Path) -> None:
 async def test_settings_that_cannot_work_are_refused_in_one_line(
     network: Network, change: dict[str, Any], words: str
 ) -> None:
-    links = {name: network.link(name, "relayer-0") for name in READERS}
+    links = {name: network.link(name, "relayer-0") for name in CHAINS}
     if change.get("oracle"):
         links["oracle"] = structs.replace(links["oracle"], nodes=())
     if change.get("consortium"):

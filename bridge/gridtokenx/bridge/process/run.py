@@ -4,22 +4,19 @@ import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Final
 
-from gridtokenx.bridge.process.chains import READERS, ChainFacts, relayed
+from gridtokenx.bridge.process.chains import relayed, relaying_fee
 from gridtokenx.bridge.process.driver import RelayerDriver
 from gridtokenx.bridge.process.follower import FollowedChain
 from gridtokenx.bridge.relayer.machine import Options, Relayer
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier
-from gridtokenx.host.addresses import NodeAddress
+from gridtokenx.host.chains import ChainFacts, ClientParts, open_follower, read_chain
 from gridtokenx.host.checking import CachingVerifier
 from gridtokenx.host.client import ChainClient
 from gridtokenx.host.config import Setting
 from gridtokenx.host.follow import Follower
-from gridtokenx.host.handshake import LinkIdentity
 from gridtokenx.host.role import Role, open_key_seed, open_role
-from gridtokenx.host.security import LinkSecurity, mutual_security, open_security
 from gridtokenx.host.settings import KeyedSettings, LinkSettings
-from gridtokenx.host.transport import NetworkParts
 
 READY_AGE_MS: Final = 60_000
 """A chain of which nothing was heard for so long makes the relayer not ready."""
@@ -57,10 +54,11 @@ async def run_relayer(settings: RelayerSettings) -> None:
         "consortium": settings.consortium,
         "oracle": settings.oracle,
     }
-    facts = {name: READERS[name](link.genesis) for name, link in links.items()}
+    facts = {name: read_chain(name, link.genesis) for name, link in links.items()}
     specs = relayed(list(facts.values()))
+    parts = ClientParts(seed, role.clock, role.metrics, role.log)
     followers = {
-        name: _follower(facts[name], link, role, seed, settings.position)
+        name: open_follower(facts[name], link, parts, first=settings.position)
         for name, link in links.items()
     }
     chains = {
@@ -80,33 +78,6 @@ async def run_relayer(settings: RelayerSettings) -> None:
         group.create_task(driver.run(), name="relay")
 
 
-def _follower(
-    facts: ChainFacts, link: LinkSettings, role: Role, seed: bytes, position: int
-) -> Follower:
-    if not link.nodes:
-        raise LocalFault(f"{facts.name}.nodes is empty: name at least one node to follow")
-    parts = NetworkParts(
-        own=LinkIdentity(Ed25519Signer(seed), "client", facts.genesis.chain_id, facts.genesis_hash),
-        security=_security(facts, link, seed),
-        verifier=CachingVerifier(Ed25519Verifier()),
-        metrics=role.metrics,
-        log=role.log,
-    )
-    addresses = [NodeAddress.parse(text) for text in link.nodes]
-    return Follower(facts.trust, addresses, parts, from_newest=True, first=position)
-
-
-def _security(facts: ChainFacts, link: LinkSettings, seed: bytes) -> LinkSecurity:
-    if facts.name == "public":
-        return open_security(listens=False)
-    if link.certificate is None or link.authority is None:
-        raise LocalFault(
-            f"{facts.name}.certificate and {facts.name}.authority are needed: "
-            "the chain admits only those whom its authority knows"
-        )
-    return mutual_security(seed, link.certificate, link.authority, listens=False)
-
-
 def _chain(
     facts: ChainFacts, follower: Follower, role: Role, signer: Ed25519Signer
 ) -> FollowedChain:
@@ -114,10 +85,10 @@ def _chain(
     return FollowedChain(
         follower,
         ChainClient(follower, signer, nonces, role.clock),
-        facts.genesis.validator_set,
+        facts.validators,
         CachingVerifier(Ed25519Verifier()),
         role.clock,
-        facts.fee_per_weight,
+        relaying_fee(facts),
     )
 
 
