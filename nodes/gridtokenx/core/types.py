@@ -35,7 +35,10 @@ Index16 = Annotated[int, Meta(ge=0, le=65_535)]
 """A position in a bounded list, such as a validator's index."""
 
 ShortText = Annotated[str, Meta(max_length=64)]
-"""A name, a code, a denomination."""
+"""A name, a code; up to 256 bytes of UTF-8."""
+
+Denom = Annotated[str, Meta(max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9._/-]*\Z")]
+"""A token's name, as ``GRID`` or ``public/grid``: ASCII, since it is part of state keys."""
 
 Text = Annotated[str, Meta(max_length=512)]
 """A sentence meant for a person."""

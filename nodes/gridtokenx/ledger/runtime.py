@@ -34,7 +34,7 @@ from gridtokenx.ledger.blocks import (
     Header,
     transaction_root,
 )
-from gridtokenx.ledger.state import State
+from gridtokenx.ledger.state import BadKey, State
 from gridtokenx.ledger.transactions import Transaction, TransactionBody
 
 MAX_BLOCK_WEIGHT: Final = 200_000
@@ -163,6 +163,7 @@ class Admission(Protocol):
 
     def ready(self, state: State, body: TransactionBody) -> bool:
         """Whether it could be included in the very next block."""
+        ...
 
     def charge(
         self, ctx: Context, body: TransactionBody, calls: Sequence[Wire], weight: int
@@ -356,11 +357,10 @@ class Ledger:
         savepoint, emitted = ctx.state.savepoint(), len(ctx.events)
         try:
             self._handlers[type(call)][0](ctx, call)
-        except (CallFailed, AmountError) as refusal:
+        except (CallFailed, AmountError, BadKey) as refusal:
             ctx.state.rollback(savepoint)
             del ctx.events[emitted:]
-            code = refusal.code if isinstance(refusal, CallFailed) else "amount-out-of-range"
-            return CallResult(code=code[:64], message=str(refusal)[:512])
+            return CallResult(code=_code_of(refusal)[:64], message=str(refusal)[:512])
         return OK
 
     def check_invariants(self, tree: StateTree) -> list[str]:
@@ -474,6 +474,16 @@ class _Run:
             self._state,
             self._records,
         )
+
+
+def _code_of(refusal: CallFailed | AmountError | BadKey) -> str:
+    match refusal:
+        case CallFailed(code=code):
+            return code
+        case BadKey(reason=reason):
+            return reason
+        case _:
+            return "amount-out-of-range"
 
 
 def _check_link(parent: Header, block: Block) -> None:

@@ -10,10 +10,20 @@ from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
 
 from gridtokenx.core.codec import decode_own, encode
+from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.state_tree import StateTree
 
 KeyPart = bytes | int | str
+MAX_KEY_PART: Final = 255
+"""Bytes of one text or byte string in a key: its length is one byte."""
 T = TypeVar("T")
+
+
+class BadKey(RemoteFault):
+    """A part of a key is out of bounds. What made it came from a client: it fails the call."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("bad-key", detail)
 
 
 class State:
@@ -65,14 +75,22 @@ class State:
 
 
 def store_key(*parts: KeyPart) -> bytes:
-    """An injective key of several parts: integers in 8 bytes, text and bytes behind their length."""
+    """An injective key of several parts: integers in 8 bytes, text and bytes behind their length.
+
+    Raises:
+        BadKey: an integer outside 64 bits, or a text or byte string above `MAX_KEY_PART` bytes.
+    """
     return b"".join(map(_key_part, parts))
 
 
 def _key_part(part: KeyPart) -> bytes:
     if isinstance(part, int):
+        if not 0 <= part < 1 << 64:
+            raise BadKey(f"{part} is outside 64 bits")
         return part.to_bytes(8, "big")
     raw = part.encode() if isinstance(part, str) else part
+    if len(raw) > MAX_KEY_PART:
+        raise BadKey(f"a name of {len(raw)} bytes, where {MAX_KEY_PART} are allowed")
     return bytes((len(raw),)) + raw
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.keys import sha256
-from gridtokenx.core.types import PublicKey, ShortText, UInt63
+from gridtokenx.core.types import Denom, PublicKey, UInt63
 from gridtokenx.core.units import checked_amount
 from gridtokenx.ledger.runtime import CallFailed, Context, Module, handles
 from gridtokenx.ledger.state import Map, State
@@ -27,7 +27,7 @@ def module_account(name: str) -> bytes:
 class Transfer(Wire, frozen=True, tag="tokens.transfer"):
     """Give tokens to another account."""
 
-    denom: ShortText
+    denom: Denom
     to: PublicKey
     amount: UInt63
 
@@ -35,7 +35,7 @@ class Transfer(Wire, frozen=True, tag="tokens.transfer"):
 class Transferred(Wire, frozen=True, tag="tokens.transferred"):
     """Tokens changed hands by a `Transfer`."""
 
-    denom: ShortText
+    denom: Denom
     sender: PublicKey
     to: PublicKey
     amount: UInt63
@@ -44,7 +44,7 @@ class Transferred(Wire, frozen=True, tag="tokens.transferred"):
 class Allocation(Wire, frozen=True):
     """An opening balance."""
 
-    denom: ShortText
+    denom: Denom
     account: PublicKey
     amount: UInt63
 

@@ -27,7 +27,7 @@ from typing import Annotated, Final
 from msgspec import Meta
 
 from gridtokenx.core.codec import Wire, decode, encode
-from gridtokenx.core.types import UINT63_MAX, Millis, PublicKey, ShortText, UInt63
+from gridtokenx.core.types import UINT63_MAX, Denom, Millis, PublicKey, ShortText, UInt63
 from gridtokenx.core.units import checked_amount
 from gridtokenx.interchain.module import Interchain
 from gridtokenx.interchain.packets import Acknowledgement, ClientId, Packet, Refused, Sequence63
@@ -46,7 +46,7 @@ Amount = Annotated[int, Meta(ge=1, le=UINT63_MAX)]
 class FungibleTransfer(Wire, frozen=True, tag="transfer.tokens"):
     """The payload: who gives how much of what to whom."""
 
-    denom: ShortText
+    denom: Denom
     """The token's name on the sending chain."""
     amount: Amount
     sender: PublicKey
@@ -58,7 +58,7 @@ class SendTransfer(Wire, frozen=True, tag="transfer.send"):
 
     client_id: ClientId
     """Our client of the other chain."""
-    denom: ShortText
+    denom: Denom
     """The token's name here."""
     amount: Amount
     receiver: PublicKey
@@ -71,7 +71,7 @@ class TransferSent(Wire, frozen=True, tag="transfer.sent"):
 
     client_id: ClientId
     sequence: Sequence63
-    denom: ShortText
+    denom: Denom
     amount: Amount
     sender: PublicKey
     receiver: PublicKey
@@ -82,7 +82,7 @@ class TransferReceived(Wire, frozen=True, tag="transfer.received"):
 
     client_id: ClientId
     sequence: Sequence63
-    denom: ShortText
+    denom: Denom
     """The token's name here."""
     amount: Amount
     sender: PublicKey
@@ -94,7 +94,7 @@ class TransferRefunded(Wire, frozen=True, tag="transfer.refunded"):
 
     client_id: ClientId
     sequence: Sequence63
-    denom: ShortText
+    denom: Denom
     amount: Amount
     sender: PublicKey
     reason: ShortText
@@ -104,7 +104,7 @@ class TransferRefunded(Wire, frozen=True, tag="transfer.refunded"):
 class TransferLimit(Wire, frozen=True):
     """The most of a token that may pass by one client in one direction per window."""
 
-    denom: ShortText
+    denom: Denom
     """The token's name here."""
     window_ms: Annotated[int, Meta(ge=1)]
     amount: UInt63
