@@ -259,6 +259,13 @@ async def test_waiting_ends_when_the_time_is_over(
     assert (status, found["final"]) == (202, False)
 
 
+async def test_only_so_many_may_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gridtokenx.gateway.submission.MAX_WAITERS", 0)
+    status, found = await world.post("/api/v1/orders?wait=true", body(order()))
+    assert (status, found["error"]["code"]) == (503, "too-many-waiting")
+    assert (await world.post("/api/v1/orders", body(order())))[0] == 202
+
+
 async def test_any_transaction_goes_to_its_chain(world: World) -> None:
     gift = order(chain=PUBLIC, call=Transfer("GRID", key("bob"), 5))
     assert (await world.post("/api/v1/transactions", body(gift)))[0] == 202

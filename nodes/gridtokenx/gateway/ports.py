@@ -73,6 +73,7 @@ class ChainSource(Protocol):
         Raises:
             Unavailable: no node gives a proof that holds, or all are far behind.
         """
+        ...
 
     async def submit(self, transaction: Transaction) -> None:
         """Hand a signed transaction to nodes.

@@ -15,12 +15,12 @@ from gridtokenx.core.errors import BadSignature, Malformed, RemoteFault
 from gridtokenx.core.keys import Verifier
 from gridtokenx.gateway.facts import CONSORTIUM, NetworkFacts
 from gridtokenx.gateway.index import Index
-from gridtokenx.gateway.ports import ChainSource, VerifiedBlock
+from gridtokenx.gateway.ports import ChainSource, Unavailable, VerifiedBlock
 from gridtokenx.ledger.runtime import Executed
 from gridtokenx.ledger.transactions import MAX_TRANSACTION_BYTES, Transaction
 
-MAX_WAITERS: Final = 256
-"""Requests that may wait for a receipt at once."""
+MAX_WAITERS: Final = 64
+"""Requests that may wait for a receipt at once; half of all that may be in progress."""
 
 _ORDER_CALLS: Final = PlaceOrder | CancelOrder
 
@@ -100,10 +100,11 @@ class Submissions:
         """Forward it, and return when it is final or the time is over.
 
         Raises:
-            RemoteFault: as `submit`; ``too-many-waiting``.
+            Unavailable: as `submit`, or too many wait already.
+            RemoteFault: as `submit`.
         """
         if sum(map(len, self._waiting.values())) >= MAX_WAITERS:
-            raise RemoteFault("too-many-waiting", "ask for the receipt later instead")
+            raise Unavailable("too-many-waiting", "submit without wait, and ask for the receipt")
         event = asyncio.Event()
         self._waiting.setdefault(transaction.id, set()).add(event)
         try:
