@@ -1,27 +1,33 @@
 """What a client may not do to a chain: names that are no keys, transactions that fit no block."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from gridtokenx.core.codec import Wire, decode, encode
 from gridtokenx.core.errors import Malformed
 from gridtokenx.core.keys import Ed25519Signer
-from gridtokenx.core.types import ShortText
+from gridtokenx.core.types import Blob, ShortText, UInt63
 from gridtokenx.interchain.apps.transfer import FungibleTransfer, SendTransfer
 from gridtokenx.ledger.admission import StrictNonce, TokenFee
-from gridtokenx.ledger.blocks import EventRecord
+from gridtokenx.ledger.blocks import Block, EventRecord
 from gridtokenx.ledger.runtime import (
+    MAX_BLOCK_WEIGHT,
+    MAX_MISFITS,
     Context,
     Executed,
     ExecutedBlock,
+    InvalidBlock,
+    InvalidTransaction,
     Ledger,
     Module,
     Proposal,
     SetReference,
     handles,
 )
-from gridtokenx.ledger.state import BadKey, Map, store_key
+from gridtokenx.ledger.state import BadKey, Map, State, store_key
 from gridtokenx.ledger.tokens import Allocation, Tokens, Transfer
-from gridtokenx.ledger.transactions import Transaction, sign_transaction
+from gridtokenx.ledger.transactions import MAX_TRANSACTION_BYTES, Transaction, sign_transaction
 
 CHAIN = b"\x07" * 32
 ALICE, BOB = Ed25519Signer(b"a" * 32), Ed25519Signer(b"b" * 32)
@@ -46,7 +52,7 @@ class Names(Module):
 
 def make_ledger(*modules: Module) -> Ledger:
     tokens = Tokens(
-        [Allocation(denom="GRID", account=each.public_key, amount=10**6) for each in (ALICE, BOB)]
+        [Allocation(denom="GRID", account=each.public_key, amount=10**9) for each in (ALICE, BOB)]
     )
     return Ledger(
         CHAIN,
@@ -108,3 +114,93 @@ def test_a_transfer_of_an_impossible_token_is_refused_by_the_pools_rule() -> Non
     executed, refused = ledger.build(genesis, Proposal(0, 10), [bad])
     assert refused == (bad,)
     assert executed.block.transactions == ()
+
+
+# -- sizes -----------------------------------------------------------------------------------------
+
+
+class Stuff(Wire, frozen=True, tag="stuffing.stuff"):
+    data: Blob
+
+
+class Stuffing(Module):
+    """Takes any bytes and does nothing."""
+
+    name = "stuffing"
+
+    @handles(Stuff, weight=1)
+    def take(self, ctx: Context, call: Stuff) -> None:
+        pass
+
+
+class Heave(Wire, frozen=True, tag="heavy.heave"):
+    number: UInt63
+
+
+class Heavy(Module):
+    name = "heavy"
+
+    @handles(Heave, weight=MAX_BLOCK_WEIGHT * 2 // 5)
+    def take(self, ctx: Context, call: Heave) -> None:
+        pass
+
+
+def stuffed(signer: Ed25519Signer, nonce: int, kib: int) -> Transaction:
+    calls = [Stuff(data=bytes(32 * 1024)) for _ in range(kib // 32)]
+    return sign_transaction(signer, CHAIN, nonce, calls, fee=MAX_BLOCK_WEIGHT)
+
+
+def test_a_transaction_larger_than_allowed_is_refused_everywhere() -> None:
+    ledger = make_ledger(Stuffing())
+    genesis = ledger.genesis(0)
+    huge, small = stuffed(ALICE, 0, 288), stuffed(BOB, 0, 32)
+    assert len(huge.encoded) > MAX_TRANSACTION_BYTES
+    with pytest.raises(InvalidTransaction, match="too-large"):
+        ledger.admit(State(genesis.state), huge, 10)
+    executed, refused = ledger.build(genesis, Proposal(0, 10), [huge, small])
+    assert refused == (huge,)
+    assert executed.block.transactions == (small,)
+    with pytest.raises(InvalidBlock, match="too-large"):
+        ledger.execute(genesis, Block(executed.header, (huge,)))
+
+
+def test_one_that_does_not_fit_the_rest_of_a_block_does_not_stop_the_smaller_ones() -> None:
+    ledger = make_ledger(Stuffing())
+    genesis = ledger.genesis(0)
+    large = [stuffed(ALICE, nonce, 224) for nonce in range(20)]
+    small = stuffed(BOB, 0, 32)
+    executed, refused = ledger.build(genesis, Proposal(0, 10), [*large, small])
+    assert refused == ()
+    assert executed.block.transactions == (*large[:18], small)
+    assert ledger.execute(genesis, executed.block).header == executed.header
+    following, refused = ledger.build(executed, Proposal(0, 20), large[18:])
+    assert (following.block.transactions, refused) == (tuple(large[18:]), ())
+
+
+def test_the_same_holds_for_weight() -> None:
+    ledger = make_ledger(Stuffing(), Heavy())
+    genesis = ledger.genesis(0)
+    fee = MAX_BLOCK_WEIGHT
+    heavy = [
+        sign_transaction(ALICE, CHAIN, nonce, [Heave(number=nonce)], fee=fee) for nonce in range(3)
+    ]
+    small = stuffed(BOB, 0, 32)
+    executed, refused = ledger.build(genesis, Proposal(0, 10), [*heavy, small])
+    assert refused == ()
+    assert executed.block.transactions == (*heavy[:2], small)
+
+
+def test_a_proposer_does_not_walk_the_whole_pool_for_the_last_gap() -> None:
+    ledger = make_ledger(Stuffing())
+    asked = 0
+
+    def candidates() -> Iterator[Transaction]:
+        nonlocal asked
+        for nonce in range(18):
+            yield stuffed(ALICE, nonce, 224)
+        for number in range(1_000):
+            asked += 1
+            yield stuffed(Ed25519Signer(number.to_bytes(32, "big")), 0, 224)
+
+    ledger.build(ledger.genesis(0), Proposal(0, 10), candidates())
+    assert asked <= 2 * MAX_MISFITS

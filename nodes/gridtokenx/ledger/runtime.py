@@ -35,12 +35,14 @@ from gridtokenx.ledger.blocks import (
     transaction_root,
 )
 from gridtokenx.ledger.state import BadKey, State
-from gridtokenx.ledger.transactions import Transaction, TransactionBody
+from gridtokenx.ledger.transactions import MAX_TRANSACTION_BYTES, Transaction, TransactionBody
 
 MAX_BLOCK_WEIGHT: Final = 200_000
 """About one second of execution: a plain transfer weighs 10."""
 MAX_TRANSACTION_WEIGHT: Final = MAX_BLOCK_WEIGHT // 2
 """Whatever is admitted fits a block, and leaves room for others."""
+MAX_MISFITS: Final = 64
+"""So many candidates may find no room before a proposer takes its block for full."""
 DEFAULT_CALL_WEIGHT: Final = 10
 NOBODY: Final = bytes(32)
 """`Context.sender` inside hooks."""
@@ -266,6 +268,9 @@ class Ledger:
     ) -> tuple[ExecutedBlock, tuple[Transaction, ...]]:
         """A new block on `parent` of those candidates that may be included and fit.
 
+        One that finds no room waits for the next block, as do its sender's later ones; smaller ones
+        of others may still come in.
+
         Returns:
             The executed block, and the candidates that can not be included (the pool drops them).
         """
@@ -273,15 +278,18 @@ class Ledger:
         run.begin()
         included: list[Transaction] = []
         refused: list[Transaction] = []
-        size = 0
+        postponed: set[bytes] = set()
+        misfits = 0
         for transaction in candidates:
-            size += len(transaction.encoded)
-            if size > MAX_BLOCK_BYTES or len(included) == MAX_BLOCK_TRANSACTIONS:
+            if misfits == MAX_MISFITS or len(included) == MAX_BLOCK_TRANSACTIONS:
                 break
+            if transaction.body.sender in postponed:
+                continue
             try:
                 run.apply(len(included) + 1, transaction, prechecked=True)
             except BlockFull:
-                break
+                misfits += 1
+                postponed.add(transaction.body.sender)
             except RemoteFault:
                 refused.append(transaction)
             else:
@@ -317,6 +325,7 @@ class Ledger:
             RemoteFault: with the reason that the client is told.
         """
         body = transaction.body
+        _check_size(transaction)
         calls = self.decode_calls(transaction)
         if body.valid_until_ms < now_ms:
             raise InvalidTransaction("expired", f"valid until {body.valid_until_ms}")
@@ -402,7 +411,7 @@ class Ledger:
 
 
 class BlockFull(Exception):
-    """The next transaction does not fit the block's weight."""
+    """A transaction does not fit the rest of the block, by bytes or by weight."""
 
 
 class _Run:
@@ -415,6 +424,7 @@ class _Run:
         self._state = State(parent.state)
         self._records: list[bytes] = []
         self._weight = 0
+        self._size = 0
 
     def _context(self, sender: bytes = NOBODY) -> Context:
         proposal = self._proposal
@@ -438,16 +448,17 @@ class _Run:
 
         Raises:
             RemoteFault: it may not be included; the state is as before.
-            BlockFull: it does not fit.
+            BlockFull: it does not fit; likewise.
         """
         ledger, body = self._ledger, transaction.body
+        size = _check_size(transaction)
         calls = ledger.decode_calls(transaction)
         if body.valid_until_ms < self._proposal.timestamp_ms:
             raise InvalidTransaction("expired", f"valid until {body.valid_until_ms}")
         if prechecked:
             ledger.precheck(self._state, body.sender, calls)
         weight = ledger._bounded_weight(calls)  # noqa: SLF001 - the run is the ledger's own
-        if self._weight + weight > MAX_BLOCK_WEIGHT:
+        if self._weight + weight > MAX_BLOCK_WEIGHT or self._size + size > MAX_BLOCK_BYTES:
             raise BlockFull
         savepoint = self._state.savepoint()
         ctx = self._context(body.sender)
@@ -457,6 +468,7 @@ class _Run:
             self._state.rollback(savepoint)
             raise
         self._weight += weight
+        self._size += size
         results = tuple(ledger.call(ctx, call) for call in calls)
         ctx.emit(Executed(transaction_id=transaction.id, results=results))
         self._records += _records(origin, ctx.events)
@@ -500,6 +512,16 @@ def _check_link(parent: Header, block: Block) -> None:
         raise InvalidBlock("its timestamp does not exceed its parent's")
     if sum(len(transaction.encoded) for transaction in block.transactions) > MAX_BLOCK_BYTES:
         raise InvalidBlock(f"more than {MAX_BLOCK_BYTES} bytes of transactions")
+
+
+def _check_size(transaction: Transaction) -> int:
+    """The bytes of a transaction; a larger one could wait for room for ever."""
+    size = len(transaction.encoded)
+    if size > MAX_TRANSACTION_BYTES:
+        raise InvalidTransaction(
+            "too-large", f"{size} bytes, at most {MAX_TRANSACTION_BYTES} are allowed"
+        )
+    return size
 
 
 def _differences(ours: Header, theirs: Header) -> str:
