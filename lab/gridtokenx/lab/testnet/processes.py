@@ -37,6 +37,11 @@ class ProcessSpec:
     """Arguments of `gtx`."""
     log: Path
 
+    @property
+    def pid_path(self) -> Path:
+        """Its process id, while it runs: for people and tests that want to harm it."""
+        return self.log.with_name("pid")
+
 
 @dataclass(slots=True)
 class Watched:
@@ -150,9 +155,11 @@ class Processes:
             watched = self.watched[str(event["name"])]
             if event["event"] == "started":
                 watched.pid = int(str(event["pid"]))
+                watched.spec.pid_path.write_text(f"{watched.pid}\n", encoding="ascii")
                 watched._started_s = time.monotonic()  # noqa: SLF001 - this file's own record
             else:
                 watched.pid = None
+                watched.spec.pid_path.unlink(missing_ok=True)
                 self._ended(watched, int(str(event["status"])))
         if not self._stopping:
             self._report("the fork server ended; every process is stopped")

@@ -1,0 +1,118 @@
+"""`gtx testnet up`, short: what is promised of starting, looking, stopping and going on."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from tests.e2e.testnet import STOP_S, Network, alone, gtx, is_alive, read_summary
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.usefixtures("alone")]
+__all__ = ["alone"]
+
+SMALL = """
+[devices]
+households = 8
+profile_days = 1
+[public]
+slot_ms = 3000
+"""
+ROUTES = {
+    "oracle-consortium", "consortium-oracle", "oracle-public", "public-consortium",
+    "consortium-public",
+}  # fmt: skip
+INVARIANTS = {
+    "public_agreement", "consortium_agreement", "oracle_agreement", "public_reexecutes",
+    "consortium_reexecutes", "oracle_reexecutes", "public_ledger", "consortium_ledger",
+    "oracle_ledger", "packets_end_once", "settled_once", "settled_as_reported", "certified_once",
+    "certified_as_attested",
+}  # fmt: skip
+
+
+def test_it_finalises_trades_stops_and_goes_on(tmp_path: Path) -> None:
+    network = Network(tmp_path, SMALL)
+    summary_path = tmp_path / "s.json"
+    with network.fresh("--for", "40s", "--summary", summary_path) as process:
+        network.wait_for("all processes", network.all_started, 30)
+        network.wait_for("three chains that finalise", network.finalises, 30)
+        refuses_to_be_disturbed(network)
+        shown = gtx("testnet", "status", "--home", network.home)
+        assert shown.code == 0, shown
+        assert "consortium" in shown.out
+        assert network.stopped(process, 120) == 0, network.said()
+    summary = read_summary(summary_path)
+    check_summary(summary, network)
+    network.verify()
+    goes_on(network, summary)
+
+
+def refuses_to_be_disturbed(network: Network) -> None:
+    home = ("--home", network.home)
+    gtx("testnet", "up", *home).refused("already runs", "gtx testnet down")
+    gtx("testnet", "up", *home, "--fresh").refused("running", "gtx testnet down")
+    gtx("testnet", "up", *home, "--households", "9").refused("--households", "--fresh")
+    gtx("testnet", "init", *home).refused("--fresh")
+
+
+def check_summary(summary: dict, network: Network) -> None:
+    for chain in ("public", "consortium", "oracle"):
+        seen = summary["chains"][chain]
+        assert seen["finalized"] > 0, chain
+        assert seen["height"] >= seen["finalized"]
+        assert seen["interval_p50_ms"] > 0
+        assert summary["first_finality_s"][chain] <= 30
+    assert summary["readings"]["verified"] > 0
+    assert summary["readings"].keys() == {"published", "verified", "rejected"}
+    assert summary["auctions"].keys() == {"held", "cleared", "trades", "energy_wh"}
+    assert summary["auctions"]["cleared"] >= 1
+    assert summary["settlements"].keys() == {"intervals", "trades"}
+    assert summary["certificates"].keys() == {"minted_wh", "retired_wh"}
+    assert summary["packets"].keys() <= ROUTES
+    for counts in summary["packets"].values():
+        assert counts.keys() >= {"sent", "delivered", "timed_out"}
+    assert summary["invariants"].keys() >= INVARIANTS
+    assert all(summary["invariants"].values()), summary["broken"]
+    processes = {each["name"]: each for each in summary["processes"]}
+    assert processes.keys() == {member.name for member in network.layout.members}
+    assert all(each["restarts"] == 0 for each in processes.values()), network.said()
+    assert all(each["peak_memory_mib"] > 0 for each in processes.values())
+
+
+def goes_on(network: Network, before: dict) -> None:
+    """The next start has the heights that the last one had, and grows from there; Ctrl-C ends it."""
+    chain_ids, last = network.chain_ids(), before["chains"]
+    with network.up() as process:
+
+        def has_grown() -> bool:
+            heights = network.finalized()
+            return bool(heights) and all(
+                height > last[name]["finalized"] for name, height in heights.items()
+            )
+
+        network.wait_for("heights beyond the last ones", has_grown, 40)
+        assert network.chain_ids() == chain_ids
+        process.send_signal(signal.SIGINT)
+        assert network.stopped(process, STOP_S) == 0, network.said()
+    assert network.pids() == {}
+
+
+def test_nothing_is_left_when_it_is_stopped_from_elsewhere_or_killed(tmp_path: Path) -> None:
+    network = Network(tmp_path, SMALL)
+    gtx("testnet", "status", "--home", network.home).refused("no testnet", "init")
+    with network.fresh() as process:
+        network.wait_for("all processes", network.all_started, 60)
+        down = gtx("testnet", "down", "--home", network.home)
+        assert (down.code, down.out) == (0, "stopped\n")
+        assert network.stopped(process, STOP_S) == 0
+    gtx("testnet", "status", "--home", network.home).refused("does not answer")
+    with network.up() as process:
+        network.wait_for("all processes", network.all_started, 30)
+        pids = network.pids()
+        process.kill()
+        process.wait()
+        network.wait_for(
+            "the end of the orphans", lambda: not any(map(is_alive, pids.values())), 15
+        )
+    down = gtx("testnet", "down", "--home", network.home)
+    assert (down.code, "no testnet is running" in down.out) == (0, True)
+    with network.up("--for", "1s") as process:
+        assert network.stopped(process, 30) == 0, network.said()

@@ -1,0 +1,256 @@
+"""A whole testnet under test: `gtx testnet up` as a person starts it, on ports of its own."""
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gridtokenx.lab.manifest import load_manifest
+from gridtokenx.lab.testnet.layout import LOOPBACK, Layout
+
+GTX = (sys.executable, "-m", "gridtokenx.lab.cli")
+COMMAND_S = 60.0
+POLL_S = 0.2
+STOP_S = 20.0
+"""More than the 10 s that are promised: a busy machine is not what these tests are about."""
+Status = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+    def refused(self, *words: str) -> None:
+        """Assert that it was refused with one line that has these words."""
+        lines = self.err.strip().splitlines()
+        assert self.code == 2, (self.code, self.out, self.err)
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("error: "), lines
+        for word in words:
+            assert word in lines[0], lines
+
+
+def gtx(*arguments: str | Path, timeout_s: float = COMMAND_S, **environment: str) -> Said:
+    """Run a `gtx` command to its end."""
+    done = subprocess.run(
+        [*GTX, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env={**os.environ, **environment},
+    )
+    return Said(done.returncode, done.stdout, done.stderr)
+
+
+class Network:
+    """One testnet's home, manifest and processes."""
+
+    def __init__(self, directory: Path, manifest: str = "") -> None:
+        self.directory = directory
+        self.home = directory / "home"
+        self.manifest_path = directory / "manifest.toml"
+        base = free_base()
+        ports = f"[ports]\ngateway = {base}\nbase = {base + 1}\n"
+        self.manifest_path.write_text(f'name = "e2e"\n{manifest}\n{ports}', encoding="utf-8")
+        self.layout = Layout(self.home, load_manifest(self.manifest_path))
+        self.log_path = directory / "up.log"
+
+    # -- life --------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def up(self, *flags: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+        """`gtx testnet up`; whatever happens, nothing of it is left afterwards."""
+        with self.log_path.open("ab") as log:
+            process = subprocess.Popen(
+                [*GTX, "testnet", "up", "--home", str(self.home), *map(str, flags)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            yield process
+        finally:
+            self._clear(process)
+
+    def fresh(
+        self, *flags: str | Path
+    ) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+        """`up` of a new network."""
+        return self.up("--manifest", self.manifest_path, "--fresh", *flags)
+
+    def stopped(self, process: subprocess.Popen[bytes], timeout_s: float) -> int:
+        """The exit code of the supervisor, which left no process behind."""
+        pids = self.pids()
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"up did not end within {timeout_s} s:\n{self.said()}") from None
+        assert not [name for name, pid in pids.items() if is_alive(pid)]
+        return code
+
+    def said(self) -> str:
+        """What `up` printed."""
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def _clear(self, process: subprocess.Popen[bytes]) -> None:
+        if process.poll() is not None:
+            return
+        pids = self.pids()
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+        process.kill()
+        process.wait()
+        for pid in filter(is_alive, pids.values()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    # -- processes ---------------------------------------------------------------------------------
+
+    def pid(self, name: str) -> int | None:
+        """The process id of a process of the network, if it runs."""
+        try:
+            return int((self.layout.directory(name) / "pid").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return None
+
+    def pids(self) -> dict[str, int]:
+        """All that run, by name."""
+        found = ((member.name, self.pid(member.name)) for member in self.layout.members)
+        return {name: pid for name, pid in found if pid is not None}
+
+    def all_started(self) -> bool:
+        """Whether every process was forked."""
+        return len(self.pids()) == len(self.layout.members)
+
+    def signal(self, name: str, signum: int) -> int:
+        """Send a signal to a process; returns the process id that it had."""
+        pid = self.pid(name)
+        assert pid is not None, f"{name} does not run"
+        os.kill(pid, signum)
+        return pid
+
+    # -- looking -----------------------------------------------------------------------------------
+
+    def wait_for(self, what: str, condition: Callable[[], object], seconds: float) -> float:
+        """Wait until something holds; returns how long it took."""
+        began = time.monotonic()
+        while not condition():
+            if time.monotonic() - began > seconds:
+                raise AssertionError(f"not within {seconds} s: {what}\n{self.said()[-4000:]}")
+            time.sleep(POLL_S)
+        return time.monotonic() - began
+
+    def get(self, name: str, path: str) -> tuple[int, bytes]:
+        """An HTTP answer of a process; status 0 if there is none."""
+        url = f"http://{LOOPBACK}:{self.layout.member(name).http_port}{path}"
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+        except OSError:
+            return 0, b""
+
+    def is_ready(self, name: str) -> bool:
+        """Whether a process says that it does its work."""
+        return self.get(name, "/ready")[0] == 200
+
+    def status(self) -> Status | None:
+        """The gateway's status."""
+        code, body = self.get("gateway", "/api/v1/status")
+        return json.loads(body) if code == 200 else None
+
+    def finalized(self) -> dict[str, int]:
+        """Final heights as the gateway verified them; empty while it does not answer."""
+        status = self.status()
+        return {} if status is None else {k: v["finalized"] for k, v in status["chains"].items()}
+
+    def finalises(self) -> bool:
+        """Whether each chain has a final block beyond genesis."""
+        heights = self.finalized()
+        return bool(heights) and all(height > 0 for height in heights.values())
+
+    def chain_ids(self) -> dict[str, str]:
+        """Chain ids by name."""
+        facts = json.loads(self.layout.network_path.read_text(encoding="utf-8"))
+        return {name: chain["chain_id"] for name, chain in facts["chains"].items()}
+
+    def network_ms(self) -> int:
+        """Network time now, by the heartbeat that the supervisor writes."""
+        path = self.layout.heartbeat_path
+        beat_ms, written_ns = int(path.read_text(encoding="ascii")), path.stat().st_mtime_ns
+        return beat_ms + (time.time_ns() - written_ns) // 1_000_000
+
+    def node_homes(self) -> list[Path]:
+        """The homes of all nodes of all chains."""
+        return [self.layout.directory(m.name) for m in self.layout.members if m.chain]
+
+    def verify(self) -> None:
+        """Assert that `gtx verify` agrees with every node's disk."""
+        homes = self.node_homes()
+        said = gtx("verify", *(part for home in homes for part in ("--home", home)), timeout_s=240)
+        assert said.code == 0, said
+        assert said.out.count("everything agrees") == len(homes), said.out
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary of a run."""
+    return dict(json.loads(path.read_bytes()))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody reaped does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(") ")[2][:1] not in ("Z", "X")
+
+
+def free_base() -> int:
+    """The first of a hundred ports that nobody listens on, below those that systems hand out."""
+    for _ in range(50):
+        base = random.randrange(20_000, 26_000, 100)
+        if all(_is_free(port) for port in range(base, base + 60)):
+            return base
+    raise AssertionError("no free range of ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """One network at a time, whatever other test processes run."""
+    path = Path(tempfile.gettempdir()) / f"gridtokenx-testnet-{os.getuid()}.lock"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
