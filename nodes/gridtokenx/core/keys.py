@@ -57,9 +57,11 @@ class Signer(Protocol):
     @property
     def public_key(self) -> bytes:
         """The 32-byte public key."""
+        ...
 
     def sign(self, message: bytes) -> bytes:
         """A 64-byte signature of `message`."""
+        ...
 
 
 class Verifier(Protocol):
@@ -67,6 +69,7 @@ class Verifier(Protocol):
 
     def verify(self, public_key: bytes, message: bytes, signature: bytes) -> bool:
         """Whether `signature` is valid; never raises on bad input."""
+        ...
 
 
 class Ed25519Signer:

@@ -190,9 +190,11 @@ class Reader(Protocol):
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """The last value written, or None."""
+        ...
 
     def scan(self, table: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """All records of a table whose key starts with `prefix`, in key order."""
+        ...
 
 
 class Machine(Protocol):
@@ -204,6 +206,8 @@ class Machine(Protocol):
         Raises:
             RemoteFault: no key could ever make this message valid.
         """
+        ...
 
     def step(self, now: Instant, event: Event) -> Sequence[Effect]:
         """Take one event; never raises on input from outside."""
+        ...

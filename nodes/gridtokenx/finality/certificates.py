@@ -8,6 +8,7 @@ Each vote binds (chain, set, view, height, block hash): the domain tag and the c
 signed bytes, the rest in the vote.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -80,7 +81,7 @@ def check_certificate(
     if (vote.height, vote.block_hash) != (header.height, header.hash):
         raise CertificateFault("wrong-block", f"it commits another block than {header.height}")
     indices = [signed.index for signed in certificate.signatures]
-    if any(later <= earlier for earlier, later in zip(indices, indices[1:], strict=False)):
+    if any(later <= earlier for earlier, later in itertools.pairwise(indices)):
         raise CertificateFault("duplicate-signer", "signers are not strictly increasing")
     if indices and indices[-1] >= validators.size:
         raise CertificateFault("unknown-signer", f"index {indices[-1]} of {validators.size}")

@@ -100,7 +100,7 @@ class Api:
         self._now_ms: Final = now_ms
         self._troubles: Final = troubles
         self._reads: Final = asyncio.Semaphore(STATE_READS)
-        self._page: Final = resources.files(__package__).joinpath("page.html").read_bytes()
+        self._page: Final = resources.files("gridtokenx.gateway").joinpath("page.html").read_bytes()
 
     def application(self, logger: Logger) -> web.Application:
         """The application to serve."""

@@ -76,6 +76,7 @@ class Links(Protocol):
 
     def send(self, peer: bytes, channel: Channel, body: bytes) -> bool:
         """Queue a frame for a member."""
+        ...
 
     def broadcast(self, channel: Channel, body: bytes) -> None:
         """Queue a frame for all members."""

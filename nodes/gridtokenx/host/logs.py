@@ -20,15 +20,19 @@ class Logger(Protocol):
 
     def debug(self, event: str, **fields: object) -> object:
         """For whoever looks for a bug."""
+        ...
 
     def info(self, event: str, **fields: object) -> object:
         """For whoever watches."""
+        ...
 
     def warning(self, event: str, **fields: object) -> object:
         """For whoever should look soon."""
+        ...
 
     def error(self, event: str, **fields: object) -> object:
         """For whoever must act."""
+        ...
 
 
 class NullLogger:

@@ -9,7 +9,7 @@ from typing import Final
 from msgspec import structs
 
 from gridtokenx.core.codec import Wire
-from gridtokenx.core.types import Hash32, UInt63
+from gridtokenx.core.types import UInt63
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.interchain.clients import MAX_CONSENSUS_STATES, ClientState, ConsensusState
 from gridtokenx.interchain.packets import Acknowledgement, Packet
@@ -38,9 +38,9 @@ EMPTY_CHANNEL: Final = Channel(
     next_sequence=1, oldest_open=1, open_packets=0, delivered=0, refused=0, timed_out=0, received=0
 )
 
-COMMITMENTS: Final = Map("interchain.commitment", Hash32)
+COMMITMENTS: Final = Map("interchain.commitment", bytes)
 """(source client, sequence) -> packet hash, on the sender, while the packet is open."""
-RECEIPTS: Final = Map("interchain.receipt", Hash32)
+RECEIPTS: Final = Map("interchain.receipt", bytes)
 """(destination client, sequence) -> receipt hash, on the receiver, for ever."""
 ACKNOWLEDGEMENTS: Final[Map[Acknowledgement]] = Map(
     "interchain.acknowledgement",

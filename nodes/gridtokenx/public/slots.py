@@ -81,6 +81,7 @@ class VrfSigner(Protocol):
 
     def prove(self, alpha: bytes) -> tuple[bytes, bytes]:
         """The proof (80 bytes) and the output (64 bytes) for an input."""
+        ...
 
 
 class VrfVerifier(Protocol):
@@ -88,6 +89,7 @@ class VrfVerifier(Protocol):
 
     def verify(self, public_key: bytes, alpha: bytes, proof: bytes) -> bytes | None:
         """The output that the proof shows, or None."""
+        ...
 
 
 class Ed25519Vrf:

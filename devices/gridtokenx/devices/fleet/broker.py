@@ -223,7 +223,7 @@ class GuardedBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
     @property
     def port(self) -> int:
         """The port that it listens on."""
-        port: int = self._servers["default"].instance.sockets[0].getsockname()[1]
+        port: int = next(iter(self._servers["default"].instance.sockets)).getsockname()[1]
         return port
 
     @property

@@ -23,6 +23,7 @@ import pvlib
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
+from gridtokenx.core.gridtime import BANGKOK_UTC_OFFSET_MS, DAY_MS
 from gridtokenx.devices.models.battery import BatterySpec
 from gridtokenx.devices.models.household import HouseholdSpec
 from gridtokenx.devices.models.load import LoadSpec
@@ -123,7 +124,8 @@ def make_profiles(
     times = pd.date_range(
         start_local_date.isoformat(), periods=days * _MINUTES_PER_DAY, freq="60s", tz=BANGKOK_ZONE
     )
-    start_grid_ms = int(times[0].timestamp()) * 1000
+    days_since_1970 = start_local_date.toordinal() - date(1970, 1, 1).toordinal()
+    start_grid_ms = days_since_1970 * DAY_MS - BANGKOK_UTC_OFFSET_MS
     clear_sky = _ClearSky(times)
     clouds = _cloud_field(seed, days)
     ambient = _ambient_temperature(seed, days, clouds[: len(times)])
@@ -242,8 +244,7 @@ def _cloud_field(seed: int, days: int) -> Series:
 def _texture(draw: np.random.Generator, length: int) -> Series:
     """First-order autoregressive noise of unit variance."""
     shocks = draw.standard_normal(length) * (1.0 - _MEMORY**2) ** 0.5
-    texture: Series = lfilter([1.0], [1.0, -_MEMORY], shocks)
-    return texture
+    return np.asarray(lfilter([1.0], [1.0, -_MEMORY], shocks), dtype=np.float64)
 
 
 def _ambient_temperature(seed: int, days: int, clouds: Series) -> Series:

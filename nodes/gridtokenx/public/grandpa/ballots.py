@@ -31,18 +31,23 @@ class ChainView(Protocol):
     @property
     def finalized(self) -> BlockRef:
         """The last finalised block."""
+        ...
 
     def best_containing(self, block: BlockRef, set_id: int) -> BlockRef | None:
         """Head of the best chain through `block`, as far as validator set `set_id` may vote."""
+        ...
 
     def height_of(self, block_hash: bytes) -> int | None:
         """The height of a known block, final, on a fork, or recently pruned."""
+        ...
 
     def parent_of(self, block_hash: bytes) -> bytes | None:
         """The parent of a known block."""
+        ...
 
     def header_of(self, block_hash: bytes) -> Header | None:
         """The header of a block that is not final, or was pruned not long ago."""
+        ...
 
 
 class Taken(NamedTuple):
@@ -166,7 +171,7 @@ class Ballots:
         return tuple(missing[:MAX_BATCH])
 
     def _count(self, number: int) -> Standing:
-        masks = dict.fromkeys(VOTES, 0)
+        masks: dict[Stage, int] = dict.fromkeys(VOTES, 0)
         digest = 0
         for vote in self._all_of(number):
             masks[Stage(vote.stage)] |= 1 << vote.authority

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.gridtime import GridClock, interval_at
-from gridtokenx.core.types import Hash32, UInt63
+from gridtokenx.core.types import UInt63
 from gridtokenx.interchain.apps import registry as registry_packets
 from gridtokenx.interchain.apps.registry import DeviceRegistration, DeviceRegistrations
 from gridtokenx.interchain.packets import Acknowledgement, Packet
@@ -42,9 +42,9 @@ class DeviceRegistered(Wire, frozen=True, tag="registry.registered"):
 
 DEVICES: Final = Map("registry.device", Device)
 """(device id) -> the device."""
-KEYS: Final = Map("registry.key", Hash32)
+KEYS: Final = Map("registry.key", bytes)
 """(public key) -> the id of the device that signs with it now."""
-ORDER: Final = Log("registry.order", Hash32)
+ORDER: Final = Log("registry.order", bytes)
 """Device ids by first registration: how a closing interval walks them."""
 
 
