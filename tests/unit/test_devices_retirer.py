@@ -10,8 +10,8 @@ from gridtokenx.core.codec import Wire
 from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.gridtime import GridClock
 from gridtokenx.core.state_tree import StateTree
-from gridtokenx.devices.fleet.wallet import Account, ChainAccess
 from gridtokenx.devices.fleet.workload import OLDEST_CERTIFICATES, RETIRE_ONE_IN, Retirer
+from gridtokenx.host.chains import Account, ChainAccess
 from gridtokenx.host.client import Inclusion
 from gridtokenx.host.logs import NullLogger
 from gridtokenx.host.metrics import Metrics

@@ -48,6 +48,9 @@ from gridtokenx.public.chain import PublicGenesis, public_ledger
 
 CHAINS: Final = ("public", "consortium", "oracle")
 
+CURRENT_MS: Final = 60_000
+"""A chain of which nothing was heard for so long is not known as it is now."""
+
 Genesis = PublicGenesis | ConsortiumGenesis | OracleGenesis
 
 
@@ -212,6 +215,12 @@ def _security(facts: ChainFacts, link: LinkSettings, seed: bytes) -> LinkSecurit
             "the chain admits only those whom its authority knows"
         )
     return mutual_security(seed, link.certificate, link.authority, listens=False)
+
+
+def is_current(follower: Follower, now_ms: int) -> bool:
+    """Whether a chain was heard of lately: what makes a client process ready."""
+    head = follower.head
+    return head is not None and now_ms - head.header.timestamp_ms < CURRENT_MS
 
 
 class ChainAccess:

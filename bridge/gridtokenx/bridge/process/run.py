@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated, Final
+from typing import Annotated
 
 from gridtokenx.bridge.process.chains import relayed, relaying_fee
 from gridtokenx.bridge.process.driver import RelayerDriver
@@ -10,16 +10,13 @@ from gridtokenx.bridge.process.follower import FollowedChain
 from gridtokenx.bridge.relayer.machine import Options, Relayer
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier
-from gridtokenx.host.chains import ChainFacts, ClientParts, open_follower, read_chain
+from gridtokenx.host.chains import ChainFacts, ClientParts, is_current, open_follower, read_chain
 from gridtokenx.host.checking import CachingVerifier
 from gridtokenx.host.client import ChainClient
 from gridtokenx.host.config import Setting
 from gridtokenx.host.follow import Follower
 from gridtokenx.host.role import Role, open_key_seed, open_role
 from gridtokenx.host.settings import KeyedSettings, LinkSettings
-
-READY_AGE_MS: Final = 60_000
-"""A chain of which nothing was heard for so long makes the relayer not ready."""
 
 
 class RelayerSettings(KeyedSettings, frozen=True, kw_only=True):
@@ -94,10 +91,7 @@ def _chain(
 
 def _is_ready(role: Role, followers: Sequence[Follower]) -> bool:
     now_ms = role.clock.now_ms()
-    heads = [follower.head for follower in followers]
-    return all(
-        head is not None and now_ms - head.header.timestamp_ms < READY_AGE_MS for head in heads
-    )
+    return all(is_current(follower, now_ms) for follower in followers)
 
 
 def _heights(followers: dict[str, Follower]) -> dict[str, object]:

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
-from gridtokenx.consortium.chain import ConsortiumChain, ConsortiumGenesis, consortium_chain
+from gridtokenx.consortium.chain import ConsortiumGenesis, consortium_chain
+from gridtokenx.consortium.market.module import Market
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import Signer
 from gridtokenx.devices.fleet.bidder import Bidder
 from gridtokenx.devices.fleet.roster import HouseholdEntry, read_roster
-from gridtokenx.devices.fleet.wallet import ChainAccess, ChainFacts
 from gridtokenx.devices.fleet.workload import Retirer, Route, Traveller
 from gridtokenx.devices.models.bidding import Rules, temper_of
 from gridtokenx.devices.models.forecast import Outlook
 from gridtokenx.devices.models.profiles import Profile, unpack_profiles
+from gridtokenx.host.chains import ChainAccess, ClientParts, is_current, read_chain
 from gridtokenx.host.config import Setting
 from gridtokenx.host.files import read_file
 from gridtokenx.host.keyfile import KeyRing, find_password
@@ -29,12 +30,7 @@ from gridtokenx.host.role import Role, open_key_seed, open_role
 from gridtokenx.host.settings import KeyedSettings, LinkSettings
 from gridtokenx.host.tasks import Tasks
 from gridtokenx.interchain.clients import ClientGenesis
-from gridtokenx.ledger.admission import StrictNonce
-from gridtokenx.ledger.identity import parse_genesis
-from gridtokenx.public.chain import PublicGenesis, public_chain
-
-READY_AGE_MS: Final = 60_000
-"""A chain of which nothing was heard for so long makes the agents not ready."""
+from gridtokenx.public.chain import PublicGenesis
 
 
 class AgentsSettings(KeyedSettings, frozen=True, kw_only=True):
@@ -65,7 +61,7 @@ class World:
     public_genesis: PublicGenesis
     consortium: ChainAccess
     consortium_genesis: ConsortiumGenesis
-    energy: ConsortiumChain
+    market: Market
 
     @property
     def chains(self) -> tuple[ChainAccess, ChainAccess]:
@@ -94,10 +90,7 @@ class Agents:
 
     def ready(self, now_ms: int) -> bool:
         """Whether both chains were heard of lately."""
-        heads = [access.follower.head for access in self._world.chains]
-        return all(
-            head is not None and now_ms - head.header.timestamp_ms < READY_AGE_MS for head in heads
-        )
+        return all(is_current(access.follower, now_ms) for access in self._world.chains)
 
     def heights(self) -> dict[str, object]:
         """How far each chain is known."""
@@ -165,7 +158,7 @@ def _bidder(
         entry.zone,
         world.consortium,
         world.consortium.account(household.signer),
-        world.energy.market,
+        world.market,
         Rules(genesis.tariff, genesis.market),
         temper_of(seed, entry.profile),
         Outlook(entry.spec, household.forecast, genesis.clock.grid_epoch_ms),
@@ -207,39 +200,17 @@ def _client_of(clients: Sequence[ClientGenesis], chain_id: bytes, here: str, the
 
 
 def _open_world(settings: AgentsSettings, role: Role) -> World:
-    seed = open_key_seed(settings)
-    public_genesis = parse_genesis(
-        read_file(settings.public.genesis), PublicGenesis, str(settings.public.genesis)
-    )
-    consortium_genesis = parse_genesis(
-        read_file(settings.consortium.genesis), ConsortiumGenesis, str(settings.consortium.genesis)
-    )
-    public, energy = public_chain(public_genesis), consortium_chain(consortium_genesis)
-    nonces = public.ledger.admission
-    assert isinstance(nonces, StrictNonce), "the public chain numbers an account's transactions"
-    public_facts = ChainFacts(
-        "public",
-        public.ledger,
-        nonces,
-        public_genesis.validator_set,
-        public_genesis.clock.network_genesis_ms,
-        public_genesis.fee_per_weight_ngrid,
-    )
-    consortium_facts = ChainFacts(
-        "consortium",
-        energy.ledger,
-        energy.nonces,
-        consortium_genesis.validator_set,
-        consortium_genesis.clock.network_genesis_ms,
-        consortium_genesis.fee_uwatt_per_weight,
-    )
-    clock, metrics, log = role.clock, role.metrics, role.log
+    public = read_chain("public", settings.public.genesis)
+    consortium = read_chain("consortium", settings.consortium.genesis)
+    assert isinstance(public.genesis, PublicGenesis), "read as such"
+    assert isinstance(consortium.genesis, ConsortiumGenesis), "read as such"
+    parts = ClientParts(open_key_seed(settings), role.clock, role.metrics, role.log)
     return World(
-        ChainAccess(public_facts, settings.public, seed, clock, metrics, log),
-        public_genesis,
-        ChainAccess(consortium_facts, settings.consortium, seed, clock, metrics, log),
-        consortium_genesis,
-        energy,
+        ChainAccess(public, settings.public, parts),
+        public.genesis,
+        ChainAccess(consortium, settings.consortium, parts),
+        consortium.genesis,
+        consortium_chain(consortium.genesis).market,
     )
 
 

@@ -13,9 +13,9 @@ from gridtokenx.consortium.market.module import Market
 from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.gridtime import interval_start_ms
 from gridtokenx.core.keys import sha256
-from gridtokenx.devices.fleet.wallet import Account, ChainAccess
 from gridtokenx.devices.models.bidding import Rules, Temper, order_for
 from gridtokenx.devices.models.forecast import Outlook
+from gridtokenx.host.chains import Account, ChainAccess
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics

@@ -13,7 +13,7 @@ from typing import Final
 from gridtokenx.core.codec import Wire, decode_own
 from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.units import GRID
-from gridtokenx.devices.fleet.wallet import Account, ChainAccess
+from gridtokenx.host.chains import Account, ChainAccess
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
