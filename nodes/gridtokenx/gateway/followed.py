@@ -13,22 +13,13 @@ from typing import Final
 from gridtokenx.core.codec import encode
 from gridtokenx.core.errors import RemoteFault
 from gridtokenx.gateway.ports import ProvedState, ProvedValue, Unavailable, VerifiedBlock
-from gridtokenx.host.addresses import NodeAddress
+from gridtokenx.host.client import submit_to_some
 from gridtokenx.host.follow import BlockStream, CertifiedHead, FinalBlock, Follower
-from gridtokenx.host.follow_messages import (
-    Blocks,
-    GetBlocks,
-    Reply,
-    Submit,
-    SubmitResult,
-    Submitted,
-)
+from gridtokenx.host.follow_messages import Blocks, GetBlocks, Reply
 from gridtokenx.host.questions import Lie
 from gridtokenx.ledger.blocks import Header, transaction_root
 from gridtokenx.ledger.transactions import Transaction
 
-SUBMIT_TO: Final = 2
-SUBMIT_S: Final = 3.0
 QUEUED_BLOCKS: Final = 64
 _RETRY_S: Final = 1.0
 
@@ -89,27 +80,12 @@ class FollowedChain:
 
     async def submit(self, transaction: Transaction) -> None:
         """See `ports.ChainSource`: to two nodes, because one may be silent."""
-        nodes = self._follower.nodes.in_turn()
-        results: list[SubmitResult] = []
-        while nodes and len(results) < SUBMIT_TO:
-            asked, nodes = nodes[:SUBMIT_TO], nodes[SUBMIT_TO:]
-            answers = await asyncio.gather(*(self._submit_to(each, transaction) for each in asked))
-            results += [answer for answer in answers if answer is not None]
+        results = await submit_to_some(self._follower.nodes, transaction)
         if not results:
             raise Unavailable("no-node", f"no node of the {self.name} chain takes transactions now")
         refusals = [result for result in results if result.reason != "ok"]
         if len(refusals) == len(results):
             raise RemoteFault(refusals[0].reason, refusals[0].detail)
-
-    async def _submit_to(self, node: NodeAddress, transaction: Transaction) -> SubmitResult | None:
-        question = Submit(transactions=(transaction,))
-        try:
-            reply = await self._follower.nodes.ask_one(node, question, SUBMIT_S)
-        except RemoteFault:
-            return None  # counted and left alone by the node set; others are asked
-        if not isinstance(reply, Submitted) or len(reply.results) != 1:
-            return None
-        return reply.results[0]
 
     # -- reading -----------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from gridtokenx.host.addresses import NodeAddress
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.follow import FinalBlock, Follower
 from gridtokenx.host.follow_messages import Submit, SubmitResult, Submitted
+from gridtokenx.host.questions import NodeSet
 from gridtokenx.ledger.blocks import EventRecord
 from gridtokenx.ledger.runtime import CallResult, Executed
 from gridtokenx.ledger.transactions import Transaction, sign_transaction
@@ -58,6 +59,7 @@ class Nonces(Protocol):
 
     async def next(self) -> int:
         """A nonce that was not given out before."""
+        ...
 
     def reset(self) -> None:
         """What was given out may not have been used: look again."""
@@ -231,29 +233,41 @@ class ChainClient:
 
     async def _send(self, transaction: Transaction) -> SubmissionRefused | None:
         """Send it to two nodes; a refusal only if all that answered refuse."""
-        candidates = self._follower.nodes.in_turn()
-        results: list[SubmitResult] = []
-        while candidates and len(results) < SUBMIT_TO:
-            count = SUBMIT_TO - len(results)
-            asked, candidates = candidates[:count], candidates[count:]
-            answers = await asyncio.gather(*(self._send_to(node, transaction) for node in asked))
-            results += [answer for answer in answers if answer is not None]
+        results = await submit_to_some(self._follower.nodes, transaction)
         refusals = [result for result in results if result.reason != "ok"]
         if not results or len(refusals) < len(results):
             return None
         return SubmissionRefused(refusals[0].reason, refusals[0].detail)
 
-    async def _send_to(self, address: NodeAddress, transaction: Transaction) -> SubmitResult | None:
-        question = Submit(transactions=(transaction,))
-        try:
-            reply = await self._follower.nodes.ask_one(address, question, SUBMIT_S)
-        except RemoteFault:
-            return None  # counted and left alone by the node set; others are asked
-        if not isinstance(reply, Submitted) or len(reply.results) != 1:
-            return None
-        return reply.results[0]
-
     def _check_patience(self, transaction: Transaction) -> None:
         """Without news of the chain, expiry cannot be seen; do not wait for ever."""
         if self._clock.now_ms() > transaction.body.valid_until_ms + SILENT_CHAIN_MS:
             raise NotIncluded("outcome-unknown", "the chain was not heard of until long after")
+
+
+async def submit_to_some(nodes: NodeSet, transaction: Transaction) -> list[SubmitResult]:
+    """Send a transaction until two nodes have answered, because one may be silent.
+
+    Returns:
+        What those that answered said; empty if no node did.
+    """
+    candidates = nodes.in_turn()
+    results: list[SubmitResult] = []
+    while candidates and len(results) < SUBMIT_TO:
+        count = SUBMIT_TO - len(results)
+        asked, candidates = candidates[:count], candidates[count:]
+        answers = await asyncio.gather(*(_submit_to(nodes, node, transaction) for node in asked))
+        results += [answer for answer in answers if answer is not None]
+    return results
+
+
+async def _submit_to(
+    nodes: NodeSet, node: NodeAddress, transaction: Transaction
+) -> SubmitResult | None:
+    try:
+        reply = await nodes.ask_one(node, Submit(transactions=(transaction,)), SUBMIT_S)
+    except RemoteFault:
+        return None  # counted and left alone by the node set; others are asked
+    if not isinstance(reply, Submitted) or len(reply.results) != 1:
+        return None
+    return reply.results[0]
