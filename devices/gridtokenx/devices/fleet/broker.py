@@ -107,7 +107,7 @@ class Access(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # amqtt is
     """Logins by signature, and topics bound to them."""
 
     @dataclass
-    class Config:
+    class Config(BaseAuthPlugin.Config):  # type: ignore[misc]  # amqtt is untyped
         """amqtt hands plugins their settings in this form."""
 
         oracles: list[str] = field(default_factory=list)
