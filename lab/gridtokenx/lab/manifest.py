@@ -120,6 +120,8 @@ class Market(Section, frozen=True):
 class Workload(Section, frozen=True):
     """What the testnet's own agents do beside trading."""
 
+    bid: bool = True
+    """Households bid for and offer energy."""
     retire: bool = True
     """Retire some certificates as they appear."""
     transfers: bool = True

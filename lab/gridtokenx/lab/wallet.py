@@ -43,15 +43,17 @@ class Wallet:
 
     Args:
         home: of the testnet.
+        keys: another directory of keys to sign with.
 
     Raises:
         LocalFault: no testnet there.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, keys: Path | None = None) -> None:
         self._home: Final = home
         self._directory: Final = home / "wallet"
-        self._keys: Final = self._directory / "keys"
+        self._own_keys: Final = self._directory / "keys"
+        self._keys: Final = keys or self._own_keys
         path = home / "network.json"
         try:
             self._network = msgspec.json.decode(path.read_bytes(), type=_NetworkFile)
@@ -97,11 +99,11 @@ class Wallet:
             certificate=self._directory / f"{chain}-certificate.pem" if permissioned else None,
             authority=self._home / "genesis" / f"{chain}-authority.pem" if permissioned else None,
         )
-        password = find_password(self._keys, None, os.environ)
+        password = find_password(self._own_keys, None, os.environ)
         # A running network's heartbeat is at most a second old, so this is its offset, nearly.
         offset_ms = Heartbeat.resume(self._home / "heartbeat").offset_ms
         parts = ClientParts(
-            seed=KeyRing.open(self._keys, password).seed("identity"),
+            seed=KeyRing.open(self._own_keys, password).seed("identity"),
             clock=NetworkClock(offset_ms),
             metrics=Metrics(),
             log=NullLogger(),

@@ -151,11 +151,9 @@ def status(home: Path, *, as_json: bool) -> int:
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
         return 0
-    from gridtokenx.lab.testnet.processes import Processes  # noqa: PLC0415 - only here
-    from gridtokenx.lab.testnet.status import console, screen  # noqa: PLC0415 - only here
+    from gridtokenx.lab.testnet.status import console, picture  # noqa: PLC0415 - only here
 
-    url = layout.gateway_url
-    console().print(screen(answer, Processes([], {}, print), 0, url, ()))
+    console().print(picture(answer, layout.gateway_url))
     return 0
 
 

@@ -162,12 +162,27 @@ def retire(
     show_default=True,
     help="Delivery interval: so many half hours ahead of now.",
 )
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory of the key, if not the wallet's; households' keys are in HOME/agents/keys.",
+)
 @home_option
-def order(sender: str, side: str, energy_wh: int, limit: str, ahead: int, home: Path) -> int:
-    """Bid for or offer energy in the next auctions."""
+def order(
+    sender: str, side: str, energy_wh: int, limit: str, ahead: int, keys: Path | None, home: Path
+) -> int:
+    """Bid for or offer energy in the next auctions.
+
+    Only an account with an approved connection may trade: a household of the testnet, such as h03.
+    """
     return asyncio.run(
         _order(
-            Wallet(home), sender, Side[side.upper()], energy_wh, parse_amount(limit, "WATT"), ahead
+            Wallet(home, keys),
+            sender,
+            Side[side.upper()],
+            energy_wh,
+            parse_amount(limit, "WATT"),
+            ahead,
         )
     )
 

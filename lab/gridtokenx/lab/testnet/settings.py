@@ -198,6 +198,7 @@ def _agents(layout: Layout, member: Member, _network: Network) -> Settings:
         roster=Path("roster.json"),
         forecasts=Path("forecasts.bin"),
         seed=layout.manifest.seed,
+        bid=layout.manifest.workload.bid,
         retire=layout.manifest.workload.retire,
         transfers=layout.manifest.workload.transfers,
         workload=WORKLOAD,

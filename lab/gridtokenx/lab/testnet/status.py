@@ -53,7 +53,7 @@ def screen(
     status: Status | None, processes: Processes, elapsed_s: float, url: str, notes: Iterable[str]
 ) -> RenderableType:
     """The whole picture for a terminal."""
-    parts: list[RenderableType] = [_title(status, elapsed_s, url)]
+    parts: list[RenderableType] = [_title(status, url, f"up {elapsed_s:.0f} s")]
     if status is None:
         parts.append(Text("waiting for the gateway to verify the three chains", style="dim"))
     else:
@@ -64,10 +64,15 @@ def screen(
     return Group(*parts)
 
 
-def _title(status: Status | None, elapsed_s: float, url: str) -> Text:
+def picture(status: Status, url: str) -> RenderableType:
+    """The same without what only a supervisor knows."""
+    return Group(_title(status, url, ""), _chains(status), _energy(status), _packets(status))
+
+
+def _title(status: Status | None, url: str, age: str) -> Text:
     grid_time = f"   grid time {status['grid_time']}" if status else ""
     return Text.assemble(
-        ("GridTokenX", "bold green"), f"   up {elapsed_s:.0f} s{grid_time}   ", (url, "underline")
+        ("GridTokenX", "bold green"), f"   {age}{grid_time}   ", (url, "underline")
     )
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks: measured beside a reference in the same run, never asserted by a test."""
