@@ -251,6 +251,19 @@ class Censor(Wrapper):
         return super().step(now, event)
 
 
+class Filler(Censor):
+    """Censors behind full blocks: of what it is handed itself, which it shows to nobody before."""
+
+    def step(self, now: Instant, event: Event) -> list[Effect]:
+        if isinstance(event, Submitted):
+            return Wrapper.step(self, now, event)
+        return super().step(now, event)
+
+    def change(self, effect: Effect) -> list[Effect]:
+        gossip = isinstance(effect, Send | Broadcast) and isinstance(effect.message, Transactions)
+        return [] if gossip else [effect]
+
+
 class Equivocator(Wrapper):
     """As primary, proposes two blocks for one height, and commits to both; each to half the others."""
 

@@ -9,6 +9,7 @@ from tests.simulation.pbft_cluster import (
     Censor,
     Cluster,
     Equivocator,
+    Filler,
     Shouter,
     Silent,
     Wrapper,
@@ -18,6 +19,8 @@ from tests.simulation.pbft_script import Bench
 
 from gridtokenx.core.machine import NodeId
 from gridtokenx.lab.sim.network import Drop, Envelope, Verdict
+from gridtokenx.ledger import runtime
+from gridtokenx.ledger.blocks import MAX_BLOCK_BYTES, MAX_BLOCK_TRANSACTIONS
 from gridtokenx.ledger.records import load_block
 from gridtokenx.pbft.messages import (
     Body,
@@ -142,6 +145,43 @@ def test_sawtooth_rfc_29_an_omitted_request_costs_the_leader_its_view(block_time
     cluster.submit(2, transfer(0, 0))
     assert cluster.world.run_until(lambda: cluster.replica(2).pending == 0, 12_000)
     assert cluster.replica(2).view == 1
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty transfers fill a block."""
+    monkeypatch.setattr(runtime, "MAX_BLOCK_WEIGHT", 200)
+    limits = (MAX_BLOCK_TRANSACTIONS, MAX_BLOCK_BYTES, 200)
+    monkeypatch.setattr("gridtokenx.pbft.requests._LIMITS", limits)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_full_blocks_do_not_hide_an_omission() -> None:
+    """A leader that filled each block with its own excused itself for ever."""
+    cluster = Cluster(4, wrap={0: Filler})
+    cluster.start()
+    cluster.world.run_for(2_000)
+    cluster.submit(2, transfer(0, 0))
+    for second in range(12):
+        cluster.submit(0, *(transfer(3, 20 * second + i) for i in range(20)))
+        cluster.world.run_for(1_000)
+    assert cluster.replica(2).pending == 0
+    assert cluster.replica(2).view == 1
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_an_honest_leader_survives_more_work_than_its_blocks_hold() -> None:
+    """Thirty seconds of twice the load: some wait longer than any bound, and nobody is suspected."""
+    cluster = Cluster(4)
+    cluster.start()
+    for second in range(30):
+        for client in range(4):
+            work = [transfer(client, 10 * second + i) for i in range(10)]
+            cluster.submit(client, *work)
+        cluster.world.run_for(1_000)
+    assert cluster.replica(0).pending > 400
+    assert cluster.world.run_until(lambda: cluster.replica(1).pending == 0, 60_000)
+    assert {cluster.replica(i).view for i in range(4)} == {0}
 
 
 def test_sawtooth_quorum_two_f_plus_one_is_not_enough_when_n_is_not_3f_plus_1() -> None:

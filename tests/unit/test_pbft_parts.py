@@ -1,18 +1,23 @@
 """The parts of the replica: marks, journal, log, sync, requests, verification."""
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import msgpack
 import pytest
-from tests.simulation.pbft_cluster import CHAIN_ID, signer, transfer
+from tests.simulation.pbft_cluster import CHAIN_ID, CLIENTS, signer, transfer
 from tests.simulation.pbft_script import Bench, Members
 
 from gridtokenx.core.codec import decode, encode
 from gridtokenx.core.errors import LocalFault, Malformed, RemoteFault
-from gridtokenx.core.keys import Domain
+from gridtokenx.core.keys import Domain, KeyedHashSigner
 from gridtokenx.core.machine import Persist, Unknown, Write
 from gridtokenx.lab.sim.store import SimulatedStore
+from gridtokenx.ledger import runtime
+from gridtokenx.ledger.blocks import MAX_BLOCK_BYTES, MAX_BLOCK_TRANSACTIONS
 from gridtokenx.ledger.pool import Pool
+from gridtokenx.ledger.runtime import NOBODY
+from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.pbft.log import MAX_BODIES, Slot, VoteLog
 from gridtokenx.pbft.marks import MarkedSigner, SigningRefused
 from gridtokenx.pbft.messages import (
@@ -29,7 +34,7 @@ from gridtokenx.pbft.messages import (
     Transactions,
 )
 from gridtokenx.pbft.replica import Replica
-from gridtokenx.pbft.requests import Requests, batches
+from gridtokenx.pbft.requests import MAX_EXCUSES, Requests, batches
 from gridtokenx.pbft.sync import RANGES, Sync
 from gridtokenx.pbft.timing import Timing
 from gridtokenx.pbft.turn import Turn
@@ -401,9 +406,105 @@ def test_only_what_could_have_been_included_is_overdue() -> None:
     requests.restart_waits(1_000)
     assert requests.overdue(head, 1_400, 1_000) == ([], False)
     included = FOUR.block(transactions=[ready])
-    requests.committed(included)
+    requests.committed(included, NOBODY, 1_500)
     assert requests.overdue(included, 9_000, 1_000) == ([], False)
     assert len(requests.pool) == 1
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty transfers fill a block; a sender's fair share are five."""
+    monkeypatch.setattr(runtime, "MAX_BLOCK_WEIGHT", 200)
+    limits = (MAX_BLOCK_TRANSACTIONS, MAX_BLOCK_BYTES, 200)
+    monkeypatch.setattr("gridtokenx.pbft.requests._LIMITS", limits)
+
+
+def waits_through(
+    blocks: list[list[Transaction]],
+    pending: Iterable[Transaction] = (),
+    proposer: bytes = NOBODY,
+) -> bool:
+    """Whether `transfer(3, 0)` counts as omitted after a second for each block that lacks it."""
+    requests = Requests(FOUR.ledger, Pool())
+    for transaction in pending:
+        assert requests.add(FOUR.genesis, transaction, 0)
+    requests.add(FOUR.genesis, transfer(3, 0), 1)
+    requests.committed(FOUR.genesis, NOBODY, 1)
+    head, now = FOUR.genesis, 1
+    for transactions in blocks:
+        head = FOUR.block(head, transactions=transactions)
+        now += 1_000
+        requests.committed(head, proposer, now)
+    return requests.overdue(head, now, 3_000)[1]
+
+
+def filled(height: int) -> list[Transaction]:
+    """A full block of three clients' fair shares."""
+    return [transfer(c, 5 * height + i) for i in range(5) for c in range(3)]
+
+
+FULL = [filled(height) for height in range(4)]
+OVERLOAD = [transaction for block in FULL for transaction in block]
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_full_of_others_earlier_work_excuse_the_primary() -> None:
+    assert waits_through([[]] * 4)
+    assert not waits_through(FULL, pending=OVERLOAD)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_primary_cannot_excuse_an_omission_by_filler() -> None:
+    """Neither with what nobody else has heard of, nor with its own, nor with one friend's."""
+    friend = [[transfer(0, 20 * height + i) for i in range(20)] for height in range(4)]
+    accomplice = [t for block in friend for t in block]
+    assert waits_through(FULL), "made up on the spot"
+    assert waits_through(friend, pending=accomplice), "one sender's"
+    two = [[t for t in block if t.body.sender != CLIENTS[2].public_key] for block in FULL]
+    assert not waits_through(two, pending=OVERLOAD)
+    assert waits_through(two, pending=OVERLOAD, proposer=CLIENTS[0].public_key), "its own"
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_what_comes_later_is_no_excuse() -> None:
+    requests = Requests(FOUR.ledger, Pool())
+    requests.add(FOUR.genesis, transfer(3, 0), 0)
+    requests.committed(FOUR.genesis, NOBODY, 0)
+    head = FOUR.genesis
+    for height, block in enumerate(FULL, start=1):
+        for transaction in block:
+            requests.add(head, transaction, 1_000 * height + 2_000)
+        head = FOUR.block(head, transactions=block)
+        requests.committed(head, NOBODY, 1_000 * height + 2_001)
+    assert requests.overdue(head, 6_002, 6_000)[1]
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_excuses_are_bounded_whatever_was_there_before() -> None:
+    blocks = [filled(height) for height in range(MAX_EXCUSES + 3)]
+    assert waits_through(blocks, pending=[t for block in blocks for t in block])
+
+
+def test_an_early_transaction_pulls_no_later_ones_of_its_sender_forward() -> None:
+    requests = Requests(FOUR.ledger, Pool())
+    arrivals = [transfer(0, 1), transfer(1, 0), transfer(0, 0), transfer(1, 1), transfer(0, 2)]
+    for now, transaction in enumerate(arrivals):
+        requests.add(FOUR.genesis, transaction, now)
+    assert list(requests.candidates()) == [arrivals[i] for i in (1, 2, 0, 3, 4)]
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_nobody_has_more_than_a_fair_share_while_others_wait() -> None:
+    requests = Requests(FOUR.ledger, Pool())
+    for transaction in [*(transfer(0, nonce) for nonce in range(6)), transfer(1, 0)]:
+        requests.add(FOUR.genesis, transaction, 0)
+    order = [(CLIENTS.index(by(t)), t.body.nonce) for t in requests.candidates()]
+    assert order == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (0, 4), (0, 5)]
+
+
+def by(transaction: Transaction) -> KeyedHashSigner:
+    (client,) = (each for each in CLIENTS if each.public_key == transaction.body.sender)
+    return client
 
 
 # -- verification ----------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ from gridtokenx.pbft.messages import (
 )
 from gridtokenx.pbft.turn import Turn
 from gridtokenx.pbft.verification import MessageFault
+from gridtokenx.pbft.view_change import primary_of
 
 
 class CatchUp(ReplicaBase):
@@ -70,7 +71,8 @@ class CatchUp(ReplicaBase):
         self._head, self._head_proof = executed, proof
         self._journal.forget(turn, executed.height)
         self._log.forget(executed.height)
-        self._requests.committed(executed)
+        proposer = primary_of(executed.header.round, self._validators)
+        self._requests.committed(executed, self._validators.members[proposer], turn.now)
         self._early = {k: m for k, m in self._early.items() if k[1] > executed.height}
         self._wanted = {k: h for k, h in self._wanted.items() if k[0] > executed.height}
         self._idle = False

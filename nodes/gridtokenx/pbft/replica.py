@@ -434,7 +434,7 @@ class Replica(ViewChanging):
     def _build(self, turn: Turn, parent: ExecutedBlock) -> ExecutedBlock:
         timestamp_ms = max(turn.now, parent.header.timestamp_ms + 1)
         proposal = Proposal(self._views.view, timestamp_ms)
-        candidates = self._requests.pool.candidates()
+        candidates = self._requests.candidates()
         executed, refused = self._application.build(parent, proposal, candidates)
         self._requests.refused(self._head, refused, turn.now)
         return executed

@@ -2,7 +2,21 @@
 
 Law of the file: **an omitted submission costs the primary its view, an impossible one does not.**
 A transaction counts as omitted when it has waited its bound although it could have been in the very
-next block and the latest block had room.
+next block. The time of a block does not count if others' earlier work left it no room there.
+
+What excuses a block is chosen so that an honest primary under overload always has it, and a faulty one
+cannot make it. An honest primary proposes in the order of arrival, and lets no sender have more than a
+quarter of a block while others wait (`Requests.candidates`). So if it passes over a transaction, the
+block is at least half full (no transaction is heavier than half a block) of work that
+
+- was here before that transaction, but for the skew of gossip: what the primary makes up on the spot,
+  or hears only from its friends, was not;
+- is other senders' than the proposer's;
+- counts per sender up to the quarter: one busy or colluding account alone fills no block.
+
+The work that was here before a transaction is finite, so its wait ends whatever the primary does; a
+number of blocks bounds it in any case, because transactions may be heavy. An honest primary that is
+suspected beyond that number proposes the transaction at once, as it is the oldest; and bounds double.
 
 Theory: Castro & Liskov (OSDI 1999) section 4.4: a backup's timer runs while a request that it knows
 waits. Clients there send to all replicas; here whoever hears of one passes it on to all, once, so a
@@ -10,6 +24,7 @@ silent or partial primary is noticed without the client's help (sawtooth RFC 29)
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from gridtokenx.core.codec import Wire
@@ -23,8 +38,32 @@ from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.pbft.messages import GOSSIP_TRANSACTIONS
 
 _GOSSIP_BYTES: Final = 1024 * 1024
-_FULL_PERCENT: Final = 70
-"""A block counts as full from here on: the next transaction may not have fitted."""
+_SKEW_MS: Final = 2_000
+"""What came so much later here may have come earlier to the primary: a reminder is out by then."""
+MAX_EXCUSES: Final = 32
+"""Blocks whose time does not count for one transaction: more than a full pool of plain ones takes."""
+
+_Load = tuple[int, int, int]
+"""Transactions, bytes and weight."""
+_LIMITS: Final[_Load] = (MAX_BLOCK_TRANSACTIONS, MAX_BLOCK_BYTES, MAX_BLOCK_WEIGHT)
+_NOTHING: Final[_Load] = (0, 0, 0)
+_FAIR_SHARES: Final = 4
+"""A sender may have a block's capacity divided by this before others have had their turn."""
+_FULL_SHARES: Final = 2
+"""A block with its capacity divided by this in it may have had no room for the next transaction."""
+
+
+@dataclass(slots=True)
+class _Wait:
+    """How long a transaction waits already."""
+
+    transaction: Transaction
+    arrival_ms: Instant
+    """When it first could have been included, as far as is known here."""
+    since_ms: Instant
+    """Its bound runs from here: the time of blocks that excuse its absence is added."""
+    excuses: int = 0
+    """How many those were."""
 
 
 class Application(Protocol):
@@ -33,27 +72,33 @@ class Application(Protocol):
     @property
     def chain_id(self) -> bytes:
         """In every header and signature."""
+        ...
 
     @property
     def admission(self) -> Admission:
         """Says whether a transaction could be in the very next block."""
+        ...
 
     def build(
         self, parent: ExecutedBlock, proposal: Proposal, candidates: Iterable[Transaction]
     ) -> tuple[ExecutedBlock, tuple[Transaction, ...]]:
         """A new block on `parent`, and the candidates that can not be included."""
+        ...
 
     def execute(self, parent: ExecutedBlock, block: Block) -> ExecutedBlock:
         """Re-run a proposed block; raises `InvalidBlock`."""
+        ...
 
     def admit(self, state: State, transaction: Transaction, now_ms: int) -> None:
         """Whether the pool may take a transaction; raises `RemoteFault`."""
 
     def decode_calls(self, transaction: Transaction) -> tuple[Wire, ...]:
         """The typed calls of a transaction; raises `RemoteFault`."""
+        ...
 
     def weight(self, calls: Iterable[Wire]) -> int:
         """Deterministic cost of calls."""
+        ...
 
 
 class Requests:
@@ -67,7 +112,8 @@ class Requests:
     def __init__(self, application: Application, pool: Pool) -> None:
         self._application: Final = application
         self.pool: Final = pool
-        self._waiting: dict[bytes, tuple[Transaction, Instant]] = {}
+        self._waiting: dict[bytes, _Wait] = {}
+        self._committed_ms: Instant | None = None
         self._outgoing: list[Transaction] = []
 
     def add(self, head: ExecutedBlock, transaction: Transaction, now: Instant) -> bool:
@@ -81,7 +127,7 @@ class Requests:
         self._application.admit(State(head.state), transaction, now)
         if not self.pool.add(transaction, now):
             return False
-        self._waiting[transaction.id] = (transaction, now)
+        self._waiting[transaction.id] = _Wait(transaction, now, now)
         return True
 
     def pass_on(self, transaction: Transaction) -> None:
@@ -93,9 +139,61 @@ class Requests:
         outgoing, self._outgoing = self._outgoing, []
         return batches(outgoing)
 
-    def committed(self, executed: ExecutedBlock) -> None:
-        """Forget what is included."""
-        self.pool.discard(executed.block.transactions)
+    def candidates(self) -> Iterator[Transaction]:
+        """What to propose: by arrival, but what exceeds its sender's fair share comes last.
+
+        A transaction's turn comes when it and all that its sender must send before it have arrived:
+        an early one pulls no later ones forward, so a sender that never stops delays nobody.
+        """
+        loads: dict[bytes, _Load] = {}
+        greedy: set[bytes] = set()
+        deferred: list[Transaction] = []
+        for transaction in self._by_arrival():
+            sender = transaction.body.sender
+            if sender not in greedy:
+                known = loads.get(sender, _NOTHING)
+                load = _sum(known, self._load(transaction))
+                if known == _NOTHING or not _reaches(load, _FAIR_SHARES):
+                    loads[sender] = load
+                    yield transaction
+                    continue
+                greedy.add(sender)
+            deferred.append(transaction)
+        yield from deferred
+
+    def _by_arrival(self) -> list[Transaction]:
+        ordered: list[tuple[Instant, Transaction]] = []
+        newest_ms: dict[bytes, Instant] = {}
+        for transaction in self.pool.candidates():
+            sender = transaction.body.sender
+            wait = self._waiting.get(transaction.id)
+            arrival_ms = 0 if wait is None else wait.arrival_ms
+            newest_ms[sender] = max(arrival_ms, newest_ms.get(sender, arrival_ms))
+            ordered.append((newest_ms[sender], transaction))
+        ordered.sort(key=lambda each: each[0])
+        return [transaction for _, transaction in ordered]
+
+    def committed(self, executed: ExecutedBlock, proposer: bytes, now: Instant) -> None:
+        """Forget what is included, and excuse the absence of what had no room.
+
+        Args:
+            executed: the new head.
+            proposer: the key of the primary that first proposed it.
+            now: when it was committed here.
+        """
+        transactions = executed.block.transactions
+        full_from_ms = self._full_from_ms(transactions, proposer)
+        elapsed_ms = 0 if self._committed_ms is None else max(0, now - self._committed_ms)
+        self._committed_ms = now
+        self.pool.discard(transactions)
+        for transaction in transactions:
+            self._waiting.pop(transaction.id, None)
+        if full_from_ms is None:
+            return
+        for wait in self._waiting.values():
+            if wait.arrival_ms + _SKEW_MS >= full_from_ms and wait.excuses < MAX_EXCUSES:
+                wait.excuses += 1
+                wait.since_ms = min(now, wait.since_ms + elapsed_ms)
 
     def refused(self, head: ExecutedBlock, refused: Iterable[Transaction], now: Instant) -> None:
         """Forget those that a block could not include, unless they only came too early."""
@@ -103,9 +201,9 @@ class Requests:
 
     def restart_waits(self, now: Instant) -> None:
         """A new primary gets the full bound for each."""
-        self._waiting = {
-            id_: (waiting, now) for id_, (waiting, _) in self._waiting.items() if id_ in self.pool
-        }
+        self._waiting = {id_: wait for id_, wait in self._waiting.items() if id_ in self.pool}
+        for wait in self._waiting.values():
+            wait.since_ms = now
 
     def overdue(
         self, head: ExecutedBlock, now: Instant, bound_ms: int
@@ -117,23 +215,24 @@ class Requests:
             whether any has waited all of it.
         """
         state = State(head.state)
-        full = self._is_full(head.block)
         waiting: list[Transaction] = []
         omitted = False
-        for id_, (transaction, since) in list(self._waiting.items()):
+        for id_, wait in list(self._waiting.items()):
+            transaction = wait.transaction
             if id_ not in self.pool:
                 del self._waiting[id_]
-            elif since + bound_ms // 2 > now or len(waiting) == GOSSIP_TRANSACTIONS:
+            elif wait.since_ms + bound_ms // 2 > now:
+                continue
+            elif len(waiting) == GOSSIP_TRANSACTIONS:
                 break
             elif self._hopeless(state, transaction, now):
                 self.pool.discard((transaction,))
                 del self._waiting[id_]
-            elif full or not self._application.admission.ready(state, transaction.body):
-                self._waiting.pop(id_)
-                self._waiting[id_] = (transaction, now)
+            elif not self._application.admission.ready(state, transaction.body):
+                wait.arrival_ms = wait.since_ms = now
             else:
                 waiting.append(transaction)
-                omitted = omitted or since + bound_ms <= now
+                omitted = omitted or wait.since_ms + bound_ms <= now
         return waiting, omitted
 
     def _hopeless(self, state: State, transaction: Transaction, now: Instant) -> bool:
@@ -143,18 +242,52 @@ class Requests:
             return True
         return False
 
-    def _is_full(self, block: Block) -> bool:
-        """Whether a block left no room worth speaking of (calls were decoded when it was made)."""
-        if not block.transactions:
-            return False
-        application = self._application
-        size = sum(len(transaction.encoded) for transaction in block.transactions)
-        weight = sum(application.weight(application.decode_calls(t)) for t in block.transactions)
-        return (
-            len(block.transactions) * 100 >= MAX_BLOCK_TRANSACTIONS * _FULL_PERCENT
-            or size * 100 >= MAX_BLOCK_BYTES * _FULL_PERCENT
-            or weight * 100 >= MAX_BLOCK_WEIGHT * _FULL_PERCENT
-        )
+    def _full_from_ms(self, transactions: Iterable[Transaction], proposer: bytes) -> Instant | None:
+        """From which arrival on a transaction had no room in a block; None: there was room.
+
+        See the head of the file for what fills a block.
+        """
+        known = [
+            (wait.arrival_ms, transaction)
+            for transaction in transactions
+            if transaction.body.sender != proposer
+            and (wait := self._waiting.get(transaction.id)) is not None
+        ]
+        loads: dict[bytes, _Load] = {}
+        total = _NOTHING
+        for arrival_ms, transaction in sorted(known, key=lambda each: each[0]):
+            sender = transaction.body.sender
+            before = loads.get(sender, _NOTHING)
+            loads[sender] = after = _sum(before, self._load(transaction))
+            total = _sum(total, _difference(_fair(after), _fair(before)))
+            if _reaches(total, _FULL_SHARES):
+                return arrival_ms
+        return None
+
+    def _load(self, transaction: Transaction) -> _Load:
+        weight = self._application.weight(self._application.decode_calls(transaction))
+        return 1, len(transaction.encoded), weight
+
+
+def _sum(one: _Load, other: _Load) -> _Load:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
+
+
+def _difference(one: _Load, other: _Load) -> _Load:
+    return one[0] - other[0], one[1] - other[1], one[2] - other[2]
+
+
+def _fair(load: _Load) -> _Load:
+    """As much of a sender's work as is its fair share."""
+    count, size, weight = (
+        min(each, limit // _FAIR_SHARES) for each, limit in zip(load, _LIMITS, strict=True)
+    )
+    return count, size, weight
+
+
+def _reaches(load: _Load, shares: int) -> bool:
+    """Whether any part of a load is at least its limit divided by `shares`."""
+    return any(each * shares >= limit for each, limit in zip(load, _LIMITS, strict=True))
 
 
 def batches(transactions: Iterable[Transaction]) -> Iterator[tuple[Transaction, ...]]:
