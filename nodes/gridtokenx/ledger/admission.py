@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.types import Blob, UInt63
-from gridtokenx.ledger.runtime import CallFailed, Context, InvalidTransaction
+from gridtokenx.ledger.runtime import CallFailed, Context, InvalidTransaction, Standing
 from gridtokenx.ledger.state import Map, State
 from gridtokenx.ledger.tokens import Tokens
 from gridtokenx.ledger.transactions import TransactionBody
@@ -37,6 +37,9 @@ class FeePolicy(Protocol):
 
     def charge(self, ctx: Context, body: TransactionBody) -> None:
         """Take the fee."""
+
+    def budget(self, state: State, sender: bytes) -> int | None:
+        """What the sender has for fees; None if nothing is ever asked."""
 
 
 class TokenFee:
@@ -79,6 +82,10 @@ class TokenFee:
         if body.fee:
             self._tokens.move(ctx.state, self._denom, body.sender, self._treasury, body.fee)
 
+    def budget(self, state: State, sender: bytes) -> int | None:
+        """See `FeePolicy`."""
+        return self._tokens.balance(state, self._denom, sender)
+
 
 class NoFee:
     """Free for those whom the gate lets through; a fee must not be offered."""
@@ -100,6 +107,10 @@ class NoFee:
 
     def charge(self, ctx: Context, body: TransactionBody) -> None:
         """Nothing to take."""
+
+    def budget(self, state: State, sender: bytes) -> int | None:  # noqa: ARG002 - the port's
+        """See `FeePolicy`."""
+        return None
 
 
 class StrictNonce:
@@ -127,6 +138,10 @@ class StrictNonce:
     def ready(self, state: State, body: TransactionBody) -> bool:
         """See `Admission`."""
         return body.nonce == self.next_nonce(state, body.sender)
+
+    def standing(self, state: State, sender: bytes) -> Standing:
+        """See `Admission`."""
+        return Standing(self.next_nonce(state, sender), self._fees.budget(state, sender))
 
     def charge(
         self, ctx: Context, body: TransactionBody, calls: Sequence[Wire], weight: int
@@ -172,6 +187,10 @@ class WindowNonce:
     def ready(self, state: State, body: TransactionBody) -> bool:
         """See `Admission`."""
         return not self.is_used(state, body.sender, body.nonce)
+
+    def standing(self, state: State, sender: bytes) -> Standing:
+        """See `Admission`."""
+        return Standing(None, self._fees.budget(state, sender))
 
     def charge(
         self, ctx: Context, body: TransactionBody, calls: Sequence[Wire], weight: int

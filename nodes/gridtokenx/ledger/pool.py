@@ -1,25 +1,71 @@
 """Pending transactions, in the order in which they came.
 
-Law of the file: **bounded and fair.** A sender has at most `per_sender` pending transactions, the
-pool at most `capacity`; arrival order decides, except that a sender's own go by nonce. The pool
-never looks inside a transaction: `Ledger.admit` has done that.
+Law of the file: **bounded, fair, and never full for nothing.** Who could be in the very next block
+comes before who could not, whatever was here first:
+
+===========  ==============================================  =====================================
+kind         a transaction is                                 places
+===========  ==============================================  =====================================
+in sequence  next for its account, or follows pending ones   `per_sender`, and all of `capacity`
+gapped       behind a nonce that is not here                 `MAX_GAPPED` a sender, a quarter in all
+===========  ==============================================  =====================================
+
+A full pool makes room at the cost of the gapped first, then of the lowest fee, then of the oldest.
+A gapped one leaves after `GAPPED_LIFETIME_MS`. What a sender has pending must be payable together.
+Chains without an order of nonces have no gaps. The pool never looks inside a transaction:
+`Ledger.admit` has done that, and `Admission.standing` says how its sender stands.
 """
 
+import heapq
+import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-from gridtokenx.ledger.runtime import InvalidTransaction
+from gridtokenx.ledger.runtime import InvalidTransaction, Standing
 from gridtokenx.ledger.transactions import Transaction
 
 REPLACEMENT_PERCENT: Final = 110
 """A replacement must offer at least this share of the fee of what it replaces."""
+MAX_GAPPED: Final = 16
+"""Transactions of one sender that wait for a nonce that is not here."""
+GAPPED_SHARE: Final = 4
+"""One part in so many of the pool may be gapped."""
+GAPPED_LIFETIME_MS: Final = 120_000
+"""Network time in which the missing nonce has to come."""
+LIFETIME_MS: Final = 3_600_000
+"""Network time after which any other is forgotten: nobody included it, so nobody will."""
+SWEEP_MS: Final = 5_000
+"""The whole pool is looked through for what is too old at most so often."""
+UNORDERED: Final = Standing(next_nonce=None, budget=None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
     transaction: Transaction
     arrival_ms: int
+    number: int
+    """Counts arrivals."""
+
+    @property
+    def worth(self) -> tuple[int, int]:
+        """What is smallest goes first when there is no room: the lowest fee, then the oldest."""
+        return self.transaction.body.fee, self.number
+
+
+@dataclass(slots=True)
+class _Sender:
+    """One sender's pending transactions."""
+
+    next_nonce: int | None
+    """Of the account, in the newest block; None where nonces have no order."""
+    by_nonce: dict[int, _Pending] = field(default_factory=dict)
+    run_end: int = 0
+    """Where nonces are in order: the first one that is missing."""
+    fees: int = 0
+
+    def is_gapped(self, nonce: int) -> bool:
+        return self.next_nonce is not None and nonce > self.run_end
 
 
 class Pool:
@@ -34,7 +80,12 @@ class Pool:
         self._capacity: Final = capacity
         self._per_sender: Final = per_sender
         self._by_id: dict[bytes, _Pending] = {}
-        self._by_sender: dict[bytes, dict[int, bytes]] = {}
+        self._senders: dict[bytes, _Sender] = {}
+        self._gapped: dict[bytes, _Pending] = {}
+        self._cheapest: list[tuple[tuple[int, int], bytes]] = []
+        """A heap of all that came; entries of what has left are passed over."""
+        self._arrivals = itertools.count()
+        self._swept_ms = 0
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -42,71 +93,196 @@ class Pool:
     def __contains__(self, transaction_id: bytes) -> bool:
         return transaction_id in self._by_id
 
-    def add(self, transaction: Transaction, now_ms: int) -> bool:
+    @property
+    def gapped(self) -> int:
+        """How many wait for a nonce that is not here."""
+        return len(self._gapped)
+
+    def add(self, transaction: Transaction, now_ms: int, standing: Standing = UNORDERED) -> bool:
         """Take an admitted transaction; False if it is here already.
 
+        Args:
+            transaction: admitted by the ledger on the newest block.
+            now_ms: network time.
+            standing: of its sender, on the same block.
+
         Raises:
-            InvalidTransaction: the pool or the sender's share is full, or it would replace one of
-                the same nonce without a better fee.
+            InvalidTransaction: there is no room for one like it, its sender could not pay for all
+                that is pending, or it would replace one of the same nonce without a better fee.
         """
         if transaction.id in self._by_id:
             return False
         body = transaction.body
-        own = self._by_sender.get(body.sender, {})
-        rival = own.get(body.nonce)
+        own = self._senders.get(body.sender) or _sender(standing)
+        self._renew(own, standing.next_nonce)
+        rival = own.by_nonce.get(body.nonce)
+        replaced_fee = 0
         if rival is not None:
-            self._check_replacement(self._by_id[rival].transaction, transaction)
-            self.discard((self._by_id[rival].transaction,))
-        elif len(own) >= self._per_sender:
+            _check_replacement(rival.transaction, transaction)
+            replaced_fee = rival.transaction.body.fee
+        elif len(own.by_nonce) >= self._per_sender:
             raise InvalidTransaction("sender-quota", f"{self._per_sender} pending already")
-        elif len(self._by_id) >= self._capacity:
-            raise InvalidTransaction("pool-full", f"{self._capacity} pending already; try later")
-        self._by_id[transaction.id] = _Pending(transaction, now_ms)
-        self._by_sender.setdefault(body.sender, {})[body.nonce] = transaction.id
+        if standing.budget is not None and own.fees + body.fee - replaced_fee > standing.budget:
+            raise InvalidTransaction(
+                "fee-unpaid", "the account can not pay for all its pending ones"
+            )
+        pending = _Pending(transaction, now_ms, next(self._arrivals))
+        if rival is None:
+            self._make_room(own, pending)
+        else:
+            self._forget(rival)
+        self._senders[body.sender] = own
+        self._keep(own, pending)
         return True
 
     def candidates(self) -> Iterator[Transaction]:
-        """All pending ones for a block: by arrival, but never a sender's later nonce first."""
+        """Those that could be in the next block: by arrival, but a sender's own by nonce."""
         done: set[bytes] = set()
         for pending in list(self._by_id.values()):
             sender = pending.transaction.body.sender
             if sender in done:
                 continue
             done.add(sender)
-            own = self._by_sender[sender]
-            for nonce in sorted(own):
-                yield self._by_id[own[nonce]].transaction
-
-    def oldest_ms(self) -> int | None:
-        """When the longest-waiting transaction arrived; None if nothing is pending."""
-        return next((pending.arrival_ms for pending in self._by_id.values()), None)
-
-    def touch(self, now_ms: int) -> None:
-        """Start every wait anew: after a view change each pending one gets a full bound again."""
-        self._by_id = {
-            key: _Pending(pending.transaction, now_ms) for key, pending in self._by_id.items()
-        }
+            own = self._senders[sender]
+            for nonce in sorted(nonce for nonce in own.by_nonce if not own.is_gapped(nonce)):
+                yield own.by_nonce[nonce].transaction
 
     def discard(self, transactions: Iterable[Transaction]) -> None:
-        """Forget transactions, included or refused, and others of the same sender and nonce."""
+        """Forget transactions that were refused, and others of the same sender and nonce."""
         for transaction in transactions:
-            body = transaction.body
-            own = self._by_sender.get(body.sender)
-            if own is None:
-                continue
-            known = own.pop(body.nonce, None)
-            if known is not None:
-                del self._by_id[known]
-            if not own:
-                del self._by_sender[body.sender]
+            own = self._senders.get(transaction.body.sender)
+            pending = own and own.by_nonce.get(transaction.body.nonce)
+            if pending:
+                self._forget(pending)
 
-    def drop_stale(self, is_stale: Callable[[Transaction], bool]) -> None:
-        """Forget whatever can no longer be included."""
-        self.discard([p.transaction for p in self._by_id.values() if is_stale(p.transaction)])
+    def settle(
+        self,
+        included: Iterable[Transaction],
+        standing_of: Callable[[bytes], Standing],
+        now_ms: int,
+    ) -> None:
+        """Follow a block: forget what it included, and of its senders what it made impossible.
 
-    @staticmethod
-    def _check_replacement(old: Transaction, new: Transaction) -> None:
-        if new.body.fee * 100 < old.body.fee * REPLACEMENT_PERCENT or new.body.fee <= old.body.fee:
-            raise InvalidTransaction(
-                "nonce-pending", f"offer more than {old.body.fee * REPLACEMENT_PERCENT // 100}"
-            )
+        Args:
+            included: the block's transactions.
+            standing_of: how a sender stands after the block.
+            now_ms: network time.
+        """
+        block = tuple(included)
+        for sender in {transaction.body.sender for transaction in block}:
+            own = self._senders.get(sender)
+            if own is not None:
+                standing = standing_of(sender)
+                self._renew(own, standing.next_nonce)
+                self._cut_to_budget(own, standing.budget)
+        self.discard(block)
+        self.expire(now_ms)
+
+    def expire(self, now_ms: int) -> None:
+        """Forget what has waited too long, or is valid no more; looks at most every `SWEEP_MS`."""
+        if now_ms < self._swept_ms + SWEEP_MS:
+            return
+        self._swept_ms = now_ms
+        for id_, pending in list(self._by_id.items()):
+            lifetime_ms = GAPPED_LIFETIME_MS if id_ in self._gapped else LIFETIME_MS
+            valid_until_ms = pending.transaction.body.valid_until_ms
+            if pending.arrival_ms + lifetime_ms < now_ms or valid_until_ms < now_ms:
+                self._forget(pending)
+
+    # -- room --------------------------------------------------------------------------------------
+
+    def _make_room(self, own: _Sender, pending: _Pending) -> None:
+        """Check the shares, and forget what is worth less where there is no place left."""
+        gapped = own.is_gapped(pending.transaction.body.nonce)
+        if gapped and sum(map(own.is_gapped, own.by_nonce)) >= MAX_GAPPED:
+            raise InvalidTransaction("gap-quota", f"{MAX_GAPPED} wait for a nonce already")
+        full = len(self._by_id) >= self._capacity
+        if gapped and (full or len(self._gapped) >= self._capacity // GAPPED_SHARE):
+            self._evict(pending, self._least_gapped())
+        elif full and (least := self._least_gapped()) is not None:
+            self._forget(least)
+        elif full:
+            self._evict(pending, self._least())
+
+    def _evict(self, pending: _Pending, least: _Pending | None) -> None:
+        """Forget `least` for one that offers more."""
+        fee = pending.transaction.body.fee
+        if least is None or least.transaction.body.fee >= fee:
+            raise InvalidTransaction("pool-full", "nobody here offers less; try later")
+        self._forget(least)
+
+    def _least_gapped(self) -> _Pending | None:
+        return min(self._gapped.values(), key=lambda each: each.worth, default=None)
+
+    def _least(self) -> _Pending | None:
+        while self._cheapest:
+            found = self._by_id.get(self._cheapest[0][1])
+            if found is not None:
+                return found
+            heapq.heappop(self._cheapest)
+        return None
+
+    def _cut_to_budget(self, own: _Sender, budget: int | None) -> None:
+        """Forget a sender's last ones until it could pay for the rest."""
+        while budget is not None and own.fees > budget:
+            self._forget(own.by_nonce[max(own.by_nonce)])
+
+    # -- books -------------------------------------------------------------------------------------
+
+    def _keep(self, own: _Sender, pending: _Pending) -> None:
+        body, id_ = pending.transaction.body, pending.transaction.id
+        self._by_id[id_] = own.by_nonce[body.nonce] = pending
+        own.fees += body.fee
+        if len(self._cheapest) > 2 * len(self._by_id) + MAX_GAPPED:
+            self._cheapest = [(each.worth, key) for key, each in self._by_id.items()]
+            heapq.heapify(self._cheapest)
+        else:
+            heapq.heappush(self._cheapest, (pending.worth, id_))
+        if own.is_gapped(body.nonce):
+            self._gapped[id_] = pending
+        self._extend(own)
+
+    def _forget(self, pending: _Pending) -> None:
+        body, id_ = pending.transaction.body, pending.transaction.id
+        own = self._senders[body.sender]
+        del self._by_id[id_], own.by_nonce[body.nonce]
+        self._gapped.pop(id_, None)
+        own.fees -= body.fee
+        if own.next_nonce is not None and own.next_nonce <= body.nonce < own.run_end:
+            own.run_end = body.nonce
+            self._regroup(own)
+        if not own.by_nonce:
+            del self._senders[body.sender]
+
+    def _renew(self, own: _Sender, next_nonce: int | None) -> None:
+        """Take over the account's nonce of the newest block; lower ones are used."""
+        if next_nonce is None or own.next_nonce == next_nonce:
+            return
+        own.next_nonce = own.run_end = next_nonce
+        for nonce in [each for each in own.by_nonce if each < next_nonce]:
+            self._forget(own.by_nonce[nonce])
+        self._regroup(own)
+
+    def _regroup(self, own: _Sender) -> None:
+        """Find anew which of a sender's are gapped, from the first nonce that may be missing."""
+        for nonce, pending in own.by_nonce.items():
+            if own.is_gapped(nonce):
+                self._gapped[pending.transaction.id] = pending
+        self._extend(own)
+
+    def _extend(self, own: _Sender) -> None:
+        """Let the run go on through what is here."""
+        while own.next_nonce is not None and (found := own.by_nonce.get(own.run_end)):
+            self._gapped.pop(found.transaction.id, None)
+            own.run_end += 1
+
+
+def _sender(standing: Standing) -> _Sender:
+    return _Sender(next_nonce=standing.next_nonce, run_end=standing.next_nonce or 0)
+
+
+def _check_replacement(old: Transaction, new: Transaction) -> None:
+    if new.body.fee * 100 < old.body.fee * REPLACEMENT_PERCENT or new.body.fee <= old.body.fee:
+        raise InvalidTransaction(
+            "nonce-pending", f"offer more than {old.body.fee * REPLACEMENT_PERCENT // 100}"
+        )

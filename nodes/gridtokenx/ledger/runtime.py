@@ -151,6 +151,16 @@ def handles(
     return mark
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a sender stands after some block: what the pool asks."""
+
+    next_nonce: int | None
+    """Of its next transaction; None where nonces come in any order."""
+    budget: int | None
+    """What it can pay in fees, for all that is pending together; None where there are none."""
+
+
 class Admission(Protocol):
     """A chain's rule of who may send what, in which order and for what fee."""
 
@@ -165,6 +175,9 @@ class Admission(Protocol):
 
     def ready(self, state: State, body: TransactionBody) -> bool:
         """Whether it could be included in the very next block."""
+
+    def standing(self, state: State, sender: bytes) -> Standing:
+        """How a sender stands, for the pool."""
         ...
 
     def charge(

@@ -23,7 +23,7 @@ waits. Clients there send to all replicas; here whoever hears of one passes it o
 silent or partial primary is noticed without the client's help (sawtooth RFC 29).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -32,7 +32,13 @@ from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.machine import Instant
 from gridtokenx.ledger.blocks import MAX_BLOCK_BYTES, MAX_BLOCK_TRANSACTIONS, Block
 from gridtokenx.ledger.pool import Pool
-from gridtokenx.ledger.runtime import MAX_BLOCK_WEIGHT, Admission, ExecutedBlock, Proposal
+from gridtokenx.ledger.runtime import (
+    MAX_BLOCK_WEIGHT,
+    Admission,
+    ExecutedBlock,
+    Proposal,
+    Standing,
+)
 from gridtokenx.ledger.state import State
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.pbft.messages import GOSSIP_TRANSACTIONS
@@ -125,7 +131,8 @@ class Requests:
         if transaction.id in self.pool:
             return False
         self._application.admit(State(head.state), transaction, now)
-        if not self.pool.add(transaction, now):
+        standing = self._application.admission.standing(State(head.state), transaction.body.sender)
+        if not self.pool.add(transaction, now, standing):
             return False
         self._waiting[transaction.id] = _Wait(transaction, now, now)
         return True
@@ -185,7 +192,7 @@ class Requests:
         full_from_ms = self._full_from_ms(transactions, proposer)
         elapsed_ms = 0 if self._committed_ms is None else max(0, now - self._committed_ms)
         self._committed_ms = now
-        self.pool.discard(transactions)
+        self.pool.settle(transactions, self._standing_after(executed), now)
         for transaction in transactions:
             self._waiting.pop(transaction.id, None)
         if full_from_ms is None:
@@ -234,6 +241,10 @@ class Requests:
                 waiting.append(transaction)
                 omitted = omitted or wait.since_ms + bound_ms <= now
         return waiting, omitted
+
+    def _standing_after(self, executed: ExecutedBlock) -> Callable[[bytes], Standing]:
+        state = State(executed.state)
+        return lambda sender: self._application.admission.standing(state, sender)
 
     def _hopeless(self, state: State, transaction: Transaction, now: Instant) -> bool:
         try:

@@ -81,7 +81,7 @@ from gridtokenx.ledger.records import (
     load_block,
     load_head,
 )
-from gridtokenx.ledger.runtime import ExecutedBlock, Ledger, Proposal
+from gridtokenx.ledger.runtime import ExecutedBlock, Ledger, Proposal, Standing
 from gridtokenx.ledger.state import State
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.public.grandpa.messages import (
@@ -463,7 +463,7 @@ class PublicNode:
         known = old.hash in self._tree
         fork = self._tree.fork_point(old, new) if known else self._tree.root
         for node in _above(self._tree.path(new), fork):
-            self._pool.discard(node.executed.block.transactions)
+            self._pool.settle(node.executed.block.transactions, self._standing, now)
         if known:
             self._readmit(now, _above(self._tree.path(old), fork))
 
@@ -545,7 +545,7 @@ class PublicNode:
             return False
         try:
             self._ledger.admit(State(self._tree.best.executed.state), transaction, now)
-            return self._pool.add(transaction, now)
+            return self._pool.add(transaction, now, self._standing(transaction.body.sender))
         except RemoteFault as fault:
             # A peer may have seen other blocks: what does not fit here is no fault of his.
             fields = {"reason": fault.reason, "detail": fault.detail, "client": sender is None}
@@ -554,9 +554,13 @@ class PublicNode:
 
     def _add_to_pool(self, now: Instant, transaction: Transaction) -> None:
         try:
-            self._pool.add(transaction, now)
+            self._pool.add(transaction, now, self._standing(transaction.body.sender))
         except RemoteFault as fault:
             self._out.append(Log("debug", "transaction dropped", {"reason": fault.reason}))
+
+    def _standing(self, sender: bytes) -> Standing:
+        """How an account stands on the best chain."""
+        return self._ledger.admission.standing(State(self._tree.best.executed.state), sender)
 
     def _is_admissible(self, now: Instant, on: ExecutedBlock, transaction: Transaction) -> bool:
         try:
