@@ -136,6 +136,95 @@ def test_two_blocks_of_one_author_for_one_slot_are_evidence() -> None:
     assert {evidence.first.header, evidence.second.header} == {one.header, two.header}
 
 
+def many_of(other: Forge, count: int) -> list[SealedBlock]:
+    """Blocks of one author for one slot."""
+    return [other.make(other.root, 1, offset_ms=1 + number) for number in range(count)]
+
+
+def test_of_one_author_and_slot_two_blocks_are_executed_and_one_pair_reported() -> None:
+    other, forge = Forge(), Forge()
+    for block in many_of(other, 200):
+        offer(forge, block)
+        offer(forge, block)
+    assert len(forge.tree) == 1 + 2
+    assert len(forge.importer.evidence) == 1
+    assert reasons(forge) == []
+    assert forge.importer.needed(LATE, ()) == []
+
+
+def authored_above(other: Forge, block: SealedBlock, *, same: bool) -> SealedBlock:
+    """A block on `block` by its own author, or by another one."""
+    author = read_claim(block.header).authority
+    parent = other.importer.offer(LATE, Offer(PEER, block))[0]
+    slot = 2
+    while True:
+        claims = other.claims(parent, slot)
+        if claims and (claims[0][0] == author) == same:
+            return other.make(parent, slot)
+        slot += 1
+
+
+def test_a_surplus_block_is_taken_once_another_author_builds_on_it() -> None:
+    honest, forge = Forge(), Forge()
+    *others, third = many_of(honest, 3)
+    for block in (*others, third):
+        offer(forge, block)
+    assert third.header.hash not in forge.tree
+    own = authored_above(Forge(), third, same=True)
+    offer(forge, own)
+    assert forge.importer.needed(LATE, ()) == [], "a liar cannot stand for itself"
+    child = authored_above(honest, third, same=False)
+    assert list(forge.importer.wanted()) == []
+    offer(forge, child)
+    taken = {node.hash for node in forge.importer.needed(LATE, ())}
+    assert taken == {third.header.hash, own.header.hash, child.header.hash}
+    assert len(forge.importer.evidence) == 1
+
+
+def test_the_same_slot_and_author_stands_for_two_blocks_only() -> None:
+    made, forge = many_of(Forge(), 8), Forge()
+    for block in made:
+        offer(forge, block)
+    child = authored_above(Forge(), made[2], same=False)
+    for block in made[2:]:
+        offer(forge, reseal(forge, child, parent=block.header.hash))
+    for _ in range(2):
+        forge.importer.needed(LATE, ())
+    assert sum(block.header.hash in forge.tree for block in made) == 2 + 2
+
+
+def test_an_unsealed_block_of_a_past_set_stands_for_nothing() -> None:
+    honest, forge = Forge(), Forge()
+    past = reseal(honest, line_of(1)[0], parent=bytes(32), digest=b"no claim")
+    made = [reseal(honest, block, set_id=1) for block in many_of(honest, 3)]
+    surplus = Offer(PEER, made[2])
+    forge.importer._surplus[made[2].header.hash] = surplus
+    child = msgspec.structs.replace(past.header, parent=made[2].header.hash, set_id=0)
+    offer(forge, SealedBlock(msgspec.structs.replace(past.block, header=child), past.seal))
+    assert forge.importer.needed(LATE, ()) == []
+
+
+def test_a_surplus_block_is_taken_once_it_or_what_builds_on_it_is_voted_for() -> None:
+    made = many_of(Forge(), 4)
+    own = authored_above(Forge(), made[3], same=True)
+    forge = Forge()
+    for block in (*made, own):
+        offer(forge, block)
+    assert [n.hash for n in forge.importer.needed(LATE, [made[2].header.hash])] == [
+        made[2].header.hash
+    ]
+    assert [n.hash for n in forge.importer.needed(LATE, [own.header.hash])] == [
+        made[3].header.hash,
+        own.header.hash,
+    ]
+
+
+def test_an_earlier_lifes_blocks_are_taken_again_whatever_their_number() -> None:
+    forge = Forge()
+    for block in many_of(Forge(), 5):
+        assert len(forge.importer.restore(LATE, Offer(PEER, block))) == 1
+
+
 def test_what_is_below_the_root_is_forgotten() -> None:
     forge = Forge()
     blocks = line_of(4)

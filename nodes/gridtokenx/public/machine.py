@@ -348,7 +348,7 @@ class PublicNode:
         """Imports again what was above the root; randomness and ranks are recomputed on the way."""
         for _, raw in self._reader.scan(UNFINAL):
             sealed = decode_own(raw, SealedBlock)
-            for node in self._importer.offer(_FOREVER, Offer(NOBODY, sealed)):
+            for node in self._importer.restore(_FOREVER, Offer(NOBODY, sealed)):
                 self._sets[node.validators.set_id] = node.validators
         self._importer.refusals.clear()
         self._importer.evidence.clear()
@@ -377,6 +377,8 @@ class PublicNode:
             self._author(now)
         elif name == TICK_TIMER:
             self._out.append(SetTimer(TICK_TIMER, now + self._config.tick_ms))
+            needed = self._importer.needed(now, self._voter.missing_blocks())
+            self._after_import(now, needed)
             self._tell_status(now)
             self._out += self._sync.plan(now, self._tree, self._importer, self._voter)
         elif name in TIMERS:
