@@ -33,6 +33,7 @@ from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.interchain import calls, stores
 from gridtokenx.interchain.apps import transfer
 from gridtokenx.interchain.clients import CertifiedHeader, ClientGenesis, ClientKind
+from gridtokenx.interchain.council import Council
 from gridtokenx.interchain.module import Interchain
 from gridtokenx.interchain.packets import Acknowledgement, ClientId, Packet
 from gridtokenx.ledger.admission import NoFee, StrictNonce
@@ -193,7 +194,15 @@ class TestChain:
         self.interchain = Interchain([client_genesis(peer) for peer in self.peers], self.verifier)
         self.transfer = transfer.TransferApp(self.interchain, self.tokens, self.limits)
         sets = Sets(self.sets[0])
-        modules = (sets, self.tokens, self.interchain, self.transfer, Probe(self.interchain))
+        council = Council(lambda state: sets.current.get(state).members)
+        modules = (
+            sets,
+            self.tokens,
+            self.interchain,
+            council,
+            self.transfer,
+            Probe(self.interchain),
+        )
         self.admission = StrictNonce(NoFee(lambda _state, _sender, _calls: None))
         self.ledger = Ledger(self.chain_id, modules, self.admission, sets.reference)
         self.blocks = [self.ledger.genesis(GENESIS_MS)]

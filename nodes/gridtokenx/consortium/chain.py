@@ -25,6 +25,7 @@ from gridtokenx.interchain import calls
 from gridtokenx.interchain.apps.registry import DeviceKind, DeviceRegistration
 from gridtokenx.interchain.apps.transfer import TransferApp, TransferLimit
 from gridtokenx.interchain.clients import ClientGenesis
+from gridtokenx.interchain.council import Council
 from gridtokenx.interchain.module import Interchain
 from gridtokenx.ledger.admission import StrictNonce
 from gridtokenx.ledger.runtime import Ledger, SetReference
@@ -200,9 +201,11 @@ def consortium_chain(
     transfer = TransferApp(interchain, tokens, genesis.transfer_limits)
     interchain.register(participants)
     interchain.register(settlement)
-    nonces = StrictNonce(
-        FeeUnlessRelayed(tokens, WATT_DENOM, genesis.fee_uwatt_per_weight, TREASURY, relayers)
+    council = Council(lambda _state: genesis.validators)
+    fees = FeeUnlessRelayed(
+        tokens, WATT_DENOM, genesis.fee_uwatt_per_weight, TREASURY, relayers, council
     )
+    nonces = StrictNonce(fees)
     reference = SetReference(FIRST_SET_ID, genesis.validator_set.hash)
 
     def authorities(_state: State) -> SetReference:
@@ -217,6 +220,7 @@ def consortium_chain(
         settlement,
         transfer,
         interchain,
+        council,
     )
     ledger = Ledger(genesis.chain_id, modules, nonces, authorities)
     return ConsortiumChain(

@@ -4,11 +4,12 @@ Law of the file: enrolment buys a relayer nothing but room in blocks. What it ca
 proofs like anyone's; what it sends free of charge is interchain calls only, so many per window.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.types import PublicKey, UInt63
+from gridtokenx.interchain.council import Council
 from gridtokenx.ledger.admission import TokenFee
 from gridtokenx.ledger.runtime import CallFailed, Context, Module, handles
 from gridtokenx.ledger.state import Cell, Map, State
@@ -109,12 +110,22 @@ class Relayers(Module):
 
 
 class FeeUnlessRelayed(TokenFee):
-    """A token fee that enrolled relayers are spared within their quota."""
+    """A token fee that enrolled relayers are spared within their quota, and members who decide."""
 
     def __init__(
-        self, tokens: Tokens, denom: str, per_weight: int, treasury: bytes, relayers: Relayers
+        self,
+        tokens: Tokens,
+        denom: str,
+        per_weight: int,
+        treasury: bytes,
+        relayers: Relayers,
+        council: Council,
     ) -> None:
-        exempt: Callable[[State, bytes, Sequence[Wire]], bool] = relayers.is_free
+        def exempt(state: State, sender: bytes, calls: Sequence[Wire]) -> bool:
+            return relayers.is_free(state, sender, calls) or council.are_members_calls(
+                state, sender, calls
+            )
+
         super().__init__(tokens, denom, per_weight, treasury, exempt)
         self._relayers = relayers
 

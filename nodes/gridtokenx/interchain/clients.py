@@ -24,7 +24,8 @@ so every set-changing header passes through the client. Two certified headers th
 other (one height, or a later height with an earlier time) mean that more validators lied than the
 protocol tolerates: the client freezes, and believes nothing more of that chain.
 
-A past root stays usable for proofs after the trusting period: it was verified in time.
+A past root stays usable for proofs after the trusting period: it was verified in time. What brings a
+frozen or expired client back is not a certificate but the chain's own members: see `council.py`.
 """
 
 from enum import StrEnum
@@ -218,10 +219,15 @@ def check_update(
     return following
 
 
+def is_expired(client: ClientState, now_ms: int) -> bool:
+    """Whether the trusting period has passed without an update: old validators may lie for free."""
+    return now_ms - client.latest_timestamp_ms > client.trusting_period_ms
+
+
 def _require_active(client: ClientState, now_ms: int) -> None:
     if client.frozen:
         raise ClientFault("client-frozen", client.client_id)
-    if now_ms - client.latest_timestamp_ms > client.trusting_period_ms:
+    if is_expired(client, now_ms):
         raise ClientFault(
             "client-expired",
             f"{client.client_id}: last header at {client.latest_timestamp_ms} ms, now {now_ms} ms",
@@ -285,6 +291,30 @@ def _require_final(
         raise ClientFault("wrong-proof-kind", f"{type(proof).__name__} for a {client.kind} chain")
     _require_set(validators, header)
     verify_finality(header, proof, validators, verifier)
+
+
+def check_recovery(
+    client: ClientState, header: Header, following: ValidatorSet, now_ms: int
+) -> None:
+    """Whether a client could go on from a header that its own chain's members vouch for.
+
+    Args:
+        client: the client as it stands.
+        header: what is to become the latest header; no certificate speaks for it.
+        following: the set that certifies what follows the header.
+        now_ms: this chain's block time.
+
+    Raises:
+        ClientFault: the header is none of the chain's, or not later than what is believed.
+    """
+    _require_shape(client, header)
+    if header.height <= client.latest_height:
+        raise ClientFault("stale-header", f"height {header.height}, latest {client.latest_height}")
+    _require_time(client, header, now_ms)
+    if following.hash != header.next_set_hash or following.set_id < header.set_id:
+        raise ClientFault("wrong-set", f"not the set that header {header.height} names")
+    if not (following.members and following.is_well_formed()):
+        raise ClientFault("wrong-set", "an empty set, or one with a repeated key")
 
 
 def check_conflict(

@@ -2,7 +2,7 @@
 
 Law of the file: **nothing that another chain is said to have done has an effect here before it was
 proved here**, and every packet ends exactly once. The records are drawn in `packets.py`, the calls
-in `calls.py`, the rules of belief in `clients.py`.
+in `calls.py`, the rules of belief in `clients.py`, what members decide in `council.py`.
 
 ::
 
@@ -59,6 +59,7 @@ class App(Protocol):
     @property
     def port(self) -> str:
         """The port's name, the same on both chains."""
+        ...
 
     def on_receive(self, ctx: Context, packet: Packet) -> bytes:
         """Act on a proven packet; the result travels home in the acknowledgement.
@@ -69,6 +70,7 @@ class App(Protocol):
             CallFailed: refuse it; everything done here is undone, and the sender's app is told.
             RemoteFault: the payload is not one of this port's; likewise.
         """
+        ...
 
     def on_acknowledge(self, ctx: Context, packet: Packet, ack: Acknowledgement) -> None:
         """Learn how a packet of ours ended; on `Refused`, take back what sending had done."""
@@ -170,10 +172,6 @@ class Interchain(Module):
         ):
             return CallFailed("too-many-open", f"packets by {client_id!r} wait for their end")
         return None
-
-    def pause(self, ctx: Context, *, paused: bool) -> None:
-        """Start or end the emergency stop; for the chain's governance."""
-        stores.PAUSED.put(ctx.state, paused)
 
     # -- calls -------------------------------------------------------------------------------------
 

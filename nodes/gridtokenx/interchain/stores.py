@@ -92,6 +92,25 @@ def record_header(
     CLIENTS.put(state, advanced, name)
 
 
+def restart_client(
+    state: State, client: ClientState, header: ConsensusState, following: ValidatorSet
+) -> None:
+    """Forget all that a client believed, and let it go on from one header."""
+    name = client.client_id
+    forgotten = {client.set_id}
+    for place in range(min(client.updates, MAX_CONSENSUS_STATES)):
+        recorded = _in_ring(state, name, place)
+        if recorded is not None:
+            forgotten.add(recorded.set_id)
+            CONSENSUS.delete(state, name, recorded.height)
+        RING.delete(state, name, place)
+    for set_id in forgotten:
+        SETS.delete(state, name, set_id)
+    SETS.put(state, following, name, following.set_id)
+    fresh = structs.replace(client, set_id=following.set_id, frozen=False)
+    record_header(state, fresh, header, following)
+
+
 def _forget_oldest(state: State, client: ClientState) -> None:
     """Drop the header whose place in the ring is needed, and its set if it was the set's last.
 

@@ -15,6 +15,7 @@ from gridtokenx.core.units import AmountError, checked_amount
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.interchain.apps.transfer import TransferApp, TransferLimit
 from gridtokenx.interchain.clients import ClientGenesis
+from gridtokenx.interchain.council import Council
 from gridtokenx.interchain.module import Interchain
 from gridtokenx.ledger.admission import StrictNonce, TokenFee
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
@@ -179,7 +180,7 @@ def public_chain(genesis: PublicGenesis, verifier: Verifier | None = None) -> Pu
     fees = TokenFee(tokens, GRID_DENOM, genesis.fee_per_weight_ngrid, TREASURY)
     ledger = Ledger(
         genesis.chain_id,
-        (tokens, staking, certificates, transfers, interchain),
+        (tokens, staking, certificates, transfers, interchain, Council(staking.accounts)),
         StrictNonce(fees),
         staking.reference,
     )

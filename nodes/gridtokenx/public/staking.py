@@ -210,6 +210,11 @@ class Staking(Module):
         """The set that authors and finalises the children of the block with this state."""
         return self.current.get(State(tree))
 
+    def accounts(self, state: State) -> tuple[bytes, ...]:
+        """The accounts of the current set, which decide for the chain."""
+        seated = self.validators.walk(state, self.current.get(state).set_id)
+        return tuple(validator.account for validator in seated)
+
     def reference(self, state: State) -> SetReference:
         """What a header says of validator sets."""
         members = self.current.get(state)

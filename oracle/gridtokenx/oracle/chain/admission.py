@@ -1,7 +1,7 @@
 """Who may send what to the oracle chain, and how far each device's readings have come.
 
 There are no fees here, so everything is for someone: readings for registered devices, observations
-for oracles, interchain calls for enrolled relayers. A device's readings are unique by sequence inside
+and decisions for oracles, interchain calls for enrolled relayers. A device's readings are unique by sequence inside
 a window, in any order; a quota per interval bounds what a broken device can cost.
 
 The watermark of a device is kept here, where its sequence numbers are used up, because a reading
@@ -16,6 +16,7 @@ from msgspec import Meta
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.gridtime import GridClock, interval_at
 from gridtokenx.core.types import Millis, PublicKey, UInt63
+from gridtokenx.interchain import council
 from gridtokenx.interchain.calls import RELAY_CALLS
 from gridtokenx.ledger.admission import NoFee, WindowNonce
 from gridtokenx.ledger.readings import (
@@ -122,7 +123,7 @@ class OracleAdmission(WindowNonce):
     def _gate(self, state: State, sender: bytes, calls: Sequence[Wire]) -> None:
         if all(isinstance(call, RELAY_CALLS) for call in calls):
             _require(sender in self._relayers, "unknown-relayer", sender)
-        elif all(isinstance(call, SubmitObservation) for call in calls):
+        elif all(isinstance(call, (SubmitObservation, *council.CALLS)) for call in calls):
             _require(sender in self._oracles, "not-an-oracle", sender)
         elif len(calls) == 1 and isinstance(calls[0], SubmitReading):
             device = device_by_key(state, sender)

@@ -13,6 +13,7 @@ from gridtokenx.core.types import Hash32, PublicKey
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.interchain.apps import attestation, meter_report
 from gridtokenx.interchain.clients import ClientGenesis
+from gridtokenx.interchain.council import Council
 from gridtokenx.interchain.module import Interchain
 from gridtokenx.ledger.runtime import Ledger, SetReference
 from gridtokenx.ledger.state import State
@@ -108,7 +109,7 @@ def oracle_chain(genesis: OracleGenesis, verifier: Verifier | None = None) -> Or
 
     ledger = Ledger(
         genesis.chain_id,
-        (registry, meters, feeds, dispatch, interchain),
+        (registry, meters, feeds, dispatch, interchain, Council(lambda _state: genesis.validators)),
         OracleAdmission(clock, genesis.validators, genesis.relayers),
         authorities,
     )
