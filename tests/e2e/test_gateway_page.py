@@ -44,10 +44,10 @@ async def test_a_browser_shows_the_three_chains(
     async with home.running():
         status = await home.heights(3)
         document = await rendered(f"http://127.0.0.1:{home.port}/", tmp_path / "profile")
-    text = re.sub(r"<(script|style)[^>]*>.*?</\1>", " ", document, flags=re.S)
+    text = re.sub(r"<(script|style)[^>]*>.*?</\1>", " ", document, flags=re.DOTALL)
     text = re.sub(r"<[^>]+>", " ", text)
     for name, chain in status["chains"].items():
-        assert name.capitalize() in text
+        assert name in text
         assert str(chain["finalized"]) in text
     assert "connection lost" not in text.lower()
     assert not re.search(r"\b(undefined|NaN|null)\b", text)
