@@ -14,6 +14,7 @@ from gridtokenx.consortium.settlement.statement import (
     dust_nwatt,
     imbalance,
     imbalance_lines,
+    share_losses,
     share_receipts,
 )
 
@@ -139,3 +140,22 @@ def test_a_shortfall_is_borne_pro_rata(
         if due:
             assert abs(paid[account] - claim * received / due) <= 1 + 1e-6 * claim
     assert to_pool <= pool_uwatt
+
+
+@given(
+    st.dictionaries(st.binary(min_size=1, max_size=2), st.integers(0, 10**7), max_size=6),
+    st.integers(0, 10**5),
+    st.integers(0, 10**8),
+)
+def test_unpaid_contracts_are_borne_by_contract_claims_up_to_each_and_then_by_the_utility(
+    claims: dict[bytes, int], pool: int, unpaid: int
+) -> None:
+    losses = share_losses(claims, pool, unpaid)
+    assert sum(losses.by_account.values()) + losses.pool + losses.utility == unpaid
+    assert all(0 < loss <= claims[account] for account, loss in losses.by_account.items())
+    assert 0 <= losses.pool <= pool
+    whole = sum(claims.values()) + pool
+    assert losses.utility == max(0, unpaid - whole)
+    for account, claim in claims.items():
+        if unpaid < whole:
+            assert abs(losses.by_account.get(account, 0) * whole - claim * unpaid) < whole

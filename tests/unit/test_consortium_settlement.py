@@ -24,7 +24,7 @@ from gridtokenx.consortium.settlement.messages import (
     Statement,
     WindowClosed,
 )
-from gridtokenx.consortium.settlement.module import SettlementParameters
+from gridtokenx.consortium.settlement.module import DEFAULT_FUND, SettlementParameters
 from gridtokenx.consortium.settlement.statement import Item
 from gridtokenx.interchain.apps.meter_report import MeterEntry, Quality
 
@@ -278,36 +278,56 @@ def poor(opening_uwatt: int, bond_uwatt: int = 0, fund_uwatt: int = 0) -> Consor
     return replace(genesis, accounts=accounts, default_fund_uwatt=fund_uwatt)
 
 
-def test_a_shortfall_is_borne_by_the_batchs_receivers_and_suspends() -> None:
+def is_suspended(world: ConsortiumWorld, name: str) -> bool:
+    participant = world.chain.participants.participant(world.state, key(name))
+    assert participant is not None
+    return participant.suspended
+
+
+def paid(world: ConsortiumWorld, interval: int, name: str) -> int:
+    (statement,) = (
+        each
+        for each in world.all(Statement)
+        if each.interval == interval and each.account == key(name)
+    )
+    return statement.paid_uwatt
+
+
+def test_an_unpaid_electricity_bill_is_the_utilitys_loss_alone() -> None:
+    """A neighbour who draws what nobody pays takes nothing from those who sold or fed in."""
     world = traded(poor(5 * WATT))
-    deliver(world, NEXT, entry("b1", import_wh=2_000), entry("s1", export_wh=1_000))
+    bought, sold = entry("b0", import_wh=1_000), entry("s0", export_wh=1_000)
+    deliver(world, NEXT, bought, sold, entry("b1", import_wh=2_000), entry("s1", export_wh=1_000))
     settled, defaulted = world.last(IntervalSettled), world.last(AccountDefaulted)
     assert (defaulted.account, defaulted.shortfall_uwatt) == (key("b1"), 6_921_000)
     assert settled.shortfall_uwatt == 6_921_000
     assert world.balance("b1") == 0
-    receivers = [e for e in world.all(Statement) if e.interval == NEXT and e.net_uwatt > 0]
-    lost = sum(each.net_uwatt - each.paid_uwatt for each in receivers)
-    assert lost == pytest.approx(6_921_000, abs=16_700)  # the pool bears its part
-    share = {each.paid_uwatt * 1_000 // each.net_uwatt for each in receivers}
-    assert max(share) - min(share) <= 1
-    participant = world.chain.participants.participant(world.state, key("b1"))
-    assert participant is not None
-    assert participant.suspended
+    for name in ("s0", "s1"):
+        assert paid(world, NEXT, name) == net(world, NEXT, name) > 0
+    assert net(world, NEXT, "utility") - paid(world, NEXT, "utility") == 6_921_000
+    assert is_suspended(world, "b1")
 
 
-def test_bond_and_default_fund_pay_before_the_receivers() -> None:
-    world = traded(poor(7 * WATT, bond_uwatt=4 * WATT, fund_uwatt=100 * WATT))
+def test_a_household_that_never_pays_costs_the_utility_alone_however_often() -> None:
+    world = traded(poor(5 * WATT, fund_uwatt=100 * WATT))
+    for interval in range(NEXT, NEXT + 4):
+        deliver(world, interval, entry("b1", import_wh=2_000), entry("s1", export_wh=1_000))
+        assert paid(world, interval, "s1") == net(world, interval, "s1") == 2_200_000
+    assert paid(world, NEXT + 3, "utility") == -2_200_000, "it pays the feed-in all the same"
+    assert len(world.all(AccountDefaulted)) == 4
+    fund = world.chain.tokens.balance(world.state, "WATT", DEFAULT_FUND)
+    assert fund == 100 * WATT
+
+
+def test_who_needs_the_bond_has_to_see_the_operator() -> None:
+    world = traded(poor(12 * WATT, bond_uwatt=4 * WATT))
     deliver(world, NEXT, entry("b1", import_wh=2_000))
     assert world.last(IntervalSettled).shortfall_uwatt == 0
     assert world.all(AccountDefaulted) == []
     assert world.balance("b1") == 0
-    participant = world.chain.participants.participant(world.state, key("b1"))
-    assert participant is not None
-    assert participant.suspended, "who needs the bond has to see the operator"
+    assert is_suspended(world, "b1")
     world.do("operator", Reinstate(account=key("b1")))
-    participant = world.chain.participants.participant(world.state, key("b1"))
-    assert participant is not None
-    assert not participant.suspended
+    assert not is_suspended(world, "b1")
 
 
 def test_margins_pay_when_the_balance_is_used_up() -> None:

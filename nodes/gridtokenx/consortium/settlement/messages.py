@@ -52,16 +52,16 @@ class IntervalSettled(Wire, frozen=True, tag="settlement.interval_settled"):
     dust_nwatt: UInt63
     """The part of the pool's that rounding made."""
     shortfall_uwatt: UInt63
-    """Debts that were not paid, borne by this batch's receivers."""
+    """Debts that were not paid: the losses of the utility, and of this batch's contract receivers."""
 
 
 class AccountDefaulted(Wire, frozen=True, tag="settlement.account_defaulted"):
-    """A debt exceeded all that secured it; the account is suspended."""
+    """A debt exceeded all that secured it."""
 
     interval: UInt63
     account: PublicKey
     shortfall_uwatt: UInt63
-    """What remained after locks, balance, bond and default fund."""
+    """What remained after balance, margins, bond and (for contracts) the default fund."""
 
 
 class WindowClosed(Wire, frozen=True, tag="settlement.window_closed"):

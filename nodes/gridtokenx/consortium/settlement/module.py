@@ -10,9 +10,10 @@ later is a new line.** No batch is ever rewritten.
     3 intervals later   the window closes: margins are free, nothing can change any more
     no report in time   contracts in full, no imbalance (a network that lost its oracle chain)
 
-An account that cannot pay is made good from its own locks and balance, its bond and the default
-fund, in this order; what remains is borne pro rata by those who receive in the same batch, and the
-account is suspended.
+An account that cannot pay is made good from its own balance, margins and bond, in this order, and
+suspended. What remains is the loss of those whom it owed: first the utility's, as far as it is for
+network and imbalance (nobody else chose to deliver that energy); what concerns contracts is paid by
+the default fund, then borne pro rata by those who receive for contracts in the same batch.
 """
 
 from collections import Counter
@@ -44,6 +45,7 @@ from gridtokenx.consortium.settlement.statement import (
     dust_nwatt,
     imbalance,
     imbalance_lines,
+    share_losses,
     share_receipts,
 )
 from gridtokenx.core.codec import Wire
@@ -388,18 +390,11 @@ class Settlement(Module):
     def _pay(self, ctx: Context, draft: _Draft) -> None:
         """Collect the debits, pay the credits, leave the pool its own."""
         nets = draft.batch.nets()
-        debits = {account: -net for account, net in nets.items() if net < 0}
-        credits_ = {account: net for account, net in nets.items() if net > 0}
-        pool_uwatt = sum(debits.values()) - sum(credits_.values())
+        debits_uwatt = -sum(net for net in nets.values() if net < 0)
+        credits_uwatt = sum(net for net in nets.values() if net > 0)
+        pool_uwatt = debits_uwatt - credits_uwatt
         self._release_contracts(ctx.state, draft)
-        paid = {
-            account: -self._collect(ctx, draft, account, debit) for account, debit in debits.items()
-        }
-        received_uwatt = -sum(paid.values())
-        receipts, to_pool = share_receipts(credits_, pool_uwatt, received_uwatt)
-        paid |= receipts
-        for account, amount in (*receipts.items(), (TREASURY, to_pool)):
-            self._tokens.move(ctx.state, WATT_DENOM, CLEARING, account, amount)
+        paid, shortfall_uwatt = self._clear(ctx, draft, nets, pool_uwatt)
         for interval, positions in draft.positions.items():
             self._positions.save(ctx.state, interval, positions)
         for account, lines in sorted(draft.batch.lines.items()):
@@ -427,13 +422,43 @@ class Settlement(Module):
                 export_wh=draft.export_wh,
                 short_wh=draft.own_wh[Item.SHORT],
                 long_wh=draft.own_wh[Item.LONG],
-                debits_uwatt=sum(debits.values()),
-                credits_uwatt=sum(credits_.values()),
+                debits_uwatt=debits_uwatt,
+                credits_uwatt=credits_uwatt,
                 pool_uwatt=pool_uwatt,
                 dust_nwatt=dust_nwatt(pool_uwatt, draft.batch.fees_nwatt()),
-                shortfall_uwatt=sum(debits.values()) - received_uwatt,
+                shortfall_uwatt=shortfall_uwatt,
             )
         )
+
+    def _clear(
+        self, ctx: Context, draft: _Draft, nets: Mapping[bytes, int], pool_uwatt: int
+    ) -> tuple[dict[bytes, int], int]:
+        """Move a batch's money through the clearing account.
+
+        Returns:
+            What each account received (negative: paid), and what debtors did not pay.
+        """
+        utility, paid = self._utility, dict[bytes, int]()
+        to_utility = for_contracts = 0
+        for account in [each for each in nets if nets[each] < 0 and each != utility]:
+            unpaid = self._collect(ctx, draft, account, -nets[account])
+            paid[account] = nets[account] + sum(unpaid)
+            to_utility += unpaid[0]
+            for_contracts += unpaid[1]
+        credits_ = {each: net for each, net in nets.items() if net > 0 and each != utility}
+        claims = {
+            each: min(net, draft.batch.contract_claim(each)) for each, net in credits_.items()
+        }
+        losses = share_losses(claims, pool_uwatt, for_contracts)
+        credits_ = {each: net - losses.by_account.get(each, 0) for each, net in credits_.items()}
+        own = nets[utility] - to_utility - losses.utility
+        short_uwatt = self._collect_utility(ctx, draft, -own) if own < 0 else 0
+        (paid if own < 0 else credits_)[utility] = own + short_uwatt
+        received_uwatt = -sum(paid.values())
+        receipts, to_pool = share_receipts(credits_, pool_uwatt - losses.pool, received_uwatt)
+        for account, amount in (*receipts.items(), (TREASURY, to_pool)):
+            self._tokens.move(ctx.state, WATT_DENOM, CLEARING, account, amount)
+        return paid | receipts, to_utility + for_contracts + short_uwatt
 
     def _release_contracts(self, state: State, draft: _Draft) -> None:
         """The contracts of this interval are paid now: their locks pay first."""
@@ -442,8 +467,10 @@ class Settlement(Module):
             self._unlock(state, holder.account, position.contract_uwatt)
             positions[holder] = replace(position, contract_uwatt=0)
 
-    def _collect(self, ctx: Context, draft: _Draft, account: bytes, debit_uwatt: int) -> int:
-        """Take a debit; returns what could be had.
+    def _collect(
+        self, ctx: Context, draft: _Draft, account: bytes, debit_uwatt: int
+    ) -> tuple[int, int]:
+        """Take a debit; returns what is missing of it: the utility's loss, and that of contracts.
 
         The released contract lock is part of the balance by now; margins are touched only when
         that is used up, since they secure later corrections.
@@ -454,14 +481,20 @@ class Settlement(Module):
         bond = min(missing, self._tokens.locked(state, WATT_DENOM, account, BOND))
         self._tokens.seize(state, WATT_DENOM, account, BOND, CLEARING, bond)
         missing -= bond
-        missing -= self._take_balance(state, DEFAULT_FUND, missing)
-        if missing:
-            ctx.emit(
-                AccountDefaulted(interval=draft.interval, account=account, shortfall_uwatt=missing)
-            )
         if missing or bond:
             self._participants.suspend_for(ctx, account, "default")
-        return debit_uwatt - missing
+        to_utility = min(missing, draft.batch.owed_to_utility(account))
+        for_contracts = missing - to_utility
+        for_contracts -= self._take_balance(state, DEFAULT_FUND, for_contracts)
+        _note_default(ctx, draft, account, to_utility + for_contracts)
+        return to_utility, for_contracts
+
+    def _collect_utility(self, ctx: Context, draft: _Draft, debit_uwatt: int) -> int:
+        """Take what the utility has to pay, others' losses included; returns what is missing."""
+        missing = debit_uwatt - self._take_balance(ctx.state, self._utility, debit_uwatt)
+        missing -= self._take_balance(ctx.state, DEFAULT_FUND, missing)
+        _note_default(ctx, draft, self._utility, missing)
+        return missing
 
     def _take_balance(self, state: State, account: bytes, wanted: int) -> int:
         amount = min(wanted, self._tokens.balance(state, WATT_DENOM, account))
@@ -501,6 +534,11 @@ class Settlement(Module):
         stranded = self._tokens.balance(state, WATT_DENOM, CLEARING)
         if stranded:
             yield f"{stranded} uWATT remain in the settlement account"
+
+
+def _note_default(ctx: Context, draft: _Draft, account: bytes, shortfall_uwatt: int) -> None:
+    if shortfall_uwatt:
+        ctx.emit(AccountDefaulted(draft.interval, account, shortfall_uwatt))
 
 
 def _by_holder(metered: Iterable[Metered]) -> dict[Holder, int]:

@@ -32,7 +32,7 @@ from gridtokenx.consortium.market.parameters import IntervalPrices
 from gridtokenx.consortium.market.positions import Position
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.types import Index16, Int64, UInt63
-from gridtokenx.core.units import NANO_PER_MICRO
+from gridtokenx.core.units import NANO_PER_MICRO, ceil_div
 
 
 class Item(StrEnum):
@@ -148,10 +148,41 @@ class Batch:
             for account, lines in self.lines.items()
         }
 
+    def owed_to_utility(self, account: bytes) -> int:
+        """Micro-WATT of an account's lines that the utility is the other side of, rounded up."""
+        owed = -sum(each.amount_nwatt for each in self.lines[account] if each.item in _WITH_UTILITY)
+        return max(0, ceil_div(owed, NANO_PER_MICRO))
+
+    def contract_claim(self, account: bytes) -> int:
+        """Micro-WATT that an account's contracts earn, after fees; 0 if they cost."""
+        lines = (each for each in self.lines[account] if each.item not in _WITH_UTILITY)
+        return max(0, sum(each.amount_nwatt for each in lines) // NANO_PER_MICRO)
+
     def fees_nwatt(self) -> int:
         """What the pool earns before dust."""
         lines = (line for lines in self.lines.values() for line in lines)
         return -sum(line.amount_nwatt for line in lines if line.item is Item.FEE)
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Who bears what of a batch's unpaid contracts; together all of it."""
+
+    by_account: Mapping[bytes, int]
+    pool: int
+    utility: int
+    """What exceeds the claims of all who receive for contracts."""
+
+
+def share_losses(claims_uwatt: Mapping[bytes, int], pool_uwatt: int, unpaid_uwatt: int) -> Losses:
+    """Let those who receive for contracts, and the pool, bear unpaid contracts pro rata."""
+    claims: Sequence[tuple[int, int]] = list(enumerate((*claims_uwatt.values(), pool_uwatt)))
+    borne = min(unpaid_uwatt, sum(claim for _, claim in claims))
+    shares = largest_remainder(claims, borne) if borne else {}
+    by_account = {
+        account: shares[index] for index, account in enumerate(claims_uwatt) if shares.get(index)
+    }
+    return Losses(by_account, shares.get(len(claims) - 1, 0), unpaid_uwatt - borne)
 
 
 def share_receipts(
