@@ -38,8 +38,9 @@ from gridtokenx.interchain.apps.registry import (
 )
 from gridtokenx.interchain.calls import PacketSent, TimeoutPacket
 from gridtokenx.interchain.packets import Delivered, Packet, Refused
-from gridtokenx.ledger.runtime import CallFailed, Context, InvalidTransaction
+from gridtokenx.ledger.runtime import CallFailed, Context, InvalidTransaction, Proposal
 from gridtokenx.ledger.state import State
+from gridtokenx.ledger.tokens import Transfer
 from gridtokenx.ledger.transactions import Transaction, sign_transaction
 
 
@@ -194,13 +195,12 @@ def test_enrolling_again_keeps_a_suspension(world: ConsortiumWorld) -> None:
 # -- relayers --------------------------------------------------------------------------------------
 
 
-def relayed(world: ConsortiumWorld, name: str, nonce: int) -> Transaction:
-    """A relayer's call without fee; what it proves does not matter here."""
+def relayed(world: ConsortiumWorld, name: str, nonce: int, fee: int = 0) -> Transaction:
+    """A relayer's call, by default without fee; what it proves does not matter here."""
     (packet,) = sent(world)
     proof = world.head.state.prove(b"any")
-    return sign_transaction(
-        signer(name), CHAIN_ID, nonce, (TimeoutPacket(packet=packet, proof_height=1, proof=proof),)
-    )
+    call = TimeoutPacket(packet=packet, proof_height=1, proof=proof)
+    return sign_transaction(signer(name), CHAIN_ID, nonce, (call,), fee=fee)
 
 
 def test_enrolled_relayers_are_free_within_their_quota(world: ConsortiumWorld) -> None:
@@ -212,6 +212,22 @@ def test_enrolled_relayers_are_free_within_their_quota(world: ConsortiumWorld) -
         world.ledger.admit(world.state, relayed(world, "relayer", 3), world.now_ms)
     world.block(60_000)
     world.ledger.admit(world.state, relayed(world, "relayer", 3), world.now_ms)
+
+
+def test_a_fee_below_the_minimum_does_not_evade_the_quota(world: ConsortiumWorld) -> None:
+    """Offering one micro-WATT was neither enough nor counted."""
+    world.do("b0", Transfer(denom="WATT", to=key("relayer"), amount=WATT))
+    for fee, refused in ((1, True), (999, True), (1_000, False), (0, False)):
+        transaction = relayed(world, "relayer", 0, fee)
+        if refused:
+            with pytest.raises(InvalidTransaction, match="fee-too-low"):
+                world.ledger.admit(world.state, transaction, world.now_ms)
+            _, dropped = world.ledger.build(
+                world.head, Proposal(0, world.now_ms + 1), [transaction]
+            )
+            assert dropped == (transaction,)
+        else:
+            world.ledger.admit(world.state, transaction, world.now_ms)
 
 
 def test_only_relaying_is_free(world: ConsortiumWorld) -> None:

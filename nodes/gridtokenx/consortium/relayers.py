@@ -11,7 +11,7 @@ from gridtokenx.core.codec import Wire
 from gridtokenx.core.types import PublicKey, UInt63
 from gridtokenx.interchain.council import Council
 from gridtokenx.ledger.admission import TokenFee
-from gridtokenx.ledger.runtime import CallFailed, Context, Module, handles
+from gridtokenx.ledger.runtime import CallFailed, Context, InvalidTransaction, Module, handles
 from gridtokenx.ledger.state import Cell, Map, State
 from gridtokenx.ledger.tokens import Tokens
 from gridtokenx.ledger.transactions import TransactionBody
@@ -128,6 +128,18 @@ class FeeUnlessRelayed(TokenFee):
 
         super().__init__(tokens, denom, per_weight, treasury, exempt)
         self._relayers = relayers
+
+    def check(
+        self, state: State, body: TransactionBody, calls: Sequence[Wire], weight: int
+    ) -> None:
+        """Ask for the whole fee or none: what is less would be neither paid nor counted."""
+        if 0 < body.fee < self.minimum(weight):
+            raise InvalidTransaction(
+                "fee-too-low",
+                f"offered {body.fee}, at least {self.minimum(weight)} is asked; an enrolled relayer"
+                " may offer 0 within its quota",
+            )
+        super().check(state, body, calls, weight)
 
     def charge(self, ctx: Context, body: TransactionBody) -> None:
         """Take the fee, or a piece of the quota where none is offered."""
