@@ -21,6 +21,7 @@ from gridtokenx.consortium.participants import (
     ApproveDevice,
     Connection,
     DeviceNoted,
+    DeviceRefused,
     Enrol,
     ParticipantChanged,
     RegistrationRefused,
@@ -165,6 +166,45 @@ def test_a_batch_that_timed_out_is_sent_again_as_things_stand(world: ConsortiumW
     again = [event.packet for event in ctx.events if isinstance(event, PacketSent)]
     assert [decided(each) for each in again] == [decided(packet)]
     assert again[0].timeout_ms > packet.timeout_ms
+
+
+def test_a_device_keeps_its_kind(world: ConsortiumWorld) -> None:
+    """The oracle chain refuses another kind, and with it a whole packet of decisions."""
+    changed = replace(approval("b0-meter", "b0", 1), kind=DeviceKind.BATTERY)
+    assert code(world, "operator", changed) == "kind-changed"
+    assert code(world, "operator", approval("b0-meter", "b0", 1)) == "ok"
+
+
+def test_of_a_refused_batch_only_the_offending_decision_stays_out(world: ConsortiumWorld) -> None:
+    ctx, (packet,) = context(world), sent(world)
+    participants = world.chain.participants
+    participants.on_acknowledge(ctx, packet, Refused(code="kind-changed", message=""))
+    participants.end_block(ctx)
+    singles = [event.packet for event in ctx.events if isinstance(event, PacketSent)]
+    assert [decided(each) for each in singles] == [(each,) for each in decided(packet)]
+    for single in singles[1:]:
+        participants.on_acknowledge(ctx, single, Delivered(result=b""))
+    ctx.events.clear()
+    participants.on_acknowledge(ctx, singles[0], Refused(code="kind-changed", message=""))
+    offending = decided(packet)[0].device
+    assert ctx.events[-1] == DeviceRefused(offending, 1, "kind-changed")
+    ctx.events.clear()
+    participants.end_block(ctx)
+    assert ctx.events == [], "nothing is sent for ever"
+    assert participants.noted.read(ctx.state, 0, offending) == 0
+    assert participants.noted.read(ctx.state, 0, decided(packet)[1].device) == 1
+
+
+def test_a_decision_that_travels_alone_does_not_hold_up_batches(world: ConsortiumWorld) -> None:
+    ctx = context(world)
+    participants = world.chain.participants
+    names = ("b0-meter", "b1-meter", "s0-meter", "s1-meter")
+    participants.alone.put(ctx.state, 1, key("s0-meter"))
+    for name in names:
+        participants.outbox.append(ctx.state, key(name))
+    participants.end_block(ctx)
+    again = [event.packet for event in ctx.events if isinstance(event, PacketSent)]
+    assert [len(decided(each)) for each in again] == [2, 1, 1]
 
 
 def test_decisions_wait_while_the_way_is_closed(world: ConsortiumWorld) -> None:

@@ -6,7 +6,7 @@ operator says so; a suspended participant keeps balances and obligations, and ma
 Decisions about devices are made here and only noted elsewhere: each one raises the device's
 revision and waits in an outbox until the end of the block, which sends it to the oracle chain in
 batches. A batch that times out is sent again as the decisions stand then; revisions make that
-harmless. The registrations of genesis leave in the same way with the first blocks.
+harmless. A batch that is refused is sent again one by one, so that only the offending one stays out. The registrations of genesis leave in the same way with the first blocks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -136,8 +136,16 @@ class DeviceNoted(Wire, frozen=True, tag="participants.device_noted"):
     revision: UInt63
 
 
+class DeviceRefused(Wire, frozen=True, tag="participants.device_refused"):
+    """The oracle chain refused this very decision; the operator has to decide otherwise."""
+
+    device: Hash32
+    revision: UInt63
+    code: ShortText
+
+
 class RegistrationRefused(Wire, frozen=True, tag="participants.registration_refused"):
-    """The oracle chain refused a batch of decisions; the operator has to look."""
+    """The oracle chain refused a batch of decisions; several are sent again one by one."""
 
     devices: UInt63
     code: ShortText
@@ -161,7 +169,13 @@ class Participants(Module):
 
     name = "participants"
     port = registry.PORT
-    events = (ParticipantChanged, DeviceDecided, DeviceNoted, RegistrationRefused)
+    events = (
+        ParticipantChanged,
+        DeviceDecided,
+        DeviceNoted,
+        DeviceRefused,
+        RegistrationRefused,
+    )
 
     def __init__(
         self,
@@ -187,6 +201,8 @@ class Participants(Module):
         self.connections: Final = Map("participants.connection", Connection)
         self.noted: Final = Map("participants.noted", int)
         self.outbox: Final = Log("participants.outbox", bytes)
+        self.alone: Final = Map("participants.alone", int)
+        """Devices that travel in a packet of their own, with the revision that was refused in a batch."""
         self.sent: Final = Cell("participants.sent", int, 0)
 
     def genesis(self, ctx: Context) -> None:
@@ -302,12 +318,19 @@ class Participants(Module):
         first, waiting = self.sent.get(ctx.state), self.outbox.length(ctx.state)
         sent = first
         for _ in range(BATCHES_PER_BLOCK):
-            upto = min(sent + MAX_REGISTRATIONS, waiting)
+            upto = self._batch_end(ctx.state, sent, waiting)
             if sent == upto or not self._send_batch(ctx, sent, upto):
                 break
             sent = upto
         if sent > first:
             self._forget_sent(ctx.state, sent, waiting)
+
+    def _batch_end(self, state: State, start: int, waiting: int) -> int:
+        """Where the next packet's slice of the outbox ends."""
+        for index in range(start, min(start + MAX_REGISTRATIONS, waiting)):
+            if self.alone.has(state, self.outbox.get(state, index) or b""):
+                return max(index, start + 1)
+        return min(start + MAX_REGISTRATIONS, waiting)
 
     def _send_batch(self, ctx: Context, start: int, stop: int) -> bool:
         """Send one slice of the outbox; False while the way is closed."""
@@ -339,12 +362,24 @@ class Participants(Module):
         """Note which decisions the oracle chain knows."""
         batch = decode_registrations(packet.payload).registrations
         if not isinstance(ack, Delivered):
-            ctx.emit(RegistrationRefused(devices=len(batch), code=ack.code))
+            self._on_refusal(ctx, batch, ack.code)
             return
         for decision in batch:
+            self.alone.delete(ctx.state, decision.device)
             if decision.revision > self.noted.read(ctx.state, 0, decision.device):
                 self.noted.put(ctx.state, decision.revision, decision.device)
                 ctx.emit(DeviceNoted(device=decision.device, revision=decision.revision))
+
+    def _on_refusal(self, ctx: Context, batch: Sequence[DeviceRegistration], reason: str) -> None:
+        """One bad decision spoils a packet: find it by sending each alone, then say which it is."""
+        ctx.emit(RegistrationRefused(devices=len(batch), code=reason))
+        for decision in batch:
+            if len(batch) > 1:
+                self.alone.put(ctx.state, decision.revision, decision.device)
+                self.outbox.append(ctx.state, decision.device)
+            else:
+                self.alone.delete(ctx.state, decision.device)
+                ctx.emit(DeviceRefused(decision.device, decision.revision, reason))
 
     def on_timeout(self, ctx: Context, packet: Packet) -> None:
         """Send the decisions again, as they stand now."""
@@ -407,6 +442,10 @@ class Participants(Module):
         if self.keys.read(ctx.state, decision.device, decision.public_key) != decision.device:
             raise CallFailed("key-in-use", "another device signs with this key")
         before = self.devices.get(ctx.state, decision.device)
+        if before is not None and before.kind is not decision.kind:
+            raise CallFailed(
+                "kind-changed", f"it is a {before.kind.name}; approve the other as a new device"
+            )
         for device, sign in ((before, -1), (decision, 1)):
             if device is not None and device.active:
                 key = (device.owner, device.zone)
