@@ -18,6 +18,7 @@ from tests.consortium_world import (
 from gridtokenx.consortium.chain import ConsortiumGenesis, consortium_ledger
 from gridtokenx.consortium.market.auction import Side
 from gridtokenx.consortium.participants import (
+    MAX_RATING_W,
     ApproveDevice,
     Connection,
     DeviceNoted,
@@ -205,6 +206,15 @@ def test_a_decision_that_travels_alone_does_not_hold_up_batches(world: Consortiu
     participants.end_block(ctx)
     again = [event.packet for event in ctx.events if isinstance(event, PacketSent)]
     assert [len(decided(each)) for each in again] == [2, 1, 1]
+
+
+def test_a_typing_error_in_a_rating_fails_its_call(world: ConsortiumWorld) -> None:
+    """Two of these made a sum that the next read of the account could not decode."""
+    for name, rating_w in (("new", 2**63 - 1), ("newer", 2**62), ("newest", MAX_RATING_W + 1)):
+        assert code(world, "operator", approval(name, "b0", rating_w)) == "rating-too-high"
+    assert code(world, "operator", approval("new", "b0", MAX_RATING_W)) == "ok"
+    connection = world.chain.participants.connection(world.state, key("b0"), 0)
+    assert connection.meter_w == 10_000 + MAX_RATING_W
 
 
 def test_decisions_wait_while_the_way_is_closed(world: ConsortiumWorld) -> None:

@@ -20,11 +20,13 @@ from gridtokenx.consortium.market.messages import AuctionCleared
 from gridtokenx.consortium.participants import Reinstate
 from gridtokenx.consortium.settlement.messages import (
     AccountDefaulted,
+    EntryLimited,
     IntervalSettled,
     Statement,
     WindowClosed,
 )
 from gridtokenx.consortium.settlement.module import DEFAULT_FUND, SettlementParameters
+from gridtokenx.consortium.settlement.reports import MAX_ENTRY_WH
 from gridtokenx.consortium.settlement.statement import Item
 from gridtokenx.interchain.apps.meter_report import MeterEntry, Quality
 
@@ -213,9 +215,17 @@ def test_a_report_ahead_of_our_clock_waits() -> None:
     assert world.deliver(FIRST + 99, idle())[0].code == "interval-ahead"
 
 
-def test_implausible_energy_is_refused() -> None:
+def test_implausible_energy_is_limited_and_nobody_elses_interval_waits() -> None:
     world = traded()
-    assert world.deliver(NEXT, [entry("b0", import_wh=2**62)])[0].code == "report-implausible"
+    absurd = entry("b1", import_wh=2**62, export_wh=2**63 - 1)
+    deliver(world, NEXT, entry("b0", import_wh=1_000), entry("s0", export_wh=1_000), absurd)
+    assert world.last(EntryLimited) == EntryLimited(NEXT, key("b1-meter"), 2**62, 2**63 - 1)
+    settled = world.last(IntervalSettled)
+    assert (settled.interval, settled.meters) == (NEXT, 4)
+    assert settled.export_wh == 1_000 + MAX_ENTRY_WH
+    assert net(world, NEXT, "s0") == PRICE - 8_350
+    deliver(world, NEXT + 1, replace(absurd, export_wh=2**61, corrects=NEXT))
+    assert world.last(IntervalSettled).corrections == 1
 
 
 # -- corrections -----------------------------------------------------------------------------------

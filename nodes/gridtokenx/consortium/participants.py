@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.types import Hash32, Index16, PublicKey, ShortText, UInt63
+from gridtokenx.core.units import AmountError, checked_amount
 from gridtokenx.interchain.apps import registry
 from gridtokenx.interchain.apps.registry import (
     MAX_REGISTRATIONS,
@@ -35,6 +36,9 @@ BATCHES_PER_BLOCK: Final = 8
 """Packets that one block sends at most: a large genesis leaves over several blocks."""
 HALF_HOURS: Final = 2
 """W over one interval, divided by this, are Wh."""
+MAX_RATING_W: Final = 10_000_000
+"""10 MW: the most that is connected to a distribution grid at one point. More is a typing error, and
+keeps every sum and every plausible meter entry far inside 63 bits."""
 
 
 # -- records ---------------------------------------------------------------------------------------
@@ -212,7 +216,7 @@ class Participants(Module):
         for device in self._genesis_devices:
             try:
                 self._decide(ctx, device)
-            except CallFailed as refusal:
+            except (CallFailed, AmountError) as refusal:
                 raise LocalFault(
                     f"genesis: device {device.device.hex()[:16]}: {refusal}; correct the file"
                 ) from None
@@ -435,6 +439,10 @@ class Participants(Module):
 
     def _decide(self, ctx: Context, decision: DeviceRegistration) -> None:
         """Put a decision in force here, and in the outbox."""
+        if decision.rating_w > MAX_RATING_W:
+            raise CallFailed(
+                "rating-too-high", f"{decision.rating_w} W, at most {MAX_RATING_W} W at one point"
+            )
         if decision.zone not in self._zones:
             raise CallFailed("unknown-zone", f"zone {decision.zone} does not exist")
         if not self.participants.has(ctx.state, decision.owner):
@@ -463,7 +471,7 @@ def _with(held: Connection, device: DeviceRegistration, sign: int) -> Connection
     """Capacity with one device more or less."""
     rating_w = sign * device.rating_w
     if device.kind is DeviceKind.METER:
-        return replace(held, meter_w=held.meter_w + rating_w)
+        return replace(held, meter_w=checked_amount(held.meter_w + rating_w))
     if device.kind in (DeviceKind.SOLAR, DeviceKind.BATTERY):
-        return replace(held, source_w=held.source_w + rating_w)
+        return replace(held, source_w=checked_amount(held.source_w + rating_w))
     return held

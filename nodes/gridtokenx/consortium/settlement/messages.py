@@ -6,7 +6,7 @@ from msgspec import Meta
 
 from gridtokenx.consortium.settlement.statement import Line
 from gridtokenx.core.codec import Wire
-from gridtokenx.core.types import Int64, PublicKey, UInt63
+from gridtokenx.core.types import Hash32, Int64, PublicKey, UInt63
 
 
 class Statement(Wire, frozen=True, tag="settlement.statement"):
@@ -64,6 +64,17 @@ class AccountDefaulted(Wire, frozen=True, tag="settlement.account_defaulted"):
     """What remained after balance, margins, bond and (for contracts) the default fund."""
 
 
+class EntryLimited(Wire, frozen=True, tag="settlement.entry_limited"):
+    """A meter entry claimed more than any device can move; only the bound was booked."""
+
+    interval: UInt63
+    """The batch."""
+    device: Hash32
+    import_wh: UInt63
+    """As the report has it."""
+    export_wh: UInt63
+
+
 class WindowClosed(Wire, frozen=True, tag="settlement.window_closed"):
     """Nothing can change an interval any more; its collateral is free."""
 
@@ -71,4 +82,4 @@ class WindowClosed(Wire, frozen=True, tag="settlement.window_closed"):
     released_uwatt: UInt63
 
 
-EVENTS: Final = (Statement, IntervalSettled, AccountDefaulted, WindowClosed)
+EVENTS: Final = (Statement, IntervalSettled, AccountDefaulted, EntryLimited, WindowClosed)

@@ -33,11 +33,12 @@ from gridtokenx.consortium.participants import Participants
 from gridtokenx.consortium.settlement.messages import (
     EVENTS,
     AccountDefaulted,
+    EntryLimited,
     IntervalSettled,
     Statement,
     WindowClosed,
 )
-from gridtokenx.consortium.settlement.reports import Metered, Reports
+from gridtokenx.consortium.settlement.reports import Metered, Reports, limited
 from gridtokenx.consortium.settlement.statement import (
     Batch,
     Item,
@@ -291,6 +292,7 @@ class Settlement(Module):
         complete = self.reports.is_complete(ctx.state, interval)
         entries = self.reports.entries(ctx.state, interval) if complete else []
         self.reports.drop_chunks(ctx.state, interval)
+        entries = [_limited(ctx, interval, entry) for entry in entries]
         draft = _Draft(interval, complete)
         metered = self._metered(ctx.state, draft, [e for e in entries if e.corrects is None])
         self.reports.keep_metered(ctx.state, interval, metered)
@@ -534,6 +536,13 @@ class Settlement(Module):
         stranded = self._tokens.balance(state, WATT_DENOM, CLEARING)
         if stranded:
             yield f"{stranded} uWATT remain in the settlement account"
+
+
+def _limited(ctx: Context, interval: int, entry: MeterEntry) -> MeterEntry:
+    booked = limited(entry)
+    if booked is not entry:
+        ctx.emit(EntryLimited(interval, entry.device, entry.import_wh, entry.export_wh))
+    return booked
 
 
 def _note_default(ctx: Context, draft: _Draft, account: bytes, shortfall_uwatt: int) -> None:

@@ -8,16 +8,19 @@ from collections.abc import Iterator
 from typing import Annotated, Final
 
 from msgspec import Meta
+from msgspec.structs import replace
 
+from gridtokenx.consortium.participants import MAX_RATING_W
 from gridtokenx.core.codec import Wire, encode
 from gridtokenx.core.merkle import merkle_root
 from gridtokenx.core.types import Hash32, Index16, Int64, PublicKey
-from gridtokenx.interchain.apps.meter_report import MeterEntry, MeterReport
+from gridtokenx.interchain.apps.meter_report import MeterEntry, MeterReport, Quality
 from gridtokenx.ledger.runtime import CallFailed
 from gridtokenx.ledger.state import Map, State
 
-MAX_ENTRY_WH: Final = 100_000_000
-"""No meter moves more in half an hour (200 MW): keeps every amount far inside 63 bits."""
+MAX_ENTRY_WH: Final = 10 * MAX_RATING_W
+"""100 MWh: what the greatest device moves in ten intervals at twice its rating, since an entry may
+hold energy of earlier ones. Keeps every amount far inside 63 bits; what is more is not booked."""
 
 
 class Arrival(Wire, frozen=True):
@@ -45,6 +48,22 @@ class Metered(Wire, frozen=True):
     """Feed-in less draw, as last corrected."""
 
 
+def limited(entry: MeterEntry) -> MeterEntry:
+    """What is booked of an entry: all, or `MAX_ENTRY_WH` and *bad*.
+
+    A report is never refused for one meter's sake: refused packets are not repeated, and nobody's
+    interval would be settled.
+    """
+    if max(entry.import_wh, entry.export_wh) <= MAX_ENTRY_WH:
+        return entry
+    return replace(
+        entry,
+        import_wh=min(entry.import_wh, MAX_ENTRY_WH),
+        export_wh=min(entry.export_wh, MAX_ENTRY_WH),
+        quality=Quality.BAD,
+    )
+
+
 class Reports:
     """The stores of reports, by interval."""
 
@@ -57,7 +76,7 @@ class Reports:
         """Keep one chunk.
 
         Raises:
-            CallFailed: it contradicts the chunks before it, repeats one, or is implausible.
+            CallFailed: it contradicts the chunks before it, or repeats one.
         """
         first = Arrival(chunks=report.chunks, received=0, root=report.root)
         arrival = self._arrivals.read(state, first, report.interval)
@@ -65,8 +84,6 @@ class Reports:
             raise CallFailed("report-mismatch", "chunks of one interval differ in number or root")
         if self._chunks.has(state, report.interval, report.chunk):
             raise CallFailed("report-repeated", f"chunk {report.chunk} is here already")
-        if any(max(e.import_wh, e.export_wh) > MAX_ENTRY_WH for e in report.entries):
-            raise CallFailed("report-implausible", f"an entry above {MAX_ENTRY_WH} Wh")
         received = arrival.received + 1
         self._chunks.put(state, Chunk(report.entries), report.interval, report.chunk)
         self._arrivals.put(state, Arrival(arrival.chunks, received, arrival.root), report.interval)
