@@ -144,6 +144,9 @@ def test_no_call_mints(world: World) -> None:
         "ReceivePacket",
         "AcknowledgePacket",
         "TimeoutPacket",
+        "ApproveRecovery",
+        "RecoverClient",
+        "ApprovePause",
     }
 
 
