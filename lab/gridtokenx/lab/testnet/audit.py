@@ -7,30 +7,39 @@ the first sentence that contradicts it.
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from gridtokenx.consortium.market.messages import AuctionCleared, PriceSignalUpdated
-from gridtokenx.consortium.settlement.messages import IntervalSettled
+from gridtokenx.consortium.participants import Participants
+from gridtokenx.consortium.settlement.messages import IntervalSettled, WindowClosed
+from gridtokenx.consortium.settlement.module import Settlement
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.state_tree import StateTree
 from gridtokenx.host.chains import ChainFacts, read_chain
 from gridtokenx.interchain import calls
-from gridtokenx.interchain.apps import attestation
+from gridtokenx.interchain.apps import attestation, meter_report
+from gridtokenx.interchain.apps.registry import DeviceKind
 from gridtokenx.interchain.audit import conservation_gap
-from gridtokenx.interchain.packets import Delivered
+from gridtokenx.interchain.packets import Delivered, Packet
 from gridtokenx.lab.replay import Divergence, Replayed, decoded_events, open_chain_store, replay
-from gridtokenx.lab.testnet.layout import CHAINS, Layout
+from gridtokenx.lab.testnet.energy import Certified, Settled
+from gridtokenx.lab.testnet.layout import Layout
 from gridtokenx.ledger.readings import SubmitReading
 from gridtokenx.ledger.records import final_height, load_block
-from gridtokenx.ledger.runtime import Executed
+from gridtokenx.ledger.runtime import Executed, Ledger, Module
+from gridtokenx.ledger.state import State
 from gridtokenx.oracle.chain.meters import IntervalClosed
-from gridtokenx.public.rec import CertificateIssued, CertificateRetired
+from gridtokenx.public.rec import AttestationDeclined, CertificateIssued, CertificateRetired
 from gridtokenx.public.staking import GRID_DENOM
 
 HOME_CHAIN: Final = "public"
 AWAY_CHAIN: Final = "consortium"
+METERING_CHAIN: Final = "oracle"
+REPLAYED: Final = (METERING_CHAIN, HOME_CHAIN, AWAY_CHAIN)
+"""Each chain after those that it is judged by."""
+M = TypeVar("M", bound=Module)
 
 
 @dataclass(slots=True)
@@ -46,6 +55,12 @@ class Verdicts:
     def break_(self, name: str, sentence: str) -> None:
         """Note that an invariant does not hold."""
         self.against.setdefault(name, []).append(sentence)
+
+    def judge(self, name: str, against: Iterable[str]) -> None:
+        """Note that an invariant was looked at, with what contradicts it."""
+        self.look(name)
+        for sentence in against:
+            self.break_(name, sentence)
 
     def as_booleans(self) -> dict[str, bool]:
         """Name -> whether it held wherever it was looked at."""
@@ -80,10 +95,11 @@ class Audit:
     traded_by_interval: Counter[int] = field(default_factory=Counter)
     price_signals: int = 0
     settled: dict[int, IntervalSettled] = field(default_factory=dict)
-    reported: dict[int, IntervalClosed] = field(default_factory=dict)
-    attested: dict[tuple[bytes, int], int] = field(default_factory=dict)
-    issued: dict[tuple[bytes, int], int] = field(default_factory=dict)
+    energy: Settled = field(default_factory=Settled)
+    certificates: Certified = field(default_factory=Certified)
     retired_wh: int = 0
+    ends_ms: dict[str, int] = field(default_factory=dict)
+    """Network time of each chain's last block."""
     _home_states: list[tuple[int, StateTree, int]] = field(default_factory=list)
     """(home height, home state, latest away height that home had recorded)."""
 
@@ -95,12 +111,11 @@ class Audit:
 def audit(layout: Layout) -> Audit:
     """Replay and judge a stopped network."""
     result = Audit()
-    for name in CHAINS:
+    for name in REPLAYED:
         chain = read_chain(name, layout.genesis_path(name))
         _compare_nodes(layout, name, result)
         _replay_longest(layout, chain, result)
     _judge_packets(result)
-    _judge_energy(result)
     _judge_certificates(result)
     return result
 
@@ -140,6 +155,7 @@ def _replay_longest(layout: Layout, chain: ChainFacts, result: Audit) -> None:
     try:
         for replayed in replay(chain, store):
             follower.take(replayed)
+        follower.finish()
     except Divergence as divergence:
         result.verdicts.break_(f"{name}_reexecutes", str(divergence))
     finally:
@@ -163,6 +179,7 @@ class _Follower:
         self._result = result
         self._name = chain.name
         self._last_ms: int | None = None
+        self._state = State(chain.genesis_block.state)
         self._away_height = 0
         self._home_states: dict[int, list[tuple[int, StateTree]]] = {}
         if self._name == AWAY_CHAIN:
@@ -175,12 +192,24 @@ class _Follower:
         for sentence in replayed.broken:
             result.verdicts.break_(f"{self._name}_ledger", sentence)
         result.heights[self._name] = executed.height
+        result.ends_ms[self._name] = executed.header.timestamp_ms
+        self._state = State(executed.state)
         self._take_time(executed.height, executed.header.timestamp_ms)
-        if self._name == "oracle":
+        if self._name == METERING_CHAIN:
             self._count_readings(replayed)
         for event in decoded_events(self._chain.ledger, executed):
             self._take_event(event)
         self._judge_conservation(executed.height, executed.state)
+
+    def finish(self) -> None:
+        """The chain has been replayed to its end."""
+        name = "settled_as_reported"
+        if self._name == METERING_CHAIN:
+            self._result.verdicts.judge(name, self._result.energy.judge_reports())
+        if self._name == AWAY_CHAIN:
+            self._result.verdicts.look("settled_once")
+            totals = _module(self._chain.ledger, Settlement).totals.get(self._state)
+            self._result.verdicts.judge(name, self._result.energy.judge_total(totals.metered_wh))
 
     def _take_time(self, height: int, timestamp_ms: int) -> None:
         if self._last_ms is not None and height > 1:
@@ -216,32 +245,40 @@ class _Follower:
             case PriceSignalUpdated():
                 result.price_signals += 1
             case IntervalSettled():
-                if event.interval in result.settled:
-                    result.verdicts.break_("settled_once", f"interval {event.interval} twice")
-                result.settled[event.interval] = event
+                self._settle(event)
+            case WindowClosed():
+                result.energy.closed.add(event.interval)
             case IntervalClosed():
-                result.reported[event.outcome.interval] = event
+                outcome = event.outcome
+                result.energy.outcomes[outcome.interval] = outcome
+                result.certificates.outcomes.append((outcome.closed_ms, outcome.attested_wh))
             case CertificateIssued():
-                self._issue(event)
+                result.certificates.issue(event)
+            case AttestationDeclined():
+                result.certificates.decline(event)
             case CertificateRetired():
                 result.retired_wh += event.energy_wh
             case _:
                 self._take_packet(event)
 
-    def _issue(self, event: CertificateIssued) -> None:
-        key = (event.device, event.interval)
-        if key in self._result.issued:
-            self._result.verdicts.break_("certified_once", f"interval {event.interval} twice")
-        self._result.issued[key] = event.energy_wh
+    def _settle(self, event: IntervalSettled) -> None:
+        result, participants = self._result, _module(self._chain.ledger, Participants)
+
+        def kind_of(device: bytes) -> DeviceKind | None:
+            known = participants.device(self._state, device)
+            return None if known is None else known.kind
+
+        if event.interval in result.settled:
+            result.verdicts.break_("settled_once", f"interval {event.interval} twice")
+        result.settled[event.interval] = event
+        result.verdicts.judge("settled_as_reported", result.energy.judge_batch(event, kind_of))
 
     def _take_packet(self, event: Wire) -> None:
         result, here = self._result, self._name
         match event:
             case calls.PacketSent():
                 result.route(here, event.packet.source_client).sent.add(event.packet_id)
-                if event.packet.port == attestation.PORT:
-                    for each in attestation.decode_attestations(event.packet.payload).attestations:
-                        result.attested[(each.device, each.interval)] = each.energy_wh
+                self._take_sent(event.packet)
             case calls.PacketReceived():
                 route = result.route(event.client_id, here)
                 accepted = isinstance(event.acknowledgement, Delivered)
@@ -252,6 +289,14 @@ class _Follower:
                 result.route(here, event.client_id).timed_out[event.packet_id] += 1
             case calls.ClientUpdated() if here == HOME_CHAIN and event.client_id == AWAY_CHAIN:
                 self._away_height = max(self._away_height, event.height)
+
+    def _take_sent(self, packet: Packet) -> None:
+        """Look into what tells of energy."""
+        if packet.port == meter_report.PORT:
+            self._result.energy.report(meter_report.decode_report(packet.payload))
+        elif packet.port == attestation.PORT:
+            batch = attestation.decode_attestations(packet.payload)
+            self._result.certificates.attest(batch, self._result.ends_ms[self._name])
 
     def _judge_conservation(self, height: int, tree: StateTree) -> None:
         if self._name == HOME_CHAIN:
@@ -288,32 +333,17 @@ def _judge_packets(result: Audit) -> None:
                 result.verdicts.break_(name, f"{label}: {packet.hex()[:16]} ended {count} times")
 
 
-def _judge_energy(result: Audit) -> None:
-    """What the consortium settled is what the oracle chain reported."""
-    name = "settled_as_reported"
-    result.verdicts.look(name)
-    result.verdicts.look("settled_once")
-    for interval, settled in result.settled.items():
-        reported = result.reported.get(interval)
-        if not settled.metered or settled.unknown:
-            continue
-        if reported is None:
-            result.verdicts.break_(name, f"interval {interval} was never reported")
-        elif (settled.import_wh, settled.export_wh) != (
-            reported.outcome.import_wh,
-            reported.outcome.export_wh,
-        ):
-            result.verdicts.break_(name, f"interval {interval} differs from its report")
-
-
 def _judge_certificates(result: Audit) -> None:
-    """Certificates are exactly what was attested, each once."""
-    name = "certified_as_attested"
-    result.verdicts.look(name)
-    result.verdicts.look("certified_once")
-    for key, energy_wh in result.issued.items():
-        if result.attested.get(key) != energy_wh:
-            result.verdicts.break_(name, f"interval {key[1]}: issued {energy_wh} Wh unattested")
+    """Certificates are exactly what was attested, each once, and in time."""
+    book = result.certificates
+    twice = (f"interval {interval} of {device.hex()[:16]} twice" for device, interval in book.twice)
+    result.verdicts.judge("certified_once", twice)
+    end_ms = min(result.ends_ms.get(name, 0) for name in (HOME_CHAIN, METERING_CHAIN))
+    result.verdicts.judge("certified_as_attested", book.judge(end_ms))
+
+
+def _module(ledger: Ledger, type_: type[M]) -> M:
+    return next(module for module in ledger.modules if isinstance(module, type_))
 
 
 def chain_summary(result: Audit, name: str) -> dict[str, int | None]:

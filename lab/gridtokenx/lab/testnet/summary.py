@@ -13,6 +13,8 @@ Summary = dict[str, Any]
 def summarise(layout: Layout, outcome: Outcome) -> tuple[Summary, bool]:
     """What happened, and whether every invariant held and every process could be kept alive."""
     audited = audit(layout)
+    not_kept = (f"{name} could not be kept alive" for name in outcome.processes.failed)
+    audited.verdicts.judge("processes_kept_alive", not_kept)
     invariants = audited.verdicts.as_booleans()
     summary: Summary = {
         "network": layout.manifest.name,
@@ -31,7 +33,7 @@ def summarise(layout: Layout, outcome: Outcome) -> tuple[Summary, bool]:
             "trades": sum(audited.traded_by_interval[interval] for interval in audited.settled),
         },
         "certificates": {
-            "minted_wh": sum(audited.issued.values()),
+            "minted_wh": sum(audited.certificates.issued.values()),
             "retired_wh": audited.retired_wh,
         },
         "packets": packet_summary(audited),
