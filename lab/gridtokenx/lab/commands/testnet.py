@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.lab.manifest import Manifest, dump_manifest, load_manifest, parse_manifest
+from gridtokenx.lab.manifest import Manifest, dump_manifest, load_manifest
 from gridtokenx.lab.testnet.layout import Layout
 
 if TYPE_CHECKING:
@@ -212,27 +212,36 @@ def _resume_or_make(
 def _existing(home: Path) -> Layout:
     if not (home / "network.json").exists():
         raise LocalFault(f"{home} holds no testnet; make one with: gtx testnet init --home {home}")
-    path = home / "manifest.toml"
-    return Layout(home, parse_manifest(path.read_text(encoding="utf-8"), str(path)))
+    layout = Layout(home, load_manifest(home / "manifest.toml"))
+    layout.check_files()
+    return layout
 
 
 def _make(home: Path, manifest: Manifest) -> Layout:
     """Make a testnet beside its place, then move it there: a half-made one is never seen."""
-    from gridtokenx.lab.testnet.initialise import initialise  # noqa: PLC0415 - imports pvlib
     from gridtokenx.lab.testnet.up import running_supervisor  # noqa: PLC0415 - only here
 
+    if home.exists() and not home.is_dir():
+        raise LocalFault(f"{home} is no directory; choose another --home")
     if home.exists() and any(home.iterdir()) and not (home / "manifest.toml").exists():
         raise LocalFault(f"{home} is not empty and holds no testnet; choose another --home")
     if running_supervisor(home) is not None:
         raise LocalFault(f"{home} is running; stop it first with: gtx testnet down --home {home}")
     partial = home.with_name(home.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    initialise(Layout(partial, manifest), click.echo)
-    (partial / "manifest.toml").write_text(dump_manifest(manifest), encoding="utf-8")
-    if home.exists():
-        shutil.rmtree(home)
-    partial.rename(home)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        from gridtokenx.lab.testnet.initialise import initialise  # noqa: PLC0415 - imports pvlib
+
+        initialise(Layout(partial, manifest), click.echo)
+        (partial / "manifest.toml").write_text(dump_manifest(manifest), encoding="utf-8")
+        if home.exists():
+            shutil.rmtree(home)
+        partial.rename(home)
+    except OSError as error:
+        raise LocalFault(
+            f"{home}: cannot be made: {error.strerror or error}; choose another --home"
+        ) from None
     return Layout(home, manifest)
 
 

@@ -5,7 +5,7 @@
     HOME/
       manifest.toml  network.json  heartbeat
       genesis/{public,consortium,oracle}.json      what everyone may know
-      NAME/config.toml, keys, data/, log            one directory a process; it reads only its own
+      NAME/config.toml, keys, data/, log, pid       one directory a process; it reads only its own
 """
 
 import socket
@@ -14,12 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab.manifest import Manifest
 from gridtokenx.lab.testnet.processes import ProcessSpec
 
 CHAINS: Final = ("public", "consortium", "oracle")
 LOOPBACK: Final = "127.0.0.1"
+
+
+class _Facts(msgspec.Struct):
+    """What `network.json` must agree upon with the manifest."""
+
+    gateway: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,27 @@ class Layout:
             )
             for member in self.members
         ]
+
+    def check_files(self) -> None:
+        """Refuse a home that is not whole, or whose manifest is not the one that it was made from.
+
+        Raises:
+            LocalFault: naming the file.
+        """
+        needed = [self.network_path, *map(self.genesis_path, CHAINS)]
+        needed += [self.config_path(member.name) for member in self.members]
+        for path in needed:
+            if not path.is_file():
+                raise LocalFault(f"{path} is missing; restore it, or start over with --fresh")
+        try:
+            facts = msgspec.json.decode(self.network_path.read_bytes(), type=_Facts)
+        except (OSError, msgspec.DecodeError) as error:
+            raise LocalFault(f"{self.network_path}: cannot be read: {error}") from None
+        if facts.gateway != self.gateway_url:
+            raise LocalFault(
+                f"{self.manifest_path} is not the one that the network was made from "
+                f"({facts.gateway}); restore it, or start over with --fresh"
+            )
 
     def check_ports(self) -> None:
         """Refuse to start where another program already listens.

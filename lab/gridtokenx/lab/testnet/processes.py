@@ -156,6 +156,7 @@ class Processes:
             if event["event"] == "started":
                 watched.pid = int(str(event["pid"]))
                 watched.spec.pid_path.write_text(f"{watched.pid}\n", encoding="ascii")
+                watched.cpu_s = 0.0
                 watched._started_s = time.monotonic()  # noqa: SLF001 - this file's own record
             else:
                 watched.pid = None
@@ -197,7 +198,7 @@ class Processes:
                 memory_kib = proportional_memory_kib(watched.pid)
                 total += memory_kib
                 watched.peak_memory_kib = max(watched.peak_memory_kib, memory_kib)
-                watched.cpu_s = processor_time_s(watched.pid)
+                watched.cpu_s = processor_time_s(watched.pid) or watched.cpu_s
             self.peak_memory_kib = max(self.peak_memory_kib, total)
 
 

@@ -50,10 +50,14 @@ def supervisor_lock(home: Path) -> Iterator[None]:
     """One supervisor a home.
 
     Raises:
-        LocalFault: another one runs.
+        LocalFault: another one runs, or the home cannot be written.
     """
     path = home / "supervisor.pid"
-    with path.open("a+", encoding="ascii") as file:
+    try:
+        opened = path.open("a+", encoding="ascii")
+    except OSError as error:
+        raise LocalFault(f"{path}: cannot be written: {error.strerror}") from None
+    with opened as file:
         _lock(file, path)
         file.truncate(0)
         file.write(str(os.getpid()))
