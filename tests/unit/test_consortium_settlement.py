@@ -2,6 +2,7 @@
 
 import pytest
 from msgspec.structs import replace
+from tests import oracle_world
 from tests.consortium_world import (
     FIRST,
     WATT,
@@ -20,15 +21,18 @@ from gridtokenx.consortium.market.messages import AuctionCleared
 from gridtokenx.consortium.participants import Reinstate
 from gridtokenx.consortium.settlement.messages import (
     AccountDefaulted,
+    CorrectionsMissed,
     EntryLimited,
     IntervalSettled,
     Statement,
     WindowClosed,
 )
-from gridtokenx.consortium.settlement.module import DEFAULT_FUND, SettlementParameters
+from gridtokenx.consortium.settlement.module import DEFAULT_FUND, Missed, SettlementParameters
 from gridtokenx.consortium.settlement.reports import MAX_ENTRY_WH
 from gridtokenx.consortium.settlement.statement import Item
+from gridtokenx.core.errors import LocalFault
 from gridtokenx.interchain.apps.meter_report import MeterEntry, Quality
+from gridtokenx.lab.testnet.genesis import check_windows
 
 NEXT = FIRST + 1
 PRICE = 3_340_000
@@ -263,6 +267,29 @@ def test_a_correction_after_the_window_changes_nothing() -> None:
     assert world.chain.settlement.final_through(world.state) == NEXT
     deliver(world, NEXT + 4, entry("b1", import_wh=40, corrects=NEXT))
     assert world.last(IntervalSettled).corrections == 0
+    assert world.all(CorrectionsMissed) == [CorrectionsMissed(NEXT + 4, NEXT, 1, 40, 0)]
+    assert world.chain.settlement.missed.get(world.state) == Missed(1, 40, 0)
+
+
+def test_a_correction_of_what_was_settled_without_a_report_is_told_too() -> None:
+    genesis = replace(genesis_of(), settlement=SettlementParameters(report_deadline_intervals=2))
+    world = traded(genesis)
+    world.run_until(world.start_ms(NEXT + 3))
+    assert not world.last(IntervalSettled).metered
+    corrected = [entry(name, import_wh=70, corrects=NEXT) for name in ("b0", "b1")]
+    solar = replace(entry("s0", export_wh=9, corrects=NEXT), device=key("s0-solar"))
+    world.deliver(NEXT + 1, [*idle(), *corrected, solar])
+    assert world.last(CorrectionsMissed) == CorrectionsMissed(NEXT + 1, NEXT, 2, 140, 0)
+
+
+def test_chains_that_disagree_on_the_window_are_refused() -> None:
+    consortium = replace(
+        genesis_of(), settlement=SettlementParameters(correction_window_intervals=4)
+    )
+    oracle = oracle_world.genesis()
+    with pytest.raises(LocalFault, match="correction_window is 3; give both the same"):
+        check_windows(consortium, oracle)
+    check_windows(genesis_of(), oracle)
 
 
 def test_a_correction_with_the_same_energy_makes_no_line() -> None:

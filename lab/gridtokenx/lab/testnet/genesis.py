@@ -19,6 +19,7 @@ from gridtokenx.consortium.chain import (
     RelayerQuota,
 )
 from gridtokenx.consortium.market.parameters import MarketParameters
+from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.gridtime import GridClock
 from gridtokenx.core.units import GRID, WATT
 from gridtokenx.devices.fleet.roster import HouseholdEntry, Roster, household_name
@@ -87,6 +88,7 @@ def make_network(manifest: Manifest, keys: Keys, roster: Roster, genesis_ms: int
     public = _named(_public(manifest, keys, clock))
     consortium = _named(_consortium(manifest, keys, clock, roster))
     oracle = _named(_oracle(manifest, keys, clock))
+    check_windows(consortium, oracle)
     replace = msgspec.structs.replace
     of_public = _client("public", public.chain_id, ClientKind.GRANDPA, public.validator_set)
     of_consortium = _client(
@@ -98,6 +100,21 @@ def make_network(manifest: Manifest, keys: Keys, roster: Roster, genesis_ms: int
         consortium=replace(consortium, clients=_known_as("consortium", of_public, of_oracle)),
         oracle=replace(oracle, clients=_known_as("oracle", of_public, of_consortium)),
     )
+
+
+def check_windows(consortium: ConsortiumGenesis, oracle: OracleGenesis) -> None:
+    """Refuse chains that disagree on how long an interval may be corrected.
+
+    Raises:
+        LocalFault: says how; with a shorter window the consortium would settle without them.
+    """
+    settled = consortium.settlement.correction_window_intervals
+    corrected = oracle.meters.correction_window
+    if settled != corrected:
+        raise LocalFault(
+            f"consortium genesis: settlement.correction_window_intervals is {settled}, oracle "
+            f"genesis: meters.correction_window is {corrected}; give both the same number"
+        )
 
 
 def _named(genesis: G) -> G:

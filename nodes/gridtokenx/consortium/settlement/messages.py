@@ -75,6 +75,18 @@ class EntryLimited(Wire, frozen=True, tag="settlement.entry_limited"):
     export_wh: UInt63
 
 
+class CorrectionsMissed(Wire, frozen=True, tag="settlement.corrections_missed"):
+    """Revenue meters were corrected for an interval that can not change any more: not settled."""
+
+    interval: UInt63
+    """The batch whose report held them."""
+    corrects: UInt63
+    entries: UInt63
+    import_wh: UInt63
+    """What these meters drew in the corrected interval, as is known now."""
+    export_wh: UInt63
+
+
 class WindowClosed(Wire, frozen=True, tag="settlement.window_closed"):
     """Nothing can change an interval any more; its collateral is free."""
 
@@ -82,4 +94,11 @@ class WindowClosed(Wire, frozen=True, tag="settlement.window_closed"):
     released_uwatt: UInt63
 
 
-EVENTS: Final = (Statement, IntervalSettled, AccountDefaulted, EntryLimited, WindowClosed)
+EVENTS: Final = (
+    Statement,
+    IntervalSettled,
+    AccountDefaulted,
+    EntryLimited,
+    CorrectionsMissed,
+    WindowClosed,
+)

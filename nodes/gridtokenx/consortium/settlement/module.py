@@ -33,6 +33,7 @@ from gridtokenx.consortium.participants import Participants
 from gridtokenx.consortium.settlement.messages import (
     EVENTS,
     AccountDefaulted,
+    CorrectionsMissed,
     EntryLimited,
     IntervalSettled,
     Statement,
@@ -96,6 +97,14 @@ class Totals(Wire, frozen=True):
     long_wh: UInt63
 
 
+class Missed(Wire, frozen=True):
+    """All corrections that came too late, as `CorrectionsMissed` told them."""
+
+    entries: UInt63
+    import_wh: UInt63
+    export_wh: UInt63
+
+
 @dataclass(slots=True)
 class _Draft:
     """A batch while it is put together."""
@@ -111,6 +120,8 @@ class _Draft:
     export_wh: int = 0
     net_wh: int = 0
     """Metered feed-in less draw of all accounts, corrections included."""
+    missed: dict[int, list[MeterEntry]] = field(default_factory=dict)
+    """Corrections that are too late, by the interval that they correct."""
     positions: dict[int, dict[Holder, Position]] = field(default_factory=dict)
     """By interval, the positions that this batch is about; saved when it is paid."""
     energy_wh: Counter[Item] = field(default_factory=Counter)
@@ -181,6 +192,7 @@ class Settlement(Module):
         self._settled: Final = Cell("settlement.settled_through", int, 0)
         self._final: Final = Cell("settlement.final_through", int, 0)
         self._reported: Final = Cell("settlement.last_reported", int, 0)
+        self.missed: Final = Cell("settlement.missed", Missed, Missed(0, 0, 0))
         self.totals: Final = Cell("settlement.totals", Totals, Totals(0, 0, 0, 0, 0))
 
     def genesis(self, ctx: Context) -> None:
@@ -300,6 +312,7 @@ class Settlement(Module):
         self._draft_corrections(ctx.state, draft, [e for e in entries if e.corrects is not None])
         draft.close(self._utility)
         self._count(ctx.state, draft)
+        self._tell_missed(ctx, draft)
         self._pay(ctx, draft)
 
     def _metered(
@@ -342,8 +355,12 @@ class Settlement(Module):
         """New lines for what is now known better of intervals whose window is open."""
         by_interval: dict[int, dict[bytes, MeterEntry]] = {}
         for entry in entries:
-            if entry.corrects is not None and entry.corrects > self._final.get(state):
+            if entry.corrects is None:
+                continue
+            if entry.corrects > self._final.get(state):
                 by_interval.setdefault(entry.corrects, {})[entry.device] = entry
+            else:
+                self._miss(state, draft, entry)
         for interval, corrected in sorted(by_interval.items()):
             self._correct(state, draft, interval, corrected)
 
@@ -359,6 +376,8 @@ class Settlement(Module):
         )
         known = {meter.device for meter in before}
         draft.corrections += sum(device in known for device in corrected)
+        for entry in (each for device, each in corrected.items() if device not in known):
+            self._miss(state, draft, entry)
         self.reports.keep_metered(state, interval, after)
         old_wh, new_wh = _by_holder(before), _by_holder(after)
         positions = draft.book(state, self._positions, interval)
@@ -373,6 +392,26 @@ class Settlement(Module):
             lines = imbalance_lines(interval, holder.zone, change, prices)
             draft.batch.add(holder.account, lines)
             draft.net_wh += new_wh[holder] - old_wh[holder]
+
+    def _miss(self, state: State, draft: _Draft, entry: MeterEntry) -> None:
+        """Note a correction of a revenue meter that has nothing left to correct."""
+        device = self._participants.device(state, entry.device)
+        if entry.corrects is not None and device is not None and device.kind is DeviceKind.METER:
+            draft.missed.setdefault(entry.corrects, []).append(entry)
+
+    def _tell_missed(self, ctx: Context, draft: _Draft) -> None:
+        for corrects, entries in sorted(draft.missed.items()):
+            import_wh = sum(each.import_wh for each in entries)
+            export_wh = sum(each.export_wh for each in entries)
+            event = CorrectionsMissed(draft.interval, corrects, len(entries), import_wh, export_wh)
+            ctx.emit(event)
+            before = self.missed.get(ctx.state)
+            total = Missed(
+                before.entries + event.entries,
+                before.import_wh + import_wh,
+                before.export_wh + export_wh,
+            )
+            self.missed.put(ctx.state, total)
 
     def _count(self, state: State, draft: _Draft) -> None:
         totals = self.totals.get(state)
