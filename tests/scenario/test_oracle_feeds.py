@@ -2,11 +2,18 @@
 
 import pytest
 from msgspec import structs
-from tests.oracle_world import NETWORK_MS, ORACLES, PRICE, OracleWorld
+from tests.oracle_world import CHAIN, NETWORK_MS, ORACLES, PRICE, OracleWorld
 
 from gridtokenx.core.keys import sha256
 from gridtokenx.ledger.runtime import InvalidTransaction
-from gridtokenx.oracle.chain.feeds import FEEDS, RoundClosed, RoundsMissed, ValuePublished
+from gridtokenx.ledger.transactions import sign_transaction
+from gridtokenx.oracle.chain.feeds import (
+    FEEDS,
+    RoundClosed,
+    RoundsMissed,
+    SubmitObservation,
+    ValuePublished,
+)
 from gridtokenx.oracle.chain.parameters import FeedSpec
 from gridtokenx.oracle.chain.rounds import Feed, Outcome, Status
 
@@ -90,9 +97,9 @@ def test_one_liar_cannot_move_the_value_out_of_the_honest_range(world: OracleWor
     ("code", "changes"),
     [
         ("out-of-range", {"value": 20_000_001}),
-        ("round-not-open", {"round_": 0}),
-        ("round-not-open", {"round_": 2}),
-        ("unknown-feed", {"feed": "weather"}),
+        ("refused", {"round_": 0}),
+        ("refused", {"round_": 2}),
+        ("refused", {"feed": "weather"}),
     ],
 )
 def test_refused_observations(world: OracleWorld, code: str, changes: dict[str, object]) -> None:
@@ -105,12 +112,40 @@ def test_refused_observations(world: OracleWorld, code: str, changes: dict[str, 
 def test_an_oracle_observes_once_and_only_oracles_do(world: OracleWorld) -> None:
     start_round(world, 1)
     codes = world.block(world.observe(0, 1, VALUES[0]), world.observe(0, 1, VALUES[3]))
-    assert codes == ["ok", "observed-already"]
+    assert codes == ["refused", "ok"]
     stranger = structs.replace(world.observe(0, 1, 5).body, sender=sha256(b"stranger"))
     with pytest.raises(InvalidTransaction, match="not-an-oracle"):
         world.ledger.admit(
             world.state, structs.replace(world.observe(0, 1, 5), body=stranger), world.now_ms
         )
+
+
+def test_whatever_an_oracle_sends_one_observation_a_round_is_included(world: OracleWorld) -> None:
+    """Failing ones were free and without number: they filled blocks in which readings were missing."""
+    start_round(world, 1)
+    flood = [world.observe(0, round_, -1) for round_ in (1, 1, 0, 2, 1)]
+    assert world.block(*flood) == ["refused"] * 4 + ["out-of-range"]
+    spare = world.observe(0, 1, VALUES[0])
+    with pytest.raises(InvalidTransaction, match="observed-already"):
+        world.ledger.admit(world.state, spare, world.now_ms)
+    start_round(world, 2)
+    assert world.block(world.observe(0, 2, VALUES[0])) == ["ok"]
+
+
+def test_one_transaction_observes_a_feed_once(world: OracleWorld) -> None:
+    start_round(world, 1)
+    call = SubmitObservation(feed=PRICE.feed, round=1, value=-1, source="twice")
+    twice = sign_transaction(ORACLES[0], CHAIN, 900, [call, call])
+    assert world.block(twice) == ["refused"]
+
+
+def test_an_observation_that_comes_early_waits_for_its_round(world: OracleWorld) -> None:
+    world.run_to(ROUND_MS - 500)
+    early = world.observe(0, 1, VALUES[0])
+    world.ledger.admit(world.state, early, world.now_ms)
+    assert not world.ledger.admission.ready(world.state, early.body)
+    assert world.block(early, at_ms=ROUND_MS - 1) == ["refused"]
+    assert world.block(early, at_ms=ROUND_MS) == ["ok"]
 
 
 def test_an_observation_after_the_deadline_is_too_late(world: OracleWorld) -> None:

@@ -42,6 +42,12 @@ from gridtokenx.oracle.chain.meters import (
     last_closed,
 )
 from gridtokenx.oracle.chain.registry import DEVICES, ORDER
+from gridtokenx.oracle.chain.relaying import (
+    FAILING_TIMES,
+    QUOTA_WINDOW_MS,
+    WEIGHT_PER_WINDOW,
+    used,
+)
 
 SOLAR = DeviceKind.SOLAR
 
@@ -156,7 +162,6 @@ def test_an_altered_reading_has_no_valid_signature(world: OracleWorld, meter: De
 @pytest.mark.parametrize(
     ("code", "reading"),
     [
-        ("from-the-future", {"boundary": 2}),
         ("off-boundary", {"boundary": 1, "skew_ms": -600_000}),
         ("before-registration", {"boundary": -1}),
         ("register-backwards", {"boundary": 1, "import_wh": 999}),
@@ -176,6 +181,25 @@ def test_refused_readings(
     assert world.entry(meter, 0).import_wh == 300
     assert world.entry(meter, 0).quality == Quality.GOOD
     assert watermark(world.state, meter.device).sequence == 3
+
+
+def test_a_reading_ahead_of_time_waits_and_keeps_its_number(
+    world: OracleWorld, meter: Device
+) -> None:
+    """It used to fail, its number was used up, and the meter never sent those registers again."""
+    world.block(meter.reading(0, 1_000))
+    ahead_ms = world.chain.meters._parameters.ahead_ms
+    world.run_to(INTERVAL_NETWORK_MS - ahead_ms - 2_000)
+    early = meter.reading(1, 1_300)
+    world.ledger.admit(world.state, early, world.now_ms)
+    assert not world.ledger.admission.ready(world.state, early.body)
+    assert world.block(early, at_ms=INTERVAL_NETWORK_MS - ahead_ms - 1) == ["refused"]
+    assert watermark(world.state, meter.device).sequence == 1
+    assert world.block(early, at_ms=INTERVAL_NETWORK_MS - ahead_ms) == ["ok"]
+    world.close(0)
+    assert world.entry(meter, 0).quality == Quality.GOOD
+    with pytest.raises(InvalidTransaction, match="premature"):
+        world.ledger.admit(world.state, meter.reading(10, 5_000), world.now_ms)
 
 
 def test_a_replayed_reading_is_refused(world: OracleWorld, meter: Device) -> None:
@@ -209,6 +233,23 @@ def test_only_its_role_may_send(world: OracleWorld, meter: Device) -> None:
     fee = sign_transaction(RELAYER, CHAIN, 60, relayed, fee=1)
     with pytest.raises(InvalidTransaction, match="fee-not-accepted"):
         world.ledger.admit(world.state, fee, world.now_ms)
+
+
+def test_a_relayer_has_a_quota_and_failing_is_dear(world: OracleWorld) -> None:
+    """Relaying was free without end, also of calls that can only fail."""
+    update, _ = world.registry_packet([Device("any").registration()])
+    unknown = structs.replace(update, client_id="nobody")
+    failing = FAILING_TIMES * calls.WEIGHTS[calls.UpdateClient]
+    world.check = False
+    allowed = -(-WEIGHT_PER_WINDOW // failing)
+    codes = [world.block(world.relay(unknown), at_ms=100 * i)[0] for i in range(1, allowed + 2)]
+    assert codes == ["unknown-client"] * allowed + ["refused"]
+    with pytest.raises(InvalidTransaction, match="relayer-quota"):
+        world.ledger.admit(world.state, world.relay(update), world.now_ms)
+    world.run_to(2 * QUOTA_WINDOW_MS)
+    world.block()
+    assert world.block(world.relay(update)) == ["ok"]
+    assert used(world.state, RELAYER.public_key) == calls.WEIGHTS[calls.UpdateClient]
 
 
 # -- how intervals close ---------------------------------------------------------------------------

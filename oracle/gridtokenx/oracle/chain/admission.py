@@ -1,19 +1,31 @@
 """Who may send what to the oracle chain, and how far each device's readings have come.
 
-There are no fees here, so everything is for someone: readings for registered devices, observations
-and decisions for oracles, interchain calls for enrolled relayers. A device's readings are unique by sequence inside
-a window, in any order; a quota per interval bounds what a broken device can cost.
+There are no fees here, so everything is for someone, and so much of it:
+
+===========================  ======================================================================
+who                          may send, by pool and block alike
+===========================  ======================================================================
+a registered, active device  one reading a transaction, `READINGS_PER_INTERVAL`; one that is stamped
+                             ahead of time waits, and keeps its number, until its time has come
+an oracle                    one observation a feed and round, in that round
+an oracle                    decisions, up to a weight per window: see `relaying.py`
+an enrolled relayer          relay calls, up to a weight per window: see `relaying.py`
+===========================  ======================================================================
+
+A device's readings are unique by sequence inside a window, in any order.
 
 The watermark of a device is kept here, where its sequence numbers are used up, because a reading
 that fails (a register that runs backwards) is used up as well and must not be sent again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Annotated, Final
 
 from msgspec import Meta
 
-from gridtokenx.core.codec import Wire
+from gridtokenx.core.codec import Wire, decode
+from gridtokenx.core.errors import Malformed
 from gridtokenx.core.gridtime import GridClock, interval_at
 from gridtokenx.core.types import Millis, PublicKey, UInt63
 from gridtokenx.interchain import council
@@ -28,12 +40,17 @@ from gridtokenx.ledger.readings import (
 from gridtokenx.ledger.runtime import Context, InvalidTransaction
 from gridtokenx.ledger.state import Map, State
 from gridtokenx.ledger.transactions import TransactionBody
+from gridtokenx.oracle.chain import relaying
 from gridtokenx.oracle.chain.feeds import SubmitObservation
 from gridtokenx.oracle.chain.meters import SCHEDULE
+from gridtokenx.oracle.chain.parameters import FeedSpec
 from gridtokenx.oracle.chain.registry import device_by_key
+from gridtokenx.oracle.chain.rounds import round_at
 
 READINGS_PER_INTERVAL: Final = 2 * RETAINED_BOUNDARIES
 """A meter sends one; after an outage, what it kept; twice that is a fault."""
+PATIENCE_MS: Final = 60_000
+"""How long, in network time, the pool keeps what comes too early."""
 
 
 class Committed(Wire, frozen=True):
@@ -61,6 +78,8 @@ class Progress(Wire, frozen=True):
 NO_PROGRESS: Final = Progress(FIRST_SEQUENCE - 1, 0, (), 0, 0)
 PROGRESS: Final = Map("admission.progress", Progress)
 """(device key) -> how far its readings have come."""
+NEXT_ROUNDS: Final = Map("admission.next_round", int)
+"""(oracle, feed) -> the first round of which it may still observe the feed."""
 
 
 def watermark(state: State, public_key: bytes) -> Watermark:
@@ -95,52 +114,136 @@ class OracleAdmission(WindowNonce):
     """See the head of the file.
 
     Args:
-        clock: the map from block time to grid time, for the quota.
+        clock: the map between block time and grid time.
+        ahead_ms: how far ahead of block time, in network time, a reading's stamp may lie.
+        feeds: what oracles may observe.
         oracles: keys that may observe.
         relayers: keys that may relay.
     """
 
     def __init__(
-        self, clock: GridClock, oracles: Sequence[PublicKey], relayers: Sequence[PublicKey]
+        self,
+        clock: GridClock,
+        ahead_ms: int,
+        feeds: Sequence[FeedSpec],
+        oracles: Sequence[PublicKey],
+        relayers: Sequence[PublicKey],
     ) -> None:
         super().__init__(NoFee(self._gate))
         self._clock: Final = clock
+        self._ahead_ms: Final = ahead_ms
+        self._feeds: Final = {spec.feed: spec for spec in feeds}
         self._oracles: Final = frozenset(oracles)
         self._relayers: Final = frozenset(relayers)
+
+    def check(
+        self, state: State, body: TransactionBody, calls: Sequence[Wire], weight: int
+    ) -> None:
+        """Whether it could be included now, or soon; see `Admission`."""
+        if self.is_used(state, body.sender, body.nonce):
+            raise InvalidTransaction("nonce-used", f"{body.nonce} was used, or is too old")
+        self._fees.check(state, body, calls, weight)
+
+    def ready(self, state: State, body: TransactionBody) -> bool:
+        """Whether the very next block could include it: its time has come."""
+        if self.is_used(state, body.sender, body.nonce):
+            return False
+        block_ms = SCHEDULE.get(state).block_ms
+        return all(self._is_due(call, block_ms) for call in _timed_calls(body))
 
     def charge(
         self, ctx: Context, body: TransactionBody, calls: Sequence[Wire], weight: int
     ) -> None:
-        """Use up the nonce; of a reading, also note how far its device has come."""
-        super().charge(ctx, body, calls, weight)
-        call = calls[0]
-        if isinstance(call, SubmitReading):
-            interval = self._interval(ctx.state)
-            progress = PROGRESS.read(ctx.state, NO_PROGRESS, body.sender)
-            progress = advance(progress, body.nonce, call.boundary_grid_ms, interval)
-            PROGRESS.put(ctx.state, progress, body.sender)
+        """Use up the nonce and a piece of the quota."""
+        self.check(ctx.state, body, calls, weight)
+        for call in calls:
+            if not self._is_due(call, ctx.timestamp_ms):
+                raise InvalidTransaction("not-due", f"it is not for a block of {ctx.timestamp_ms}")
+        self._use(ctx.state, body.sender, body.nonce)
+        self._count(ctx.state, body, calls, weight)
+
+    def _count(
+        self, state: State, body: TransactionBody, calls: Sequence[Wire], weight: int
+    ) -> None:
+        for call in calls:
+            if isinstance(call, SubmitReading):
+                self._note_reading(state, body, call)
+            elif isinstance(call, SubmitObservation):
+                NEXT_ROUNDS.put(state, call.round + 1, body.sender, call.feed)
+            else:
+                relaying.count(state, body.sender, weight)
+                break
+
+    def _note_reading(self, state: State, body: TransactionBody, call: SubmitReading) -> None:
+        progress = PROGRESS.read(state, NO_PROGRESS, body.sender)
+        interval = self._interval(state)
+        progress = advance(progress, body.nonce, call.boundary_grid_ms, interval)
+        PROGRESS.put(state, progress, body.sender)
+
+    # -- who ---------------------------------------------------------------------------------------
 
     def _gate(self, state: State, sender: bytes, calls: Sequence[Wire]) -> None:
         if all(isinstance(call, RELAY_CALLS) for call in calls):
             _require(sender in self._relayers, "unknown-relayer", sender)
-        elif all(isinstance(call, (SubmitObservation, *council.CALLS)) for call in calls):
+            relaying.check_quota(state, sender)
+        elif all(isinstance(call, council.CALLS) for call in calls):
             _require(sender in self._oracles, "not-an-oracle", sender)
+            relaying.check_quota(state, sender)
+        elif all(isinstance(call, SubmitObservation) for call in calls):
+            _require(sender in self._oracles, "not-an-oracle", sender)
+            self._check_observations(state, sender, calls)
         elif len(calls) == 1 and isinstance(calls[0], SubmitReading):
             device = device_by_key(state, sender)
             known = device is not None and device.registration.active
             _require(known, "unknown-device", sender)
-            self._check_quota(state, sender)
+            self._check_reading(state, sender, calls[0])
         else:
             raise InvalidTransaction(
-                "mixed-calls", "a transaction holds one reading, or observations, or relay calls"
+                "mixed-calls",
+                "a transaction holds one reading, observations, relay calls or decisions",
             )
 
-    def _check_quota(self, state: State, sender: bytes) -> None:
+    # -- how much ----------------------------------------------------------------------------------
+
+    def _check_reading(self, state: State, sender: bytes, call: SubmitReading) -> None:
         progress = PROGRESS.read(state, NO_PROGRESS, sender)
         if progress.interval == self._interval(state) and progress.count >= READINGS_PER_INTERVAL:
             raise InvalidTransaction(
                 "device-quota", f"{READINGS_PER_INTERVAL} readings in one interval"
             )
+        if not self._is_due(call, SCHEDULE.get(state).block_ms + PATIENCE_MS):
+            raise InvalidTransaction("premature", f"stamp {call.boundary_grid_ms}; send it later")
+
+    def _check_observations(self, state: State, sender: bytes, calls: Sequence[Wire]) -> None:
+        observations = [call for call in calls if isinstance(call, SubmitObservation)]
+        if len({call.feed for call in observations}) < len(observations):
+            raise InvalidTransaction("observed-already", "a feed occurs twice in a transaction")
+        block_ms = SCHEDULE.get(state).block_ms
+        for call in observations:
+            spec = self._feeds.get(call.feed)
+            if spec is None:
+                raise InvalidTransaction(
+                    "unknown-feed", f"{call.feed}; there are: {', '.join(self._feeds)}"
+                )
+            if call.round < NEXT_ROUNDS.read(state, 0, sender, call.feed):
+                raise InvalidTransaction("observed-already", f"{call.feed}, round {call.round}")
+            soonest = self._round(spec, block_ms)
+            if not soonest <= call.round <= self._round(spec, block_ms + PATIENCE_MS):
+                raise InvalidTransaction("round-not-open", f"round {call.round}; now {soonest}")
+
+    # -- when --------------------------------------------------------------------------------------
+
+    def _is_due(self, call: Wire, block_ms: int) -> bool:
+        """Whether a block of this time may include a call."""
+        if isinstance(call, SubmitReading):
+            return call.boundary_grid_ms <= self._clock.grid_ms(block_ms + self._ahead_ms)
+        if isinstance(call, SubmitObservation):
+            spec = self._feeds.get(call.feed)
+            return spec is not None and call.round == self._round(spec, block_ms)
+        return True
+
+    def _round(self, spec: FeedSpec, block_ms: int) -> int:
+        return round_at(spec, self._clock.network_genesis_ms, block_ms)
 
     def _interval(self, state: State) -> int:
         """The interval of the last block's time, which pool and block know alike."""
@@ -150,3 +253,11 @@ class OracleAdmission(WindowNonce):
 def _require(allowed: bool, reason: str, sender: bytes) -> None:  # noqa: FBT001 - the condition
     if not allowed:
         raise InvalidTransaction(reason, f"sender {sender.hex()}")
+
+
+def _timed_calls(body: TransactionBody) -> Iterator[Wire]:
+    """The calls of an admitted transaction that have their time; the others have none."""
+    for raw in body.calls:
+        for type_ in (SubmitReading, SubmitObservation):
+            with suppress(Malformed):
+                yield decode(raw, type_)

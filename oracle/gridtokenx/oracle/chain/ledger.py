@@ -23,6 +23,7 @@ from gridtokenx.oracle.chain.feeds import Feeds
 from gridtokenx.oracle.chain.meters import Meters
 from gridtokenx.oracle.chain.parameters import FeedSpec, MeterParameters
 from gridtokenx.oracle.chain.registry import Registry
+from gridtokenx.oracle.chain.relaying import QuotedInterchain
 
 FIRST_SET_ID = 0
 
@@ -34,7 +35,7 @@ class OracleGenesis(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     validators: Annotated[tuple[PublicKey, ...], Meta(min_length=1, max_length=100)]
     """The oracles' keys: they run the chain, and observe."""
     relayers: tuple[PublicKey, ...]
-    """Keys that may relay for free."""
+    """Keys that may relay, within their quota."""
     clock: GridClock
     clients: tuple[ClientGenesis, ...]
     """Light clients of the consortium and the public chain."""
@@ -94,7 +95,7 @@ def oracle_chain(genesis: OracleGenesis, verifier: Verifier | None = None) -> Or
     genesis.check()
     consortium, public = genesis.consortium_client, genesis.public_client
     parameters, clock = genesis.meters, genesis.clock
-    interchain = Interchain(genesis.clients, verifier)
+    interchain = QuotedInterchain(genesis.clients, verifier)
     dispatch = Dispatch(interchain, (consortium, public), parameters.packet_timeout_ms)
     registry = Registry(clock, parameters.grace_ms, consortium)
     meters = Meters(clock, parameters, dispatch, consortium, public)
@@ -110,7 +111,9 @@ def oracle_chain(genesis: OracleGenesis, verifier: Verifier | None = None) -> Or
     ledger = Ledger(
         genesis.chain_id,
         (registry, meters, feeds, dispatch, interchain, Council(lambda _state: genesis.validators)),
-        OracleAdmission(clock, genesis.validators, genesis.relayers),
+        OracleAdmission(
+            clock, parameters.ahead_ms, genesis.feeds, genesis.validators, genesis.relayers
+        ),
         authorities,
     )
     return OracleChain(ledger, registry, meters, feeds, interchain)

@@ -182,7 +182,7 @@ class Meters(Module):
         device = device_by_key(ctx.state, ctx.sender)
         if device is None or not device.registration.active:
             raise CallFailed("unknown-device", f"no active device has key {ctx.sender.hex()}")
-        point = self._point(ctx, call)
+        point = self._point(call)
         registration = device.registration
         if point.boundary < device.since:
             raise CallFailed("before-registration", f"energy counts from interval {device.since}")
@@ -196,13 +196,9 @@ class Meters(Module):
         if book is not meter.book:
             METERS.put(ctx.state, replace(meter, book=book), registration.device)
 
-    def _point(self, ctx: Context, call: SubmitReading) -> Point:
+    def _point(self, call: SubmitReading) -> Point:
         """The boundary that a stamp is about."""
         parameters, stamp_ms = self._parameters, call.boundary_grid_ms
-        if stamp_ms > self._clock.grid_ms(ctx.timestamp_ms + parameters.ahead_ms):
-            raise CallFailed(
-                "from-the-future", f"stamp {stamp_ms} in a block of {ctx.timestamp_ms}"
-            )
         boundary = interval_at(stamp_ms + INTERVAL_MS // 2)
         skew_ms = abs(stamp_ms - interval_start_ms(boundary))
         if skew_ms > parameters.boundary_limit_grid_ms:
