@@ -4,6 +4,7 @@ import pytest
 from msgspec.structs import replace
 from tests import oracle_world
 from tests.consortium_world import (
+    CHAIN_ID,
     FIRST,
     WATT,
     ConsortiumWorld,
@@ -27,12 +28,19 @@ from gridtokenx.consortium.settlement.messages import (
     Statement,
     WindowClosed,
 )
-from gridtokenx.consortium.settlement.module import DEFAULT_FUND, Missed, SettlementParameters
+from gridtokenx.consortium.settlement.module import (
+    DEFAULT_FUND,
+    Missed,
+    SettlementParameters,
+    _Draft,
+)
 from gridtokenx.consortium.settlement.reports import MAX_ENTRY_WH
-from gridtokenx.consortium.settlement.statement import Item
+from gridtokenx.consortium.settlement.statement import Imbalance, Item, imbalance_lines
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.interchain.apps.meter_report import MeterEntry, Quality
 from gridtokenx.lab.testnet.genesis import check_windows
+from gridtokenx.ledger.runtime import Context
+from gridtokenx.ledger.state import State
 
 NEXT = FIRST + 1
 PRICE = 3_340_000
@@ -63,6 +71,10 @@ def deliver(world: ConsortiumWorld, interval: int, *entries: MeterEntry) -> None
     if world.now_ms < world.start_ms(interval + 1):
         world.run_until(world.start_ms(interval + 1))
     assert {result.code for result in world.deliver(interval, [*entries, *rest])} == {"ok"}
+
+
+def context(world: ConsortiumWorld) -> Context:
+    return Context(CHAIN_ID, world.head.height + 1, 0, world.now_ms + 1, State(world.head.state))
 
 
 def net(world: ConsortiumWorld, interval: int, name: str) -> int:
@@ -298,6 +310,25 @@ def test_a_correction_with_the_same_energy_makes_no_line() -> None:
     before = len(world.all(Statement))
     deliver(world, NEXT + 1, entry("b1", import_wh=100, corrects=NEXT))
     assert len(world.all(Statement)) == before
+
+
+def test_a_long_statement_comes_in_parts_with_its_totals_once() -> None:
+    """The utility's other side of a thousand zones is more than one event can hold."""
+    world = traded()
+    settlement, ctx = world.chain.settlement, context(world)
+    draft = _Draft(NEXT, is_metered=True)
+    short = Imbalance(short_wh=1_000, long_wh=0)
+    prices = world.chain.market.prices(ctx.state, 0, NEXT)
+    for zone in range(600):
+        draft.batch.add(key("b0"), imbalance_lines(NEXT, zone, short, prices))
+    draft.close(key("utility"))
+    settlement._pay(ctx, draft)
+    for name in ("b0", "utility"):
+        parts = [e for e in ctx.events if isinstance(e, Statement) and e.account == key(name)]
+        assert [len(part.lines) for part in parts] == [256, 256, 88]
+        assert [bool(part.net_uwatt) for part in parts] == [False, False, True]
+        lines = [line for part in parts for line in part.lines]
+        assert sum(line.amount_nwatt for line in lines) == 1_000 * parts[-1].net_uwatt
 
 
 # -- defaults --------------------------------------------------------------------------------------

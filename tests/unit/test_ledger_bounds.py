@@ -14,6 +14,7 @@ from gridtokenx.ledger.blocks import Block, EventRecord
 from gridtokenx.ledger.runtime import (
     MAX_BLOCK_WEIGHT,
     MAX_MISFITS,
+    CallFailed,
     Context,
     Executed,
     ExecutedBlock,
@@ -204,3 +205,55 @@ def test_a_proposer_does_not_walk_the_whole_pool_for_the_last_gap() -> None:
 
     ledger.build(ledger.genesis(0), Proposal(0, 10), candidates())
     assert asked <= 2 * MAX_MISFITS
+
+
+# -- events ----------------------------------------------------------------------------------------
+
+
+class Shout(Wire, frozen=True, tag="shouting.shout"):
+    times: UInt63
+
+
+class Shouted(Wire, frozen=True, tag="shouting.shouted"):
+    words: tuple[ShortText, ...]
+
+
+class Shouting(Module):
+    name = "shouting"
+    events = (Shouted,)
+    in_hook = 0
+
+    @handles(Shout)
+    def shout(self, ctx: Context, call: Shout) -> None:
+        ctx.emit(Shouted(words=("a" * 64,) * call.times))
+        if call.times == 2:
+            raise CallFailed("hoarse", WIDE * 8)
+
+    def end_block(self, ctx: Context) -> None:
+        if self.in_hook:
+            ctx.emit(Shouted(words=("a" * 64,) * self.in_hook))
+
+
+def test_an_event_larger_than_its_record_fails_the_call() -> None:
+    ledger = make_ledger(Shouting())
+    genesis = ledger.genesis(0)
+    transaction = send(ALICE, 0, Shout(times=2_000), Shout(times=100))
+    executed, refused = ledger.build(genesis, Proposal(0, 10), [transaction])
+    assert refused == ()
+    assert results(ledger, executed) == ["event-too-large", "ok"]
+
+
+def test_an_event_too_large_in_a_hook_stops_the_node_and_says_why() -> None:
+    shouting = Shouting()
+    ledger = make_ledger(shouting)
+    genesis = ledger.genesis(0)
+    shouting.in_hook = 2_000
+    with pytest.raises(AssertionError, match=r"Shouting.end_block refuses.*Shouted"):
+        ledger.build(genesis, Proposal(0, 10), [])
+
+
+def test_the_receipt_of_many_long_refusals_fits_its_record() -> None:
+    ledger = make_ledger(Shouting())
+    transaction = send(ALICE, 0, *[Shout(times=2)] * 64)
+    executed, _ = ledger.build(ledger.genesis(0), Proposal(0, 10), [transaction])
+    assert results(ledger, executed) == ["hoarse"] * 64

@@ -43,5 +43,7 @@ Denom = Annotated[str, Meta(max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9._/-]*\Z
 Text = Annotated[str, Meta(max_length=512)]
 """A sentence meant for a person."""
 
-Blob = Annotated[bytes, Meta(max_length=65_536)]
+BLOB_MAX = 65_536
+
+Blob = Annotated[bytes, Meta(max_length=BLOB_MAX)]
 """Opaque bytes whose meaning another layer decodes."""

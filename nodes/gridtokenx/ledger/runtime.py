@@ -22,7 +22,7 @@ from gridtokenx.core.codec import Wire, decode, encode
 from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.merkle import merkle_root
 from gridtokenx.core.state_tree import StateTree
-from gridtokenx.core.types import Hash32, ShortText, Text
+from gridtokenx.core.types import BLOB_MAX, Hash32, ShortText, Text
 from gridtokenx.core.units import AmountError
 from gridtokenx.ledger.blocks import (
     MAX_BLOCK_BYTES,
@@ -85,6 +85,8 @@ class Executed(Wire, frozen=True, tag="ledger.executed"):
     """One per call, in order."""
 
 
+MAX_MESSAGE_BYTES: Final = 512
+"""Of one call's refusal: the receipt of the most calls still fits an event record."""
 OK: Final = CallResult(code="ok", message="")
 
 
@@ -103,7 +105,16 @@ class Context:
     events: list[Wire] = field(default_factory=list)
 
     def emit(self, event: Wire) -> None:
-        """Record an event; undone if the call fails."""
+        """Record an event; undone if the call fails.
+
+        Raises:
+            CallFailed: it is larger than an event record may be.
+        """
+        size = len(encode(event))
+        if size > BLOB_MAX:
+            raise CallFailed(
+                "event-too-large", f"{type(event).__name__}: {size} of {BLOB_MAX} bytes"
+            )
         self.events.append(event)
 
 
@@ -382,7 +393,7 @@ class Ledger:
         except (CallFailed, AmountError, BadKey) as refusal:
             ctx.state.rollback(savepoint)
             del ctx.events[emitted:]
-            return CallResult(code=_code_of(refusal)[:64], message=str(refusal)[:512])
+            return CallResult(code=_code_of(refusal)[:64], message=_cut(str(refusal)))
         return OK
 
     def check_invariants(self, tree: StateTree) -> list[str]:
@@ -453,7 +464,7 @@ class _Run:
     def begin(self) -> None:
         ctx = self._context()
         for module in self._ledger.modules:
-            module.begin_block(ctx)
+            _run_hook(module.begin_block, ctx)
         self._records += _records(0, ctx.events)
 
     def apply(self, origin: int, transaction: Transaction, *, prechecked: bool) -> None:
@@ -489,7 +500,7 @@ class _Run:
     def finish(self, transactions: tuple[Transaction, ...]) -> ExecutedBlock:
         ctx = self._context()
         for module in self._ledger.modules:
-            module.end_block(ctx)
+            _run_hook(module.end_block, ctx)
         self._records += _records(0, ctx.events)
         return self._ledger._seal(  # noqa: SLF001 - the run is the ledger's own
             self._proposal,
@@ -499,6 +510,18 @@ class _Run:
             self._state,
             self._records,
         )
+
+
+def _run_hook(hook: Callable[[Context], None], ctx: Context) -> None:
+    """A refusal has nobody to be told to in a hook: it is a module's mistake, and stops the node."""
+    try:
+        hook(ctx)
+    except CallFailed as refusal:
+        raise AssertionError(f"{hook.__qualname__} refuses, which no hook may: {refusal}") from None
+
+
+def _cut(message: str) -> str:
+    return message.encode(errors="replace")[:MAX_MESSAGE_BYTES].decode(errors="ignore")
 
 
 def _code_of(refusal: CallFailed | AmountError | BadKey) -> str:

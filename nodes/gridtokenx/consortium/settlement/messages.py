@@ -8,17 +8,23 @@ from gridtokenx.consortium.settlement.statement import Line
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.types import Hash32, Int64, PublicKey, UInt63
 
+STATEMENT_LINES: Final = 256
+"""Lines of one statement: about 13 KiB, a fifth of an event record."""
+
 
 class Statement(Wire, frozen=True, tag="settlement.statement"):
-    """One account's part of a batch: every item once, rounded once."""
+    """One account's part of a batch: every item once, rounded once.
+
+    More lines than `STATEMENT_LINES` come in several statements; all but the last have no totals.
+    """
 
     interval: UInt63
     """The batch: the delivery interval whose report made it."""
     account: PublicKey
-    lines: Annotated[tuple[Line, ...], Meta(max_length=4_096)]
+    lines: Annotated[tuple[Line, ...], Meta(max_length=STATEMENT_LINES)]
     """Items of this interval, and corrections of earlier ones."""
     net_uwatt: Int64
-    """Sum of the lines, rounded against the account; positive to receive."""
+    """Sum of all lines, rounded against the account; positive to receive. 0 before the last part."""
     paid_uwatt: Int64
     """What moved; differs from `net_uwatt` only if somebody in the batch could not pay."""
 

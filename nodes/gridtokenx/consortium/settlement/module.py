@@ -32,6 +32,7 @@ from gridtokenx.consortium.parameters import Section
 from gridtokenx.consortium.participants import Participants
 from gridtokenx.consortium.settlement.messages import (
     EVENTS,
+    STATEMENT_LINES,
     AccountDefaulted,
     CorrectionsMissed,
     EntryLimited,
@@ -439,14 +440,18 @@ class Settlement(Module):
         for interval, positions in draft.positions.items():
             self._positions.save(ctx.state, interval, positions)
         for account, lines in sorted(draft.batch.lines.items()):
-            if lines:
+            parts = [
+                lines[at : at + STATEMENT_LINES] for at in range(0, len(lines), STATEMENT_LINES)
+            ]
+            for part in parts:
+                is_last = part is parts[-1]
                 ctx.emit(
                     Statement(
                         interval=draft.interval,
                         account=account,
-                        lines=tuple(lines),
-                        net_uwatt=nets[account],
-                        paid_uwatt=paid.get(account, 0),
+                        lines=tuple(part),
+                        net_uwatt=nets[account] if is_last else 0,
+                        paid_uwatt=paid.get(account, 0) if is_last else 0,
                     )
                 )
         ctx.emit(
