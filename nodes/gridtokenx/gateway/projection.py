@@ -23,7 +23,7 @@ from gridtokenx.core.units import GRID, WATT
 from gridtokenx.gateway.facts import CONSORTIUM, ORACLE, Chain, NetworkFacts, market_name
 from gridtokenx.gateway.ports import VerifiedBlock
 from gridtokenx.gateway.schema import cursor_checksum
-from gridtokenx.interchain import calls
+from gridtokenx.interchain import calls, council
 from gridtokenx.interchain.apps import transfer
 from gridtokenx.interchain.packets import Acknowledgement, Delivered, Refused
 from gridtokenx.ledger.readings import SubmitReading
@@ -192,6 +192,10 @@ class BlockWriter:
                     self._tell("packet-timed-out", f"{port} packet {sequence} of {route} timed out")
             case calls.ClientFrozen(client_id=client_id, height=height):
                 self._tell("client-frozen", f"{client_id} contradicted itself at {height}")
+            case council.ClientRecovered(client_id=client_id, height=height):
+                self._tell("client-recovered", f"{client_id} goes on from block {height}")
+            case council.PauseChanged(paused=paused):
+                self._tell("pause-changed", f"packets {'stopped' if paused else 'go on'}")
 
     def _packet_arrived(self, event: calls.PacketReceived) -> None:
         route = self._chain.route_from(event.client_id)
