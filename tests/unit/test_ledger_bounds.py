@@ -257,3 +257,35 @@ def test_the_receipt_of_many_long_refusals_fits_its_record() -> None:
     transaction = send(ALICE, 0, *[Shout(times=2)] * 64)
     executed, _ = ledger.build(ledger.genesis(0), Proposal(0, 10), [transaction])
     assert results(ledger, executed) == ["hoarse"] * 64
+
+
+# -- the pool's rule -------------------------------------------------------------------------------
+
+
+class Once(Module):
+    """A call whose work is done is redundant, as with relayers."""
+
+    name = "once"
+    done = Map("once.done", int)
+
+    def precheck(self, state: State, sender: bytes, call: Wire) -> None:
+        if isinstance(call, Name) and self.done.has(state, call.name):
+            raise InvalidTransaction("redundant", call.name)
+
+    @handles(Name)
+    def take(self, ctx: Context, call: Name) -> None:
+        self.done.put(ctx.state, 1, call.name)
+
+
+def test_a_transaction_is_refused_only_if_all_its_calls_are_redundant() -> None:
+    ledger = make_ledger(Once())
+    genesis = ledger.genesis(0)
+    first, _ = ledger.build(genesis, Proposal(0, 10), [send(ALICE, 0, Name(name="a"))])
+    partly = send(BOB, 0, Name(name="a"), Name(name="b"))
+    ledger.admit(State(first.state), partly, 20)
+    second, refused = ledger.build(first, Proposal(0, 20), [partly])
+    assert (second.block.transactions, refused) == ((partly,), ())
+    again = send(ALICE, 1, Name(name="a"), Name(name="b"))
+    with pytest.raises(InvalidTransaction, match="redundant: a"):
+        ledger.admit(State(second.state), again, 30)
+    assert ledger.build(second, Proposal(0, 30), [again])[1] == (again,)

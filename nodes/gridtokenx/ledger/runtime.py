@@ -381,9 +381,23 @@ class Ledger:
         return weight
 
     def precheck(self, state: State, sender: bytes, calls: Iterable[Wire]) -> None:
-        """Ask each call's module whether it is sure to be useless."""
+        """Refuse a transaction of which every call is sure to be useless.
+
+        One that is useful carries the others: a second relayer's batch may repeat some of the first's.
+
+        Raises:
+            RemoteFault: what is wrong with the first call.
+        """
+        problem: RemoteFault | None = None
         for call in calls:
-            self._owners[type(call)].precheck(state, sender, call)
+            try:
+                self._owners[type(call)].precheck(state, sender, call)
+            except RemoteFault as fault:
+                problem = problem or fault
+            else:
+                return
+        if problem is not None:
+            raise problem
 
     def call(self, ctx: Context, call: Wire) -> CallResult:
         """Carry out one call; on refusal nothing of it remains."""
