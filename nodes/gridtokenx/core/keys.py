@@ -10,7 +10,6 @@ simulator (where forging is impossible because nobody tries it except through th
 
 import hashlib
 import hmac
-from collections.abc import Sequence
 from enum import Enum
 from typing import Final, Protocol
 
@@ -31,7 +30,6 @@ class Domain(bytes, Enum):
     PBFT_COMMIT = b"gtx:cm:1"
     PBFT_VIEW_CHANGE = b"gtx:vc:1"
     PBFT_NEW_VIEW = b"gtx:nv:1"
-    PBFT_CHECKPOINT = b"gtx:cp:1"
     BLOCK_SEAL = b"gtx:sl:1"
     GRANDPA_VOTE = b"gtx:gv:1"
     HANDSHAKE = b"gtx:hs:1"
@@ -125,8 +123,3 @@ class KeyedHashVerifier:
 
 def _keyed_secret(public_key: bytes) -> bytes:
     return sha256(b"keyed-hash secret", public_key)
-
-
-def all_valid(verifier: Verifier, checks: "Sequence[tuple[bytes, bytes, bytes]]") -> bool:
-    """Whether every (public key, message, signature) verifies."""
-    return all(verifier.verify(*check) for check in checks)
