@@ -15,6 +15,7 @@ from gridtokenx.core.codec import decode, encode
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier, sha256
 from gridtokenx.devices.fleet.broker import BrokerSettings, serve_broker
+from gridtokenx.host.broker import BrokerAddress, parse_broker
 from gridtokenx.host.logs import NullLogger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.ledger.broker_access import connect_password
@@ -22,7 +23,6 @@ from gridtokenx.ledger.readings import Watermark, device_id, reading_topic, wate
 from gridtokenx.ledger.runtime import ExecutedBlock
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.oracle.chain.feeds import FEEDS
-from gridtokenx.oracle.process.broker import BrokerAddress, parse_broker
 from gridtokenx.oracle.process.observer import Source
 from gridtokenx.oracle.process.service import OracleService
 

@@ -10,10 +10,10 @@ import pytest
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.devices.fleet.broker import BrokerSettings, read_clients, run_broker
 from gridtokenx.devices.fleet.fleet import FleetSettings, load_households
-from gridtokenx.devices.fleet.link import parse_broker
 from gridtokenx.devices.fleet.profiles import plan_neighbourhood
 from gridtokenx.devices.fleet.roster import Roster, make_roster, read_roster
 from gridtokenx.devices.models.profiles import STEP_MS, Profile, pack_profiles
+from gridtokenx.host.broker import parse_broker
 from gridtokenx.host.keyfile import KeyRing, create_development_password
 
 ROSTER = make_roster(plan_neighbourhood(1, 2, 1, 1).specs, [0, 0])

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
+from gridtokenx.core.gridtime import GridClock
 from gridtokenx.host.config import Setting, Settings
 
 
@@ -24,6 +25,23 @@ class ProcessSettings(Settings, frozen=True, kw_only=True):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Setting("The least level that is written.")
     ] = "info"
+
+
+class GridTimeSettings(ProcessSettings, frozen=True, kw_only=True):
+    """A process that lives in grid time, but follows no chain."""
+
+    network_genesis_ms: Annotated[
+        int, Setting("Network time of genesis.", unit="milliseconds since 1970", minimum=0)
+    ]
+    grid_epoch_ms: Annotated[
+        int, Setting("Grid time at genesis.", unit="milliseconds since 1970", minimum=0)
+    ]
+    time_scale: Annotated[int, Setting("Grid time per network time.", minimum=1, maximum=3600)] = 1
+
+    @property
+    def grid_clock(self) -> GridClock:
+        """The map from network time to grid time."""
+        return GridClock(self.network_genesis_ms, self.grid_epoch_ms, self.time_scale)
 
 
 class KeyedSettings(ProcessSettings, frozen=True, kw_only=True):

@@ -28,7 +28,7 @@ from gridtokenx.devices.fleet.journal import (
     SignedReading,
     last_sequences,
 )
-from gridtokenx.devices.fleet.link import BrokerAddress, DeviceLink, parse_broker
+from gridtokenx.devices.fleet.link import DeviceLink
 from gridtokenx.devices.fleet.outbox import Outbox
 from gridtokenx.devices.fleet.roster import HouseholdEntry, read_roster
 from gridtokenx.devices.models.household import (
@@ -38,13 +38,14 @@ from gridtokenx.devices.models.household import (
     reading_of,
 )
 from gridtokenx.devices.models.profiles import Profile, unpack_profiles
+from gridtokenx.host.broker import BrokerAddress, parse_broker
 from gridtokenx.host.config import Setting
 from gridtokenx.host.files import read_file
 from gridtokenx.host.keyfile import KeyRing, find_password
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.role import open_role
-from gridtokenx.host.settings import ProcessSettings
+from gridtokenx.host.settings import GridTimeSettings
 from gridtokenx.host.tasks import Tasks
 from gridtokenx.interchain.apps.registry import DeviceKind
 from gridtokenx.ledger.readings import FIRST_SEQUENCE
@@ -54,7 +55,7 @@ MAX_SLEEP_S: Final = 5.0
 """Longest sleep before the clock is looked at again: a laptop's sleep stops timers, not time."""
 
 
-class FleetSettings(ProcessSettings, frozen=True, kw_only=True):
+class FleetSettings(GridTimeSettings, frozen=True, kw_only=True):
     """Settings of `gtx devices`."""
 
     broker: Annotated[str, Setting("Address of the broker: mqtt[s]://[user:password@]host[:port].")]
@@ -69,18 +70,6 @@ class FleetSettings(ProcessSettings, frozen=True, kw_only=True):
     )
     data: Annotated[Path, Setting("Directory of journals; made if absent.")]
     chain_id: Annotated[str, Setting("Chain id of the oracle chain, in hexadecimal.")]
-    network_genesis_ms: Annotated[
-        int, Setting("Network time of genesis.", unit="milliseconds since 1970", minimum=0)
-    ]
-    grid_epoch_ms: Annotated[
-        int, Setting("Grid time at genesis.", unit="milliseconds since 1970", minimum=0)
-    ]
-    time_scale: Annotated[int, Setting("Grid time per network time.", minimum=1, maximum=3600)] = 1
-
-    @property
-    def grid_clock(self) -> GridClock:
-        """The map from network time to grid time."""
-        return GridClock(self.network_genesis_ms, self.grid_epoch_ms, self.time_scale)
 
 
 @dataclass(frozen=True, slots=True)

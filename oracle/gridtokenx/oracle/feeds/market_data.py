@@ -26,7 +26,6 @@ from gridtokenx.core.gridtime import (
     BANGKOK_UTC_OFFSET_MS,
     DAY_MS,
     INTERVAL_MS,
-    GridClock,
     local_day,
 )
 from gridtokenx.host.addresses import HostPort
@@ -34,7 +33,7 @@ from gridtokenx.host.config import Setting
 from gridtokenx.host.http import HttpServer, add_health
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.role import open_role
-from gridtokenx.host.settings import ProcessSettings
+from gridtokenx.host.settings import GridTimeSettings
 from gridtokenx.oracle.feeds.market import MICRO, Market
 from gridtokenx.oracle.feeds.source import SourceSettings
 
@@ -43,7 +42,7 @@ BANGKOK: Final = timezone(timedelta(milliseconds=BANGKOK_UTC_OFFSET_MS))
 MAX_REQUEST_BYTES: Final = 1024
 
 
-class MarketDataSettings(ProcessSettings, frozen=True, kw_only=True):
+class MarketDataSettings(GridTimeSettings, frozen=True, kw_only=True):
     """Settings of `gtx market-data`."""
 
     listen: Annotated[str, Setting("Address (host:port) that serves the sources.")]
@@ -51,18 +50,6 @@ class MarketDataSettings(ProcessSettings, frozen=True, kw_only=True):
     credential: Annotated[
         str, Setting("Key, token and password that three of the sources ask for.", secret=True)
     ] = "local-testnet"
-    network_genesis_ms: Annotated[
-        int, Setting("Network time of genesis.", unit="milliseconds since 1970", minimum=0)
-    ]
-    grid_epoch_ms: Annotated[
-        int, Setting("Grid time at genesis.", unit="milliseconds since 1970", minimum=0)
-    ]
-    time_scale: Annotated[int, Setting("Grid time per network time.", minimum=1, maximum=3600)] = 1
-
-    @property
-    def grid_clock(self) -> GridClock:
-        """The map from network time to grid time."""
-        return GridClock(self.network_genesis_ms, self.grid_epoch_ms, self.time_scale)
 
 
 def default_sources(base_url: str, credential: str) -> tuple[SourceSettings, ...]:

@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Final
 
+from gridtokenx.host.broker import parse_broker
 from gridtokenx.host.checking import CachingVerifier
 from gridtokenx.host.config import Setting
 from gridtokenx.host.files import read_file
@@ -15,7 +16,6 @@ from gridtokenx.host.settings import PermissionedNodeSettings
 from gridtokenx.ledger.identity import parse_genesis
 from gridtokenx.ledger.runtime import Ledger
 from gridtokenx.oracle.chain.ledger import OracleGenesis, oracle_ledger
-from gridtokenx.oracle.process.broker import parse_broker
 from gridtokenx.oracle.process.observer import Source
 from gridtokenx.oracle.process.service import OracleService
 

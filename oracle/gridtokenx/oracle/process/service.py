@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Signer, Verifier
+from gridtokenx.host.broker import BrokerAddress
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.tasks import Tasks
@@ -19,7 +20,7 @@ from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
 from gridtokenx.ledger.state import State
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.oracle.chain.ledger import OracleGenesis
-from gridtokenx.oracle.process.broker import QUEUED_MESSAGES, BrokerAddress, BrokerLink
+from gridtokenx.oracle.process.broker import QUEUED_MESSAGES, BrokerLink
 from gridtokenx.oracle.process.intake import Intake
 from gridtokenx.oracle.process.observer import Observer, Source
 from gridtokenx.oracle.process.watermarks import Watermarks
@@ -34,6 +35,7 @@ class OracleNode(Protocol):
     @property
     def head(self) -> ExecutedBlock:
         """The last committed block."""
+        ...
 
     def submit(self, transactions: Sequence[Transaction]) -> None:
         """Hand over transactions whose signatures were checked; `RemoteFault` if it is too busy."""
