@@ -1,5 +1,6 @@
 """What surrounds a process: exit codes, one-line errors, signals, logs, numbers and health."""
 
+import asyncio
 import io
 import json
 import os
@@ -189,6 +190,28 @@ async def test_health_readiness_and_numbers_over_http() -> None:
         async with session.get("/metrics") as response:
             assert 'gtx_things_total{role="r"} 1.0' in await response.text()
     await server.close()
+
+
+async def test_what_is_no_http_is_counted_and_not_logged(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    metrics = Metrics()
+    server = HttpServer(new_application(), HostPort("127.0.0.1", 0), metrics)
+    await server.start()
+    for noise in (
+        b"\x16\x03\x01\x00\r\n\r\n",
+        b"GET / HTTP/1.1\r\nA: " + b"b" * 20_000 + b"\r\n\r\n",
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(noise)
+        assert b" 400 " in await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    await server.close()
+    counted = metrics.by_label("http_malformed", "reason")
+    assert sum(counted.values()) == 2, counted
+    assert counted["LineTooLong"] == 1
+    assert capsys.readouterr().err == ""
 
 
 def test_the_path_of_a_node_imports_nothing_heavy() -> None:

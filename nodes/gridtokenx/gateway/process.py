@@ -102,7 +102,7 @@ class Gateway:
         """Serve and follow until cancelled."""
         if self._index.rebuilt_because:
             self._log.warning("index made anew", reason=self._index.rebuilt_because)
-        server = HttpServer(self.api.application(self._log), listen)
+        server = HttpServer(self.api.application(self._log), listen, self._metrics)
         await server.start()
         self.port = server.port
         self._log.info("gateway", port=self.port)

@@ -5,6 +5,7 @@
 thing in a node, so it is imported only when something is served.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -65,13 +66,25 @@ def add_health(
 
 
 class HttpServer:
-    """Serves an application until closed."""
+    """Serves an application until closed.
 
-    def __init__(self, application: "web.Application", listen: HostPort) -> None:
+    Args:
+        application: what is served.
+        listen: where.
+        metrics: counts ``http_malformed``: what arrived and was no HTTP request.
+    """
+
+    def __init__(
+        self, application: "web.Application", listen: HostPort, metrics: Metrics | None = None
+    ) -> None:
         from aiohttp import web  # noqa: PLC0415 - see the head of the file
 
         self._runner = web.AppRunner(
-            application, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S
+            application,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=SHUTDOWN_S,
+            logger=_server_logger(metrics or Metrics()),
         )
         self._listen = listen
 
@@ -101,3 +114,21 @@ class HttpServer:
     async def close(self) -> None:
         """Stop listening, and end what is open."""
         await self._runner.cleanup()
+
+
+def _server_logger(metrics: Metrics) -> logging.Logger:
+    """The server's own log, but for what strangers could fill it with: that is only counted."""
+    from aiohttp.http_exceptions import HttpProcessingError  # noqa: PLC0415 - see the head
+    from aiohttp.log import server_logger  # noqa: PLC0415 - see the head
+
+    def keep(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, HttpProcessingError):
+            return True
+        metrics.count("http_malformed", reason=type(error).__name__)
+        return False
+
+    logger = logging.Logger("gridtokenx.http", logging.DEBUG)  # noqa: LOG001 - one per server
+    logger.parent = server_logger
+    logger.addFilter(keep)
+    return logger

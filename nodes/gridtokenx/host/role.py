@@ -38,7 +38,7 @@ class Role:
             return
         application = new_application()
         add_health(application, self.metrics, ready, facts)
-        server = HttpServer(application, self.http)
+        server = HttpServer(application, self.http, self.metrics)
         await server.start()
         self.log.info("http", port=server.port)
         try:

@@ -211,7 +211,7 @@ async def run_market_data(
     role = open_role(settings, "market-data")
     app = make_app(settings, role.clock.now_ms, role.metrics)
     add_health(app, role.metrics, lambda: True)
-    server = HttpServer(app, HostPort.parse(settings.listen))
+    server = HttpServer(app, HostPort.parse(settings.listen), role.metrics)
     async with role.serving(lambda: True):
         await server.start()
         role.log.info("listening", port=server.port)
