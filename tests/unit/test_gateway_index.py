@@ -308,6 +308,21 @@ def test_price_signals(world: World) -> None:
     assert world.queries.markets()[1]["price_uwatt_per_kwh"] == PRICE + 1
 
 
+def test_a_statement_in_parts_keeps_all_its_lines(world: World) -> None:
+    lines = [Line(FIRST + n, 0, Item.SALE, 600, PRICE, 2_220_000_000) for n in range(3)]
+    world.on(
+        CONSORTIUM,
+        Statement(FIRST + 2, key("alice"), tuple(lines[:2]), 0, 0),
+        Statement(FIRST + 2, key("alice"), tuple(lines[2:]), 6_660_000, 6_660_000),
+    )
+    statement = world.queries.statement(key("alice"))
+    assert statement is not None
+    assert [line["interval"] for line in statement["lines"]] == [FIRST, FIRST + 1, FIRST + 2]
+    assert statement["net_uwatt"] == 6_660_000
+    world.on(CONSORTIUM, Statement(FIRST + 3, key("alice"), tuple(lines[:1]), 1, 1))
+    assert len(world.queries.statement(key("alice"))["lines"]) == 1
+
+
 def test_settlement_counts_metered_intervals_and_the_trades_they_paid(world: World) -> None:
     hold_an_auction(world)
     line = Line(FIRST + 2, 0, Item.SALE, 600, PRICE, 2_220_000_000)

@@ -406,8 +406,14 @@ class BlockWriter:
                 self._tell("default", text)
 
     def _statement(self, event: settlement.Statement) -> None:
+        """The latest statement of an account; one of many lines comes in parts."""
+        earlier = self._sql(
+            "SELECT lines FROM statements WHERE account = ? AND interval = ? AND height = ?",
+            (event.account, event.interval, self._height),
+        ).fetchone()
         lines = msgspec.json.encode(
-            [
+            ([] if earlier is None else msgspec.json.decode(earlier[0]))
+            + [
                 {
                     "interval": line.interval,
                     "zone": line.zone,
