@@ -415,7 +415,7 @@ async def test_a_lie_about_a_blocks_transactions_counts_no_readings(tmp_path: Pa
         from gridtokenx.oracle.chain.feeds import SubmitObservation
 
         chain = made.chains[ORACLE]
-        observed = SubmitObservation("energy-price", 1, 3_900_000, "test")
+        observed = SubmitObservation("energy-price", 0, 3_900_000, "test")
         chain.block(sign_transaction(signer("oracle-0"), chain_id, 1, [observed]))
         for node in made.nodes[ORACLE]:
             node.grow()
