@@ -24,6 +24,7 @@ from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.lab.sim.network import Envelope, LinkProfile, Verdict
 from gridtokenx.lab.sim.world import START_MS, SimulatedNode, World
 from gridtokenx.ledger.admission import StrictNonce, TokenFee
+from gridtokenx.ledger.blocks import Block
 from gridtokenx.ledger.records import final_height, load_block, load_finality
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger, SetReference
 from gridtokenx.ledger.tokens import Allocation, Tokens, Transfer
@@ -283,6 +284,24 @@ class DoubleAuthor(Wrapper):
         twin = NewBlock(seal(msgspec.structs.replace(block, header=later), self.signer))
         others = [id_ for id_ in self.network.ids if id_ != self.network.ids[self.index]]
         return [Send(to, twin if i % 2 else effect.message) for i, to in enumerate(others)]
+
+
+class ManyAuthor(Wrapper):
+    """Seals a flood of blocks for every slot of its own; each of the others gets different ones."""
+
+    each = 5
+
+    def corrupt(self, effect: Effect) -> list[Effect]:
+        if not (isinstance(effect, Broadcast) and isinstance(effect.message, NewBlock)):
+            return [effect]
+        others = [id_ for id_ in self.network.ids if id_ != self.network.ids[self.index]]
+        block, made = effect.message.block.block, range(self.each * len(others))
+        return [Send(others[i // self.each], self._another(block, i)) for i in made]
+
+    def _another(self, block: Block, number: int) -> NewBlock:
+        stamp_ms = block.header.timestamp_ms + number
+        header = msgspec.structs.replace(block.header, timestamp_ms=stamp_ms)
+        return NewBlock(seal(msgspec.structs.replace(block, header=header), self.signer))
 
 
 class Liar(Wrapper):

@@ -6,6 +6,7 @@ every disk holds a chain whose justifications convince a stranger.
 """
 
 import random
+from collections import Counter
 
 import pytest
 from tests.simulation.public_network import (
@@ -15,6 +16,7 @@ from tests.simulation.public_network import (
     DoubleAuthor,
     DoubleVoter,
     Liar,
+    ManyAuthor,
     PublicNetwork,
     Silent,
     Wrap,
@@ -23,6 +25,8 @@ from tests.simulation.public_network import (
 
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier, sha256
 from gridtokenx.lab.sim.network import DeliverAfter, Drop, Envelope, LinkProfile, Verdict
+from gridtokenx.ledger.blocks import Block
+from gridtokenx.ledger.runtime import ExecutedBlock
 from gridtokenx.ledger.state import State
 from gridtokenx.public.grandpa.messages import CatchUp, Votes
 from gridtokenx.public.machine import NodeKeys
@@ -163,7 +167,7 @@ def test_all_validators_die_at_once_and_go_on() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("liar", [Silent, DoubleVoter, DoubleAuthor, Liar])
+@pytest.mark.parametrize("liar", [Silent, DoubleVoter, DoubleAuthor, ManyAuthor, Liar])
 @pytest.mark.parametrize(("n", "bad"), [(4, 1), (7, 2)])
 def test_up_to_a_third_may_be_byzantine(liar: Wrap, n: int, bad: int, seed: int) -> None:
     profile = LinkProfile(delay_ms=(5, 120), loss=0.02, reorder=0.1)
@@ -179,6 +183,24 @@ def test_double_votes_and_double_blocks_are_reported_with_evidence() -> None:
     assert net.run_to(15, slots=60, among=net.honest())
     assert net.misbehaviours("grandpa-equivocation") == {net.ids[0]}
     assert net.misbehaviours("slot-equivocation") == {net.ids[1]}
+
+
+def test_floods_of_blocks_for_one_slot_are_mostly_left_unexecuted() -> None:
+    net = PublicNetwork(4, 3, wrap={0: ManyAuthor})
+    execute, executed = net.ledger.execute, Counter[int]()
+
+    def counted(parent: ExecutedBlock, block: Block) -> ExecutedBlock:
+        executed[block.header.round] += 1
+        return execute(parent, block)
+
+    net.ledger.execute = counted  # type: ignore[method-assign]  # to look on
+    net.world.start()
+    assert net.run_to(15, slots=60, among=net.honest())
+    assert net.misbehaviours("slot-equivocation") == {net.ids[0]}
+    reported = [len(net.world.nodes[net.ids[i]].misbehaviours) for i in net.honest()]
+    flooded = sum(count > 4 for count in executed.values())
+    assert 0 < max(reported) <= flooded, "once a slot, not once a block"
+    assert max(executed.values()) < 20, "by four nodes together; with fifteen blocks to a slot"
 
 
 def test_lagging_votes() -> None:
@@ -239,7 +261,10 @@ def everything_at_once(seed: int, n: int = 4) -> None:
     net = PublicNetwork(
         n,
         seed,
-        wrap={index: draw.choice([Silent, DoubleVoter, DoubleAuthor, Liar]) for index in faulty},
+        wrap={
+            index: draw.choice([Silent, DoubleVoter, DoubleAuthor, ManyAuthor, Liar])
+            for index in faulty
+        },
         profile=LinkProfile(
             delay_ms=(5, draw.choice([50, 200, 800])),
             loss=draw.choice([0, 0.05, 0.2]),
