@@ -54,6 +54,7 @@ async def until(role: Role, name: str, count: int, **labels: str) -> None:
         await asyncio.sleep(0.2)
 
 
+@pytest.mark.slow
 async def test_households_bid_and_grid_travels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -300,6 +300,7 @@ async def test_a_broker_outage_loses_nothing(home: Home) -> None:
     assert_true_to_the_models(home, listener)
 
 
+@pytest.mark.slow
 async def test_killed_at_any_instant_a_fleet_goes_on_where_it_was(home: Home) -> None:
     draw = random.Random(11)
     async with broker(home) as port, listening(port) as listener:

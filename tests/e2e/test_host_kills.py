@@ -144,6 +144,7 @@ async def test_a_node_killed_at_a_named_point_comes_back_and_keeps_up(
         assert_one_chain(network.chains())
 
 
+@pytest.mark.slow
 async def test_random_kills_of_one_node_after_another(tmp_path: Path) -> None:
     chance = random.Random(7)
     with nodes(tmp_path) as network:

@@ -297,6 +297,7 @@ def meter_client(bed: Testbed, device: Meter) -> aiomqtt.Client:
     )
 
 
+@pytest.mark.slow
 async def test_four_nodes_take_readings_and_observe_and_resume(tmp_path: Path) -> None:
     """Readings before and after registration, prices, one node lost, and a restart from disk."""
     meter = Meter("e2e meter")

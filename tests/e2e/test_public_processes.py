@@ -155,6 +155,7 @@ def network(tmp_path: Path) -> Iterator[Processes]:
         process.wait()
 
 
+@pytest.mark.slow
 async def test_killed_validators_come_back_and_vote_again(network: Processes) -> None:
     await network.all_reach(5, within_s=40)
     network.kill(2)

@@ -30,6 +30,7 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dead", [None, 0])
 async def test_registrations_and_transfers_cross_and_an_expired_one_returns(
     tmp_path: Path, dead: int | None
