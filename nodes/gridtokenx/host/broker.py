@@ -1,17 +1,20 @@
 """A client's connection to the MQTT broker: where it is, who logs in, and coming back after a loss.
 
 Law of the file: **cancellation ends it**, whatever the library underneath swallows, and a loss
-never does.
+never does. aiomqtt stands on Python 3.11's `asyncio.wait_for`, which swallows a cancellation that
+coincides with an answer; and leaving a connection waits ten seconds for a broker that is gone. So no
+connection runs in the task that decides to connect again: `until_first` cancels it from outside,
+again and again.
 """
 
 import asyncio
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import aiomqtt
@@ -21,7 +24,7 @@ from gridtokenx.core.keys import Signer
 from gridtokenx.ledger.broker_access import connect_password
 
 FIRST_BACKOFF_S: Final = 0.25
-CANCEL_AGAIN_S: Final = 1.0
+CANCEL_AGAIN_S: Final = 0.25
 _PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 
 
@@ -65,6 +68,42 @@ def _tls(ca_file: Path | None) -> ssl.SSLContext:
         raise LocalFault(f"{ca_file}: cannot be used as CA file: {error}") from None
 
 
+class BrokerClient(aiomqtt.Client):
+    """aiomqtt's client, which does not watch a socket that was closed meanwhile.
+
+    paho asks for a socket to be watched, aiomqtt does it at the loop's next turn, and the socket may
+    be closed by then: uvloop reports "Bad file descriptor" for each.
+    """
+
+    def _on_socket_register_write(
+        self,
+        client: Any,
+        userdata: Any,  # noqa: ARG002 - paho's
+        sock: Any,
+    ) -> None:
+        def write() -> None:
+            try:
+                client.loop_write()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the connection is broken
+                if not self._disconnected.done():
+                    self._disconnected.set_exception(error)
+
+        def watch() -> None:
+            if sock.fileno() > -1:
+                self._loop.add_writer(sock.fileno(), write)
+
+        self._loop.call_soon_threadsafe(watch)
+
+    def _on_socket_unregister_write(
+        self,
+        client: Any,  # noqa: ARG002 - paho's
+        userdata: Any,  # noqa: ARG002 - paho's
+        sock: Any,
+    ) -> None:
+        if sock.fileno() > -1:
+            self._loop.remove_writer(sock.fileno())
+
+
 def broker_client(
     address: BrokerAddress,
     signer: Signer,
@@ -88,7 +127,7 @@ def broker_client(
     if username is None:
         username = identifier
         password = connect_password(signer, time.time_ns() // 1_000_000)
-    return aiomqtt.Client(
+    return BrokerClient(
         address.host,
         address.port,
         identifier=identifier,
@@ -103,7 +142,7 @@ def broker_client(
 
 
 async def keep_connected(
-    connection: Callable[[], Awaitable[None]],
+    connection: Callable[[], Coroutine[None, None, None]],
     on_loss: Callable[[str], None],
     last_backoff_s: float,
 ) -> None:
@@ -118,9 +157,8 @@ async def keep_connected(
     while True:
         started = time.monotonic()
         try:
-            await connection()
+            await until_first(connection())
         except (aiomqtt.MqttError, OSError) as error:
-            heed_cancellation()
             on_loss(str(error))
         if time.monotonic() - started > last_backoff_s:
             backoff_s = FIRST_BACKOFF_S
@@ -132,21 +170,27 @@ async def keep_connected(
 async def until_first(*works: Coroutine[None, None, None]) -> None:
     """Run all until one ends, with that one's error if it has one; none outlives this call.
 
-    Ours differs: no `TaskGroup`, which in Python 3.11 leaves its own cancel request on a task that
-    goes on after the group failed, as a reconnecting one does.
+    A cancellation of this call is never swallowed: `asyncio.wait` raises it, whatever the works make
+    of theirs. Ours differs: no `TaskGroup`, which in Python 3.11 leaves its own cancel request on a
+    task that goes on after the group failed, as a reconnecting one does.
     """
     tasks = {asyncio.ensure_future(work) for work in works}
+    cancelled = False
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        pending = {task for task in tasks if not task.done()}
-        while pending:
+        while pending := {task for task in tasks if not task.done()}:
             for task in pending:
                 task.cancel()
-            _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
+            try:
+                await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
+            except asyncio.CancelledError:
+                cancelled = True
         for task in tasks:
             # Looked at, so that asyncio does not report the error that came second.
             _ = task.cancelled() or task.exception()
+    if cancelled:
+        raise asyncio.CancelledError
     for task in done:
         task.result()
 
