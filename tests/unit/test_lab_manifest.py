@@ -15,6 +15,7 @@ from gridtokenx.lab.manifest import (
     load_manifest,
     parse_manifest,
 )
+from gridtokenx.oracle.chain.parameters import MeterParameters
 
 LOCAL = Path(__file__).parents[2] / "compose" / "manifests" / "local.toml"
 
@@ -64,3 +65,12 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, text: str, sentence: st
 def test_an_absent_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(LocalFault, match="cannot be read"):
         load_manifest(tmp_path / "none.toml")
+
+
+def test_the_manifest_allows_no_grace_that_the_oracle_chain_refuses() -> None:
+    """It allowed one second, and the network then failed at its start."""
+    least = MeterParameters().request_and_view_change_ms + 1
+    MeterParameters(grace_ms=least).check()
+    assert parse_manifest(f"[oracle]\ngrace_ms = {least}\n", "least").oracle.grace_ms == least
+    with pytest.raises(LocalFault, match="grace_ms"):
+        parse_manifest(f"[oracle]\ngrace_ms = {least - 1}\n", "less")

@@ -72,7 +72,7 @@ class Oracle(Section, frozen=True):
 
     nodes: Annotated[int, Meta(ge=4, le=21)] = 4
     block_time_ms: Annotated[int, Meta(ge=0, le=60_000)] = 1_000
-    grace_ms: Annotated[int, Meta(ge=1_000, le=600_000)] = 8_000
+    grace_ms: Annotated[int, Meta(ge=6_001, le=600_000)] = 8_000
     """How long after an interval's end it closes, in network time."""
 
 
