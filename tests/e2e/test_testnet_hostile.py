@@ -47,6 +47,7 @@ async def test_strangers_stop_nothing_and_are_counted(tmp_path: Path) -> None:
         process.terminate()
         assert network.stopped(process, 20) == 0, network.said()
     assert "restarting" not in network.said(), network.said()
+    assert not network.tracebacks()
     await wait(network.verify)
 
 
@@ -173,6 +174,8 @@ async def noise_at_the_gateway(network: Network) -> None:
     after = await asyncio.to_thread(counters, network, "gateway", "gateway_refused")
     assert sum((after - before).values()) >= 3, after
     assert (after - before)["http-413"] >= 1, after
+    malformed = await asyncio.to_thread(counters, network, "gateway", "http_malformed")
+    assert malformed["LineTooLong"] >= 1, malformed
     assert await asyncio.to_thread(network.is_ready, "gateway")
 
 

@@ -60,6 +60,7 @@ def test_five_minutes(tmp_path: Path, kills: bool) -> None:
             again_s = voted_again_after_s(network, each.name, each.died_ms, each.restarted_ms)
             assert again_s <= AGAIN_S, (each, again_s)
     network.verify()
+    assert not network.tracebacks()
 
 
 def check_summary(summary: dict, killed: list[Killed]) -> None:

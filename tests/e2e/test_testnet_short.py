@@ -43,6 +43,7 @@ def test_it_finalises_trades_stops_and_goes_on(tmp_path: Path) -> None:
     check_summary(summary, network)
     network.verify()
     goes_on(network, summary)
+    assert not network.tracebacks()
 
 
 def refuses_to_be_disturbed(network: Network) -> None:

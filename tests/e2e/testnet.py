@@ -202,6 +202,12 @@ class Network:
         facts = json.loads(self.layout.network_path.read_text(encoding="utf-8"))
         return {name: chain["chain_id"] for name, chain in facts["chains"].items()}
 
+    def tracebacks(self) -> dict[str, str]:
+        """By process: the end of a log in which something unexpected is told."""
+        logs = ((m.name, self.layout.log_path(m.name)) for m in self.layout.members)
+        texts = {name: path.read_text(errors="replace") for name, path in logs if path.exists()}
+        return {name: text[-3000:] for name, text in texts.items() if "Traceback" in text}
+
     def network_ms(self) -> int:
         """Network time now, by the heartbeat that the supervisor writes."""
         path = self.layout.heartbeat_path

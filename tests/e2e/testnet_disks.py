@@ -17,7 +17,8 @@ from gridtokenx.ledger.readings import SubmitReading
 from gridtokenx.ledger.records import final_height, load_block, load_finality, load_head
 from gridtokenx.ledger.state import State
 from gridtokenx.ledger.transactions import Transaction
-from gridtokenx.oracle.chain.meters import book_of
+from gridtokenx.oracle.chain.meters import METERED, OUTCOMES, Outcome, book_of
+from gridtokenx.oracle.chain.registers import Point
 from gridtokenx.oracle.chain.registry import device_by_key
 from gridtokenx.public.slots import read_claim
 
@@ -94,22 +95,35 @@ def signed_registers(network: Network) -> dict[bytes, Registers]:
     return found
 
 
-def booked_registers(network: Network, interval_ms: int) -> dict[bytes, Registers | None]:
-    """By device key: the last registers that the oracle chain knows; None if it knows none."""
+def oracle_state(network: Network) -> State:
+    """The state of the oracle chain after its last final block."""
     store = Store.open(network.layout.directory("oracle-0") / "data", read_only=True)
     try:
         head = load_head(store)
     finally:
         store.close()
     assert head is not None
-    state = State(head.state)
+    return State(head.state)
+
+
+def closed_intervals(network: Network) -> list[Outcome]:
+    """What the oracle chain closed, oldest first."""
+    outcomes = [outcome for _, outcome in OUTCOMES.scan(oracle_state(network))]
+    return sorted(outcomes, key=lambda outcome: outcome.interval)
+
+
+def booked_registers(network: Network, interval_ms: int) -> dict[bytes, Registers | None]:
+    """By key of each device that energy is counted of: the last registers that the chain knows."""
+    state = oracle_state(network)
     found: dict[bytes, Registers | None] = {}
     for key in signed_registers(network):
         device = device_by_key(state, key)
-        points = () if device is None else book_of(state, device.registration.device).points
-        found[key] = (
-            Registers(points[-1].boundary * interval_ms, points[-1].import_wh, points[-1].export_wh)
-            if points
-            else None
-        )
+        assert device is not None, key.hex()
+        if device.registration.kind in METERED:
+            points = book_of(state, device.registration.device).points
+            found[key] = _registers(points[-1], interval_ms) if points else None
     return found
+
+
+def _registers(point: Point, interval_ms: int) -> Registers:
+    return Registers(point.boundary * interval_ms, point.import_wh, point.export_wh)
