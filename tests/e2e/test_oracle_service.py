@@ -23,6 +23,7 @@ from gridtokenx.ledger.readings import Watermark, device_id, reading_topic, wate
 from gridtokenx.ledger.runtime import ExecutedBlock
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.oracle.chain.feeds import FEEDS
+from gridtokenx.oracle.process.intake import PER_STRANGER
 from gridtokenx.oracle.process.observer import Source
 from gridtokenx.oracle.process.service import OracleService
 
@@ -185,7 +186,8 @@ async def test_a_reading_is_committed_and_its_watermark_comes_back(tmp_path: Pat
         async with scene.client(meter) as client:
             await client.subscribe(watermark_topic(meter.device), qos=1)
             await send(client, meter, meter.reading(0, 100).encoded)
-            await scene.until(lambda: scene.rejected() == {"unknown-device": 1})
+            await scene.until(lambda: scene.metrics.value("readings_kept") == 1)
+            assert scene.rejected() == {}, "it is not lost"
             scene.node.register(meter)
             await scene.watermark(client, 0)
             assert scene.node.commit() == ["ok"]
@@ -197,6 +199,16 @@ async def test_a_reading_is_committed_and_its_watermark_comes_back(tmp_path: Pat
         async with scene.client(meter) as again:
             await again.subscribe(watermark_topic(meter.device), qos=1)
             await scene.watermark(again, 2)  # it is retained
+
+
+async def test_what_there_is_no_room_to_keep_is_rejected(tmp_path: Path) -> None:
+    async with broker(tmp_path) as port, Scene(port).running() as scene:
+        meter = Meter("meter")
+        async with scene.client(meter) as client:
+            for _ in range(PER_STRANGER + 2):
+                await send(client, meter, meter.reading(0, 100).encoded)
+            await scene.until(lambda: scene.rejected() == {"unknown-device": 2})
+            assert scene.metrics.value("readings_kept") == PER_STRANGER
 
 
 async def test_whatever_is_wrong_is_counted_by_reason_and_nothing_stalls(tmp_path: Path) -> None:

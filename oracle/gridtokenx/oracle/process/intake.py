@@ -11,11 +11,14 @@ malformed            no canonical transaction with one reading in it
 wrong-topic          published under another device's name
 wrong-chain          made for another chain
 replayed             its sequence number is used, or older than the window
-unknown-device       no active device has this key: kept a while, for registrations travel too
+unknown-device       no active device has this key, and there was no room to keep it
 device-quota         more readings in one interval than any outage explains
+premature            stamped more than a minute ahead: its meter sends it again
 expired              its sender limited its validity, and that has passed
 bad-signature        altered on the way, or forged
 ===================  ====================================================================
+
+Readings of a device that is not registered yet are kept a while, for registrations travel too.
 """
 
 from collections import OrderedDict
@@ -38,6 +41,10 @@ PER_STRANGER: Final = 8
 _RENAMED: Final = {"nonce-used": "replayed"}
 
 
+class Kept(RemoteFault):
+    """Not to be submitted yet: its device may be registered soon."""
+
+
 class Intake:
     """Judges readings; keeps those of devices whose registration is still on its way.
 
@@ -51,19 +58,22 @@ class Intake:
         self._verifier: Final = verifier
         self._strangers: OrderedDict[bytes, list[Transaction]] = OrderedDict()
         self._kept = 0
+        self.dropped = 0
+        """Kept ones that gave way to others, in all."""
 
     def judge(self, state: State, now_ms: int, topic: str, payload: bytes) -> Transaction:
         """The reading in a message, ready to be submitted.
 
         Raises:
+            Kept: its device is not registered, and it was kept, now or when it came first.
             RemoteFault: with one of the reasons above.
         """
         transaction = _parse(topic, payload)
         try:
             self._ledger.admit(state, transaction, now_ms)
         except RemoteFault as fault:
-            if fault.reason == "unknown-device":
-                self._keep(transaction)
+            if fault.reason == "unknown-device" and self._keep(transaction):
+                raise Kept(fault.reason, fault.detail) from None
             raise RemoteFault(_RENAMED.get(fault.reason, fault.reason), fault.detail) from None
         self._check_signature(transaction)
         return transaction
@@ -74,11 +84,14 @@ class Intake:
         self._kept -= len(kept)
         return kept
 
-    def _keep(self, transaction: Transaction) -> None:
+    def _keep(self, transaction: Transaction) -> bool:
+        """Keep it if there is room; whether it is kept."""
         sender = transaction.body.sender
         known = self._strangers.get(sender, [])
-        if len(known) >= PER_STRANGER or transaction in known:
-            return
+        if transaction in known:
+            return True
+        if len(known) >= PER_STRANGER:
+            return False
         self._check_signature(transaction)
         self._strangers.setdefault(sender, []).append(transaction)
         self._strangers.move_to_end(sender)
@@ -86,6 +99,8 @@ class Intake:
         while self._kept > MAX_STRANGERS:
             _, dropped = self._strangers.popitem(last=False)
             self._kept -= len(dropped)
+            self.dropped += len(dropped)
+        return True
 
     def _check_signature(self, transaction: Transaction) -> None:
         check = transaction.signature_check()

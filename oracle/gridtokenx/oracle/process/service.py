@@ -21,7 +21,7 @@ from gridtokenx.ledger.state import State
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.oracle.chain.ledger import OracleGenesis
 from gridtokenx.oracle.process.broker import QUEUED_MESSAGES, BrokerLink
-from gridtokenx.oracle.process.intake import Intake
+from gridtokenx.oracle.process.intake import Intake, Kept
 from gridtokenx.oracle.process.observer import Observer, Source
 from gridtokenx.oracle.process.watermarks import Watermarks
 
@@ -53,8 +53,8 @@ class OracleService:
         broker: where readings come from.
         sources: this oracle's own source of each feed that it observes, by feed.
         clock: network time in milliseconds.
-        metrics: counts ``readings_received``, ``readings_verified``, ``readings_rejected`` by
-            reason, ``submissions_refused``, and what `BrokerLink` and `Observer` count.
+        metrics: counts ``readings_received``, ``readings_verified``, ``readings_kept`` (until their
+            device is registered), ``readings_rejected`` (dropped for good) by reason, ``submissions_refused``, and what `BrokerLink` and `Observer` count.
         log: of the process.
 
     Raises:
@@ -85,6 +85,7 @@ class OracleService:
         self._metrics: Final = metrics
         self._log: Final = log
         self._intake: Final = Intake(ledger, verifier)
+        self._dropped = 0
         self._watermarks: Final = Watermarks(ledger, index, len(genesis.validators))
         self._queue: Final[deque[tuple[str, bytes]]] = deque()
         self._arrived: Final = asyncio.Event()
@@ -170,8 +171,13 @@ class OracleService:
         for topic, payload in batch:
             try:
                 good.append(self._intake.judge(state, now_ms, topic, payload))
+            except Kept:
+                self._metrics.count("readings_kept")
             except RemoteFault as fault:
                 self._refuse(state, now_ms, topic, fault)
+        if self._intake.dropped > self._dropped:
+            dropped, self._dropped = self._intake.dropped - self._dropped, self._intake.dropped
+            self._metrics.count("readings_rejected", dropped, reason="unknown-device")
         if good:
             self._submit(good)
 
