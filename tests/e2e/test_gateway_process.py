@@ -17,8 +17,9 @@ from tests.gateway_world import real_chains
 from tests.unit.host_network import LOOPBACK, free_ports
 
 from gridtokenx.core.keys import Ed25519Signer
-from gridtokenx.gateway.facts import CHAINS, CONSORTIUM, PUBLIC
+from gridtokenx.gateway.facts import CONSORTIUM, PUBLIC
 from gridtokenx.host.certificates import Authority, Role, pem
+from gridtokenx.host.chains import CHAINS
 from gridtokenx.host.keyfile import KeyRing
 from gridtokenx.host.security import LinkSecurity, mutual_security, open_security
 from gridtokenx.ledger.identity import render_genesis

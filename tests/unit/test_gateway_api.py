@@ -24,12 +24,13 @@ from gridtokenx.core.keys import Ed25519Verifier
 from gridtokenx.core.state_tree import StateProof, StateTree, verify_absence, verify_membership
 from gridtokenx.finality.proofs import FinalityProof
 from gridtokenx.gateway.api import Api
-from gridtokenx.gateway.facts import CHAINS, CONSORTIUM, ORACLE, PUBLIC
+from gridtokenx.gateway.facts import CONSORTIUM, ORACLE, PUBLIC
 from gridtokenx.gateway.index import Index
 from gridtokenx.gateway.ports import ProvedState, ProvedValue, Unavailable
 from gridtokenx.gateway.queries import Queries
 from gridtokenx.gateway.submission import Submissions
 from gridtokenx.gateway.web import MAX_BODY_BYTES, MAX_LIMIT
+from gridtokenx.host.chains import CHAINS
 from gridtokenx.host.logs import NullLogger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.ledger.blocks import Header

@@ -14,10 +14,11 @@ from gridtokenx.consortium.settlement.messages import IntervalSettled, Statement
 from gridtokenx.consortium.settlement.statement import Item, Line
 from gridtokenx.core.addresses import address
 from gridtokenx.core.codec import Wire
-from gridtokenx.gateway.facts import CHAINS, CONSORTIUM, ORACLE, PUBLIC, ROUTES
+from gridtokenx.gateway.facts import CONSORTIUM, ORACLE, PUBLIC, ROUTES
 from gridtokenx.gateway.index import Index, is_damage
 from gridtokenx.gateway.ports import ForeignBlock, Unavailable
 from gridtokenx.gateway.queries import Queries
+from gridtokenx.host.chains import CHAINS
 from gridtokenx.interchain import calls
 from gridtokenx.interchain.packets import Delivered, Packet, Refused
 from gridtokenx.ledger.readings import SubmitReading

@@ -25,11 +25,12 @@ from gridtokenx.core.addresses import address
 from gridtokenx.core.codec import decode, encode
 from gridtokenx.core.keys import Ed25519Verifier, sha256
 from gridtokenx.core.merkle import merkle_root
-from gridtokenx.gateway.facts import CHAINS, CONSORTIUM, ORACLE, PUBLIC
+from gridtokenx.gateway.facts import CONSORTIUM, ORACLE, PUBLIC
 from gridtokenx.gateway.index import Index
 from gridtokenx.gateway.process import Gateway
 from gridtokenx.host import follow
 from gridtokenx.host.addresses import NodeAddress
+from gridtokenx.host.chains import CHAINS
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.follow import Follower, Trust
 from gridtokenx.host.follow_messages import (

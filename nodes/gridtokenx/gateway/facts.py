@@ -10,7 +10,7 @@ from gridtokenx.core.codec import Wire, decode
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.gridtime import GridClock, interval_start_ms
 from gridtokenx.finality.validators import ValidatorSet
-from gridtokenx.host.chains import ChainFacts
+from gridtokenx.host.chains import ChainFacts, faced
 from gridtokenx.ledger.blocks import EventRecord, Header
 from gridtokenx.oracle.chain.ledger import OracleGenesis
 from gridtokenx.public.chain import PublicGenesis
@@ -19,7 +19,6 @@ from gridtokenx.public.slots import read_claim
 PUBLIC: Final = "public"
 CONSORTIUM: Final = "consortium"
 ORACLE: Final = "oracle"
-CHAINS: Final = (PUBLIC, CONSORTIUM, ORACLE)
 ROUTES: Final = (
     "oracle-consortium",
     "consortium-oracle",
@@ -119,7 +118,7 @@ def network_facts(name: str, chains: Mapping[str, ChainFacts]) -> NetworkFacts:
 
     Args:
         name: what to call the network.
-        chains: by name, all of `CHAINS`.
+        chains: by name, all of `host.chains.CHAINS`.
 
     Raises:
         LocalFault: they are not of one network.
@@ -131,11 +130,10 @@ def network_facts(name: str, chains: Mapping[str, ChainFacts]) -> NetworkFacts:
         raise LocalFault(
             "the three genesis files have different clocks; give the three files of one network"
         )
-    names = {facts.chain_id: chain for chain, facts in chains.items()}
     return NetworkFacts(
         name,
         {
-            chain: Chain(facts, _leaders(facts), _clients(facts, names))
+            chain: Chain(facts, _leaders(facts), faced(facts, chains.values()))
             for chain, facts in chains.items()
         },
         consortium.clock,
@@ -154,13 +152,3 @@ def _leaders(facts: ChainFacts) -> dict[bytes, str]:
         else genesis.validators
     )
     return {key: f"{facts.name}-{index}" for index, key in enumerate(keys)}
-
-
-def _clients(facts: ChainFacts, names: Mapping[bytes, str]) -> dict[str, str]:
-    for client in facts.clients:
-        if client.chain_id not in names:
-            raise LocalFault(
-                f"{facts.name} genesis: its client {client.client_id!r} follows a chain of which "
-                "no genesis file was given; give the three files of one network"
-            )
-    return {client.client_id: names[client.chain_id] for client in facts.clients}

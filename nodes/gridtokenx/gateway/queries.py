@@ -12,14 +12,10 @@ import msgspec
 
 from gridtokenx.core.addresses import address
 from gridtokenx.core.codec import decode_own
-from gridtokenx.gateway.facts import (
-    CHAINS,
-    ROUTES,
-    NetworkFacts,
-    market_name,
-)
+from gridtokenx.gateway.facts import ROUTES, NetworkFacts, market_name
 from gridtokenx.gateway.index import Index, is_damage
 from gridtokenx.gateway.ports import Unavailable
+from gridtokenx.host.chains import CHAINS
 from gridtokenx.ledger.blocks import Header
 
 Json = dict[str, Any]

@@ -15,8 +15,9 @@ from aiohttp.typedefs import Middleware
 
 from gridtokenx.core.addresses import parse_address
 from gridtokenx.core.errors import RemoteFault
-from gridtokenx.gateway.facts import CHAINS, NetworkFacts, market_name
+from gridtokenx.gateway.facts import NetworkFacts, market_name
 from gridtokenx.gateway.ports import Unavailable
+from gridtokenx.host.chains import CHAINS
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.ledger.transactions import MAX_TRANSACTION_BYTES

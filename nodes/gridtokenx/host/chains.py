@@ -7,7 +7,7 @@ what to trust, a `LinkSettings` where the nodes are, and everything that comes b
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -127,6 +127,22 @@ def recognise_chain(path: Path) -> ChainFacts:
         with contextlib.suppress(LocalFault):
             return _parse(name, data, str(path), None)
     raise LocalFault(f"genesis {path}: is of none of the chains {', '.join(CHAINS)}")
+
+
+def faced(facts: ChainFacts, chains: Iterable[ChainFacts]) -> dict[str, str]:
+    """Which of these chains each client of a chain faces: chain name by client id.
+
+    Raises:
+        LocalFault: one faces none of them: the files are not of one network.
+    """
+    names = {each.chain_id: each.name for each in chains}
+    for client in facts.clients:
+        if client.chain_id not in names:
+            raise LocalFault(
+                f"the {facts.name} genesis has a client {client.client_id!r} of another chain "
+                f"({client.chain_id.hex()[:16]}...) than the files given: use those of one network"
+            )
+    return {client.client_id: names[client.chain_id] for client in facts.clients}
 
 
 _KINDS: Final[dict[str, tuple[type[msgspec.Struct], Callable[..., Ledger]]]] = {

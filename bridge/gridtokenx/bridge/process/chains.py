@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from gridtokenx.bridge.relayer.book import ChainSpec, Facing
-from gridtokenx.core.errors import LocalFault
-from gridtokenx.host.chains import ChainFacts
-from gridtokenx.interchain.clients import ClientGenesis
+from gridtokenx.host.chains import ChainFacts, faced
 from gridtokenx.public.chain import PublicGenesis
 
 PBFT_VALID_MS: Final = 8_000
@@ -30,8 +28,7 @@ def relayed(chains: Sequence[ChainFacts]) -> list[ChainSpec]:
     Raises:
         LocalFault: the files are not of one network.
     """
-    names = {facts.chain_id: facts.name for facts in chains}
-    return [_spec(facts, names) for facts in chains]
+    return [_spec(facts, faced(facts, chains)) for facts in chains]
 
 
 def relaying_fee(facts: ChainFacts) -> int:
@@ -39,11 +36,14 @@ def relaying_fee(facts: ChainFacts) -> int:
     return facts.fee_per_weight if isinstance(facts.genesis, PublicGenesis) else 0
 
 
-def _spec(facts: ChainFacts, names: dict[bytes, str]) -> ChainSpec:
+def _spec(facts: ChainFacts, names: dict[str, str]) -> ChainSpec:
     patience = _patience(facts)
     return ChainSpec(
         facts.name,
-        {client.client_id: _facing(facts, client, names) for client in facts.clients},
+        {
+            client.client_id: Facing(names[client.client_id], client.counterparty)
+            for client in facts.clients
+        },
         retry_ms=patience.valid_ms,
         stagger_ms=patience.stagger_ms,
     )
@@ -54,13 +54,3 @@ def _patience(facts: ChainFacts) -> Patience:
         slot_ms = facts.genesis.slot_ms
         return Patience(PUBLIC_VALID_SLOTS * slot_ms, PUBLIC_STAGGER_SLOTS * slot_ms)
     return Patience(PBFT_VALID_MS, PBFT_STAGGER_MS)
-
-
-def _facing(facts: ChainFacts, client: ClientGenesis, names: dict[bytes, str]) -> Facing:
-    name = names.get(client.chain_id)
-    if name is None:
-        raise LocalFault(
-            f"the {facts.name} genesis has a client {client.client_id!r} of another chain "
-            f"({client.chain_id.hex()[:16]}...) than the files given: use those of one network"
-        )
-    return Facing(name, client.counterparty)
