@@ -23,7 +23,7 @@ from gridtokenx.interchain import calls
 from gridtokenx.interchain.apps import registry
 from gridtokenx.interchain.apps.meter_report import Quality
 from gridtokenx.interchain.apps.registry import DeviceKind
-from gridtokenx.interchain.packets import Refused
+from gridtokenx.interchain.packets import Delivered, Refused
 from gridtokenx.ledger.readings import (
     FLAG_CLOCK_UNCERTAIN,
     FLAG_REPLACED,
@@ -33,7 +33,14 @@ from gridtokenx.ledger.readings import (
 from gridtokenx.ledger.runtime import InvalidTransaction
 from gridtokenx.ledger.transactions import Transaction, sign_transaction
 from gridtokenx.oracle.chain.admission import READINGS_PER_INTERVAL, watermark
-from gridtokenx.oracle.chain.dispatch import EMPTY_QUEUE, QUEUES, PacketRefused
+from gridtokenx.oracle.chain.dispatch import (
+    EMPTY_QUEUE,
+    QUEUES,
+    RETRIES,
+    RETRY_MS,
+    Dispatch,
+    PacketRefused,
+)
 from gridtokenx.oracle.chain.meters import (
     DEVICES_PER_BLOCK,
     OUTCOMES,
@@ -476,6 +483,39 @@ def test_a_report_that_cannot_leave_waits(
     monkeypatch.setattr("gridtokenx.interchain.module.MAX_OPEN_PER_PORT", 512)
     world.block()
     assert [report.interval for report in world.reports] == [FIRST + i for i in range(4)]
+
+
+def test_a_refused_report_is_sent_again_some_times_and_then_given_up(world: OracleWorld) -> None:
+    """It was not sent again at all: one refusal by the consortium lost an interval's energy."""
+    world.run_to(INTERVAL_NETWORK_MS + GRACE_MS)
+    (sent,) = world.events(calls.PacketSent)
+    app = world.chain.interchain._apps[sent.packet.port]
+    (dispatch,) = (module for module in world.ledger.modules if isinstance(module, Dispatch))
+    ctx = _context(world)
+    left = []
+    for _ in range(RETRIES + 1):
+        dispatch.end_block(ctx)
+        ctx.events.clear()
+        app.on_acknowledge(ctx, sent.packet, Refused(code="unknown-device", message="why"))
+        left += [event.retries_left for event in ctx.events if isinstance(event, PacketRefused)]
+        dispatch.end_block(ctx)
+        assert not [event for event in ctx.events if isinstance(event, calls.PacketSent)]
+        ctx.timestamp_ms += RETRY_MS
+        dispatch.end_block(ctx)
+        again = [event.packet for event in ctx.events if isinstance(event, calls.PacketSent)]
+        assert [packet.payload for packet in again] == [sent.packet.payload] * bool(left[-1])
+    assert left == [3, 2, 1, 0]
+    assert list(dispatch.check_invariants(ctx.state)) == []
+
+
+def test_a_refused_report_that_arrives_after_all_is_forgotten(world: OracleWorld) -> None:
+    world.run_to(INTERVAL_NETWORK_MS + GRACE_MS)
+    (sent,) = world.events(calls.PacketSent)
+    app = world.chain.interchain._apps[sent.packet.port]
+    ctx = _context(world)
+    for ack in (Refused(code="no", message="why"), Delivered(b"")) * 2:
+        app.on_acknowledge(ctx, sent.packet, ack)
+    assert [event.retries_left for event in ctx.events] == [3, 3]
 
 
 def test_a_lost_report_is_sent_again_and_a_refused_one_recorded(world: OracleWorld) -> None:
