@@ -2,16 +2,24 @@
 
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.testnet import Network, gtx
+from tests.e2e.testnet import Commands, Network, gtx
 
 pytestmark = pytest.mark.e2e
 
 SMALL = "[devices]\nhouseholds = 2\nprofile_days = 1\n"
 NODE = "consortium-0"
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """Runs commands."""
+    made = Commands(tmp_path_factory.mktemp("commands"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +62,9 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
-def test_a_command_refuses_what_it_cannot_use(name: str) -> None:
+def test_a_command_refuses_what_it_cannot_use(commands: Commands, name: str) -> None:
     arguments, word = COMMANDS[name]
-    gtx(*arguments).refused(word)
+    commands.run(*arguments).refused(word)
 
 
 def overwrite(path: str, text: str) -> Callable[[Path], object]:
@@ -136,10 +144,10 @@ HARMED_NODE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", list(HARMED_NODE))
-def test_a_node_refuses_a_harmed_home(home: Path, name: str) -> None:
+def test_a_node_refuses_a_harmed_home(commands: Commands, home: Path, name: str) -> None:
     harm, word = HARMED_NODE[name]
     harm(home)
-    gtx(*node(home), timeout_s=20).refused(word)
+    commands.run(*node(home)).refused(word)
 
 
 FLAGS: dict[str, tuple[list[str], str]] = {
@@ -151,13 +159,13 @@ FLAGS: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", list(FLAGS))
-def test_a_node_refuses_a_bad_flag(made: Network, name: str) -> None:
+def test_a_node_refuses_a_bad_flag(commands: Commands, made: Network, name: str) -> None:
     flags, word = FLAGS[name]
-    gtx(*node(made.home), *flags, timeout_s=20).refused(word)
+    commands.run(*node(made.home), *flags).refused(word)
 
 
-def test_a_node_refuses_a_bad_environment(made: Network) -> None:
-    gtx(*node(made.home), GTX_BLOCK_TIME_MS="soon").refused("GTX_BLOCK_TIME_MS")
+def test_a_node_refuses_a_bad_environment(commands: Commands, made: Network) -> None:
+    commands.run(*node(made.home), GTX_BLOCK_TIME_MS="soon").refused("GTX_BLOCK_TIME_MS")
 
 
 HARMED_TESTNET: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -173,25 +181,25 @@ HARMED_TESTNET: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", list(HARMED_TESTNET))
-def test_up_refuses_a_harmed_home(home: Path, name: str) -> None:
+def test_up_refuses_a_harmed_home(commands: Commands, home: Path, name: str) -> None:
     harm, word = HARMED_TESTNET[name]
     harm(home)
-    gtx("testnet", "up", "--home", home, "--for", "1s").refused(word, str(home))
+    commands.run("testnet", "up", "--home", home, "--for", "1s").refused(word, str(home))
 
 
-def test_up_and_a_node_refuse_a_port_in_use(made: Network) -> None:
+def test_up_and_a_node_refuse_a_port_in_use(commands: Commands, made: Network) -> None:
     member = made.layout.member(NODE)
     with socket.create_server(("127.0.0.1", member.peer_port)):
-        refused = gtx("testnet", "up", "--home", made.home, "--for", "1s")
+        refused = commands.run("testnet", "up", "--home", made.home, "--for", "1s")
         refused.refused(str(member.peer_port), NODE, "[ports]")
-        gtx(*node(made.home), timeout_s=20).refused("cannot listen", str(member.peer_port))
+        commands.run(*node(made.home)).refused("cannot listen", str(member.peer_port))
 
 
-def test_a_store_in_use_is_refused(made: Network, tmp_path: Path) -> None:
+def test_a_store_in_use_is_refused(commands: Commands, made: Network, tmp_path: Path) -> None:
     from gridtokenx.host.storage import Store
 
     store = Store.open(tmp_path / "data")
     try:
-        gtx(*node(made.home), "--data", tmp_path / "data", timeout_s=20).refused("in use")
+        commands.run(*node(made.home), "--data", tmp_path / "data").refused("in use")
     finally:
         store.close()

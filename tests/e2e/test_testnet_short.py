@@ -1,5 +1,6 @@
 """`gtx testnet up`, short: what is promised of starting, looking, stopping and going on."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -105,15 +106,35 @@ def test_nothing_is_left_when_it_is_stopped_from_elsewhere_or_killed(tmp_path: P
         assert (down.code, down.out) == (0, "stopped\n")
         assert network.stopped(process, STOP_S) == 0
     gtx("testnet", "status", "--home", network.home).refused("does not answer")
+    killed_supervisor_leaves_nothing(network)
+    down = gtx("testnet", "down", "--home", network.home)
+    assert (down.code, "no testnet is running" in down.out) == (0, True)
+    killed_fork_server_leaves_nothing(network)
+
+
+def killed_supervisor_leaves_nothing(network: Network) -> None:
     with network.up() as process:
         network.wait_for("all processes", network.all_started, 30)
         pids = network.pids()
         process.kill()
         process.wait()
-        network.wait_for(
-            "the end of the orphans", lambda: not any(map(is_alive, pids.values())), 15
-        )
-    down = gtx("testnet", "down", "--home", network.home)
-    assert (down.code, "no testnet is running" in down.out) == (0, True)
-    with network.up("--for", "1s") as process:
-        assert network.stopped(process, 30) == 0, network.said()
+        wait_for_the_end_of(pids, network)
+
+
+def killed_fork_server_leaves_nothing(network: Network) -> None:
+    """And what follows such an end: the chains go on."""
+    with network.up() as process:
+        network.wait_for("three chains that finalise", network.finalises, 40)
+        pids = network.pids()
+        os.kill(parent_of(pids["gateway"]), signal.SIGKILL)
+        wait_for_the_end_of(pids, network)
+        assert process.wait(STOP_S) == 1
+    assert "the fork server ended" in network.said()
+
+
+def wait_for_the_end_of(pids: dict[str, int], network: Network) -> None:
+    network.wait_for("the end of the orphans", lambda: not any(map(is_alive, pids.values())), 15)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])

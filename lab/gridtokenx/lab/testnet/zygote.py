@@ -57,7 +57,7 @@ class _Zygote:
         os.set_blocking(self._wake_read, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: os.close(0))
+        signal.signal(signal.SIGTERM, _close_input)
         signal.set_wakeup_fd(self._wake_write)
 
     def run(self) -> None:
@@ -87,9 +87,10 @@ class _Zygote:
                 pass
 
     def _start(self, request: dict[str, Any]) -> None:
+        parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _become(request, (self._wake_read, self._wake_write))
+            _become(request, parent, (self._wake_read, self._wake_write))
         self._children[pid] = request["name"]
         self._say({"event": "started", "name": request["name"], "pid": pid})
 
@@ -121,7 +122,7 @@ class _Zygote:
             os.write(1, json.dumps(message).encode() + b"\n")
 
 
-def _become(request: dict[str, Any], close: tuple[int, ...]) -> None:
+def _become(request: dict[str, Any], parent: int, close: tuple[int, ...]) -> None:
     """In the child: leave the zygote's descriptors and signals, then be the requested command."""
     code = 1
     try:
@@ -129,7 +130,7 @@ def _become(request: dict[str, Any], close: tuple[int, ...]) -> None:
         for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_DFL)
         os.setsid()
-        _die_with_parent()
+        _die_with(parent)
         for descriptor in close:
             os.close(descriptor)
         null = os.open(os.devnull, os.O_RDONLY)
@@ -158,9 +159,17 @@ def _run(argv: list[str]) -> int:
     return 0
 
 
-def _die_with_parent() -> None:
+def _close_input(*_: object) -> None:
+    """End as if the supervisor had gone; a second time changes nothing."""
+    with contextlib.suppress(OSError):
+        os.close(0)
+
+
+def _die_with(parent: int) -> None:
     if Path("/proc").is_dir():
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before the kernel knew
+        os._exit(1)
 
 
 if __name__ == "__main__":
