@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from tests.e2e.testnet import Commands, Network, gtx
 
+from gridtokenx.lab.manifest import load_manifest
+from gridtokenx.lab.testnet.layout import Layout
+
 pytestmark = pytest.mark.e2e
 
 SMALL = "[devices]\nhouseholds = 2\nprofile_days = 1\n"
@@ -203,3 +206,39 @@ def test_a_store_in_use_is_refused(commands: Commands, made: Network, tmp_path: 
         commands.run(*node(made.home), "--data", tmp_path / "data").refused("in use")
     finally:
         store.close()
+
+
+ROLES = (
+    "broker", "market-data", "public-0", "consortium-0", "oracle-0", "relayer-0", "gateway",
+    "devices", "agents",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_every_role_refuses_a_port_in_use(commands: Commands, home: Path, name: str) -> None:
+    made = Layout(home, load_manifest(home / "manifest.toml")).member(name)
+    with socket.create_server(("127.0.0.1", made.http_port)):
+        refused = commands.run(*made.command, "--config", home / name / "config.toml")
+    refused.refused("cannot listen", str(made.http_port))
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_every_role_refuses_cut_settings_and_keys(
+    commands: Commands, home: Path, name: str
+) -> None:
+    made = Layout(home, load_manifest(home / "manifest.toml")).member(name)
+    settings = home / name / "config.toml"
+    for path in sorted((home / name / "keys").glob("*.key")):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:40])
+        commands.run(*made.command, "--config", settings).refused(path.name, "damaged")
+        path.write_bytes(whole)
+        break
+    text = settings.read_text()
+    settings.write_text(text + "nonsense = 1\n")
+    commands.run(*made.command, "--config", settings).refused("nonsense")
+    settings.write_text(text[: len(text) // 2] + "\n[[[")
+    commands.run(*made.command, "--config", settings).refused(str(settings), "TOML")
+    if name != "broker":  # which needs none
+        settings.write_text("")
+        commands.run(*made.command, "--config", settings).refused("missing")
