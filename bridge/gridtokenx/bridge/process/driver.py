@@ -56,6 +56,7 @@ class RelayChain(Protocol):
 
     async def next_head(self) -> Head:
         """The newest final header, once it is newer than the one returned before."""
+        ...
 
     async def read(self, height: int, keys: Sequence[bytes]) -> Mapping[bytes, Proven]:
         """Values at a final height, their proofs checked.
@@ -63,6 +64,7 @@ class RelayChain(Protocol):
         Raises:
             RemoteFault: no node serves that height, or none answers in time.
         """
+        ...
 
     async def handover(self, set_id: int) -> tuple[CertifiedHeader, ValidatorSet]:
         """The header that ended a set, and the set that followed.
@@ -70,6 +72,7 @@ class RelayChain(Protocol):
         Raises:
             RemoteFault: no node has it.
         """
+        ...
 
     async def submit(self, calls: Sequence[RelayCall], valid_until_ms: int) -> int:
         """Sign and send; returns the height of the final block that includes the transaction.
@@ -77,6 +80,7 @@ class RelayChain(Protocol):
         Raises:
             RemoteFault: refused, or not included while it was valid.
         """
+        ...
 
 
 class Clock(Protocol):
@@ -84,6 +88,7 @@ class Clock(Protocol):
 
     def now_ms(self) -> int:
         """Milliseconds since the Unix epoch."""
+        ...
 
 
 class RelayerDriver:

@@ -30,9 +30,11 @@ class Source(Protocol):
     @property
     def name(self) -> str:
         """For the record."""
+        ...
 
     async def read(self) -> int:
         """The value now, in the feed's unit; raises `RemoteFault` if there is none."""
+        ...
 
 
 class Observer:
