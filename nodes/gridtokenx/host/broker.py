@@ -47,18 +47,22 @@ def parse_broker(url: str, ca_file: Path | None = None) -> BrokerAddress:
     """
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port or _PORTS[parts.scheme]
+        port = parts.port or _PORTS[parts.scheme]
     except (ValueError, KeyError):
-        host = None
-    if not host:
-        raise LocalFault(f"broker {url!r} is not mqtt[s]://[user:password@]host[:port]")
+        raise _no_broker(url) from None
+    if not parts.hostname:
+        raise _no_broker(url)
     return BrokerAddress(
-        host,
+        parts.hostname,
         port,
         _tls(ca_file) if parts.scheme == "mqtts" else None,
         None if parts.username is None else unquote(parts.username),
         None if parts.password is None else unquote(parts.password),
     )
+
+
+def _no_broker(url: str) -> LocalFault:
+    return LocalFault(f"broker {url!r} is not mqtt[s]://[user:password@]host[:port]")
 
 
 def _tls(ca_file: Path | None) -> ssl.SSLContext:

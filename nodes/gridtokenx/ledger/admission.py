@@ -40,6 +40,7 @@ class FeePolicy(Protocol):
 
     def budget(self, state: State, sender: bytes) -> int | None:
         """What the sender has for fees; None if nothing is ever asked."""
+        ...
 
 
 class TokenFee:

@@ -186,6 +186,7 @@ class Admission(Protocol):
 
     def ready(self, state: State, body: TransactionBody) -> bool:
         """Whether it could be included in the very next block."""
+        ...
 
     def standing(self, state: State, sender: bytes) -> Standing:
         """How a sender stands, for the pool."""
