@@ -24,7 +24,7 @@ only, so a fork or a discarded block costs what it changed. They are plain tuple
 are the cheapest objects that Python has and the collector stops tracking those without cycles.
 A leaf holds its key and value, so that reading needs no other store.
 
-The radix is the result of a measurement: `docs/decisions/state-tree-radix.md`.
+The radix is the result of a measurement: `docs/decisions/0002-state-tree-radix.md`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
