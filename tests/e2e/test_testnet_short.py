@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -94,9 +93,7 @@ def goes_on(network: Network, before: dict) -> None:
         network.wait_for("heights beyond the last ones", has_grown, 40)
         assert network.chain_ids() == chain_ids
         process.send_signal(signal.SIGINT)
-        began = time.monotonic()
         assert network.stopped(process, STOP_S) == 0, network.said()
-        print("stopped in", time.monotonic() - began)
     assert network.pids() == {}
 
 

@@ -30,8 +30,8 @@ from gridtokenx.lab.testnet.layout import LOOPBACK, Layout
 GTX = (sys.executable, "-m", "gridtokenx.lab.cli")
 COMMAND_S = 60.0
 POLL_S = 0.2
-STOP_S = 20.0
-"""More than the 10 s that are promised: a busy machine is not what these tests are about."""
+STOP_S = 10.0
+"""What is promised; half a second is usual."""
 _LOGGED = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+Z (debug|info|warning) ")
 """A line of a process's log: what a node says before it knows that it cannot go on."""
 Status = dict[str, Any]
