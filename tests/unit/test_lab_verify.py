@@ -142,3 +142,16 @@ def test_what_is_no_home_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert all(line.startswith("error: ") for line in lines)
+
+
+def test_an_edited_genesis_is_told_from_a_foreign_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = make_home(tmp_path, grown("oracle"))
+    genesis = home / "genesis.json"
+    genesis.write_bytes(genesis.read_bytes().replace(b"energy-price", b"energy-prize"))
+    assert verify(home) == 2
+    assert "was changed after it was made" in capsys.readouterr().err
+    genesis.write_text("{}")
+    assert verify(home) == 2
+    assert "is of none of the chains" in capsys.readouterr().err

@@ -6,7 +6,6 @@ what to trust, a `LinkSettings` where the nodes are, and everything that comes b
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,7 @@ from gridtokenx.host.settings import LinkSettings
 from gridtokenx.host.transport import NetworkParts
 from gridtokenx.interchain.clients import ClientGenesis
 from gridtokenx.ledger.admission import StrictNonce
-from gridtokenx.ledger.identity import parse_genesis
+from gridtokenx.ledger.identity import is_genesis, parse_genesis
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
 from gridtokenx.oracle.chain.ledger import OracleGenesis, oracle_ledger
 from gridtokenx.public.chain import PublicGenesis, public_ledger
@@ -120,11 +119,11 @@ def recognise_chain(path: Path) -> ChainFacts:
     """Put together whichever chain a genesis file is of.
 
     Raises:
-        LocalFault: it is unreadable, or of none of the three chains.
+        LocalFault: it is unreadable, of none of the three chains, or was changed.
     """
     data = read_file(path)
     for name in CHAINS:
-        with contextlib.suppress(LocalFault):
+        if is_genesis(data, _KINDS[name][0]):
             return _parse(name, data, str(path), None)
     raise LocalFault(f"genesis {path}: is of none of the chains {', '.join(CHAINS)}")
 

@@ -57,6 +57,15 @@ def parse_genesis(data: bytes, type_: type[G], source: str) -> G:
     return genesis
 
 
+def is_genesis(data: bytes, type_: type[msgspec.Struct]) -> bool:
+    """Whether a file has the form of this chain's genesis; its id and content are not checked."""
+    try:
+        msgspec.json.decode(data, type=type_)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
+
+
 def render_genesis(genesis: msgspec.Struct) -> bytes:
     """A genesis as an indented JSON file; byte strings are base64."""
     return msgspec.json.format(msgspec.json.encode(genesis), indent=2) + b"\n"

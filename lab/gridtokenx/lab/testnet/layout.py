@@ -17,10 +17,10 @@ from typing import Final
 import msgspec
 
 from gridtokenx.core.errors import LocalFault
+from gridtokenx.host.chains import CHAINS, read_chain
 from gridtokenx.lab.manifest import Manifest
 from gridtokenx.lab.testnet.processes import ProcessSpec
 
-CHAINS: Final = ("public", "consortium", "oracle")
 LOOPBACK: Final = "127.0.0.1"
 
 
@@ -150,6 +150,8 @@ class Layout:
                 f"{self.manifest_path} is not the one that the network was made from "
                 f"({facts.gateway}); restore it, or start over with --fresh"
             )
+        for chain in CHAINS:
+            read_chain(chain, self.genesis_path(chain))
 
     def check_ports(self) -> None:
         """Refuse to start where another program already listens.

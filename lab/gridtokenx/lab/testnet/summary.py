@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from gridtokenx.host.chains import CHAINS
 from gridtokenx.lab.testnet.audit import Audit, audit, chain_summary, packet_summary
-from gridtokenx.lab.testnet.layout import CHAINS, Layout
+from gridtokenx.lab.testnet.layout import Layout
 from gridtokenx.lab.testnet.up import Outcome
 
 Summary = dict[str, Any]
