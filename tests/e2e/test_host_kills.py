@@ -95,7 +95,7 @@ def nodes(home: Path) -> Iterator[Nodes]:
         for process in network.processes.values():
             if process.poll() is None:
                 process.kill()
-                process.communicate()
+            process.communicate()
 
 
 def assert_one_chain(chains: list[list[bytes]]) -> None:
@@ -160,6 +160,11 @@ async def test_random_kills_of_one_node_after_another(tmp_path: Path) -> None:
                 network.start(victim)
                 assert follower.head is not None
                 await asyncio.wait_for(follower.wait_beyond(follower.head.header.height + 3), 30)
+            # The last victim may still be starting: it must be up to be stopped in good order.
+            async with asyncio.timeout(30):
+                for port in network.ports:
+                    while await node_height(follower, port) < 0:
+                        await asyncio.sleep(0.1)
         assert await asyncio.to_thread(network.stop) == [0, 0, 0, 0]
         chains = network.chains()
         assert_one_chain(chains)
