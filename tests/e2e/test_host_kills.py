@@ -163,7 +163,7 @@ async def test_random_kills_of_one_node_after_another(tmp_path: Path) -> None:
             # The last victim may still be starting: it must be up to be stopped in good order.
             async with asyncio.timeout(30):
                 for port in network.ports:
-                    while await node_height(follower, port) < 0:
+                    while await node_height(follower, port) < 0:  # noqa: ASYNC110 - only asking tells
                         await asyncio.sleep(0.1)
         assert await asyncio.to_thread(network.stop) == [0, 0, 0, 0]
         chains = network.chains()
