@@ -3,8 +3,19 @@
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 FULL = "full" in os.environ.get("GTX_STAGES", "").split(",")
+
+# No test is about time. CI draws the same examples each time, so that what lands is what was
+# tested; every other run explores.
+settings.register_profile(
+    "project",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=os.environ.get("CI") == "true",
+)
+settings.load_profile("project")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.e2e.testnet import Network, alone
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.usefixtures("alone")]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("alone"),
+]
 __all__ = ["alone"]
 
 SMALL = "[devices]\nhouseholds = 2\nprofile_days = 1\n[public]\nslot_ms = 3000\n"

@@ -97,6 +97,7 @@ def goes_on(network: Network, before: dict) -> None:
     assert network.pids() == {}
 
 
+@pytest.mark.slow
 def test_nothing_is_left_when_it_is_stopped_from_elsewhere_or_killed(tmp_path: Path) -> None:
     network = Network(tmp_path, SMALL)
     gtx("testnet", "status", "--home", network.home).refused("no testnet", "init")

@@ -4,12 +4,10 @@ from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gridtokenx.core.vrf import LOTTERY_RANGE, lottery_draw, prove, slot_threshold
-
-WEIGHTS = st.integers(0, 2**63 - 1)
 
 
 def exactly(numerator: int, denominator: int, weight: int, total: int) -> Decimal:
@@ -18,9 +16,13 @@ def exactly(numerator: int, denominator: int, weight: int, total: int) -> Decima
         return (1 - losing ** (Decimal(weight) / total)) * LOTTERY_RANGE
 
 
-@given(st.integers(0, 10**6), st.integers(1, 10**6), WEIGHTS, WEIGHTS)
-def test_within_one_of_the_exact_value(n: int, d: int, weight: int, total: int) -> None:
-    assume(n < d and weight <= total and total)
+CHANCES = st.integers(1, 10**6).flatmap(lambda d: st.tuples(st.integers(0, d - 1), st.just(d)))
+SHARES = st.integers(1, 2**63 - 1).flatmap(lambda w: st.tuples(st.integers(0, w), st.just(w)))
+
+
+@given(CHANCES, SHARES)
+def test_within_one_of_the_exact_value(chance: tuple[int, int], share: tuple[int, int]) -> None:
+    (n, d), (weight, total) = chance, share
     threshold = slot_threshold(n, d, weight, total)
     assert 0 <= threshold <= LOTTERY_RANGE
     assert abs(threshold - exactly(n, d, weight, total)) < 1
