@@ -12,7 +12,7 @@ import msgspec
 from gridtokenx.core.addresses import parse_address
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Signer
-from gridtokenx.core.units import GRID, WATT
+from gridtokenx.core.units import GRID, INT64_MAX, WATT
 from gridtokenx.host.chains import ChainAccess, ClientParts, read_chain
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.keyfile import KeyRing, find_password, public_key_of
@@ -161,7 +161,10 @@ def parse_amount(text: str, denom: str) -> int:
         raise LocalFault(f"amount {text!r} is no number; write for example 12.5")
     if len(fraction) > decimals:
         raise LocalFault(f"amount {text!r}: {denom} has {decimals} decimals")
-    return int(whole) * unit + int((fraction or "0").ljust(decimals, "0") or "0")
+    amount = int(whole) * unit + int((fraction or "0").ljust(decimals, "0") or "0")
+    if amount > INT64_MAX:
+        raise LocalFault(f"amount {text!r}: more {denom} than there can be")
+    return amount
 
 
 def render_amount(amount: int, denom: str) -> str:

@@ -128,7 +128,7 @@ def bridge(
 @click.option(
     "--certificate", required=True, help="Certificate id in hexadecimal (see /api/v1/recs)."
 )
-@click.option("--energy-wh", type=click.IntRange(1), required=True, help="Wh to retire.")
+@click.option("--energy-wh", type=click.IntRange(1, 10**12), required=True, help="Wh to retire.")
 @click.option(
     "--for", "beneficiary", required=True, help="For whom it is claimed; public for ever."
 )
@@ -153,7 +153,7 @@ def retire(
 @command.command()
 @from_option
 @click.option("--side", type=click.Choice(("buy", "sell")), required=True)
-@click.option("--energy-wh", type=click.IntRange(1), required=True)
+@click.option("--energy-wh", type=click.IntRange(1, 10**12), required=True)
 @click.option("--limit", required=True, help="All-in limit in WATT per kWh, such as 4.2.")
 @click.option(
     "--ahead",
