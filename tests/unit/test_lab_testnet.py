@@ -57,7 +57,9 @@ def test_amounts_read_back_as_they_are_shown(amount: int, denom: str) -> None:
     assert parse_amount(shown, denom) == amount
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "1.2.3", "1e3", "0.1234567891", ".", "1,5", "9" * 28])
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1", "1.2.3", "1e3", "0.1234567891", ".", "1,5", "9" * 28]
+)
 def test_what_is_no_amount_is_refused(text: str) -> None:
     with pytest.raises(LocalFault, match="amount"):
         parse_amount(text, "GRID")
