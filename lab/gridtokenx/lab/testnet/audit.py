@@ -5,6 +5,7 @@ two chains, never only at the end when everything is quiet. The last word on eac
 the first sentence that contradicts it.
 """
 
+import contextlib
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from gridtokenx.consortium.participants import Participants
 from gridtokenx.consortium.settlement.messages import IntervalSettled, WindowClosed
 from gridtokenx.consortium.settlement.module import Settlement
 from gridtokenx.core.codec import Wire
+from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.state_tree import StateTree
 from gridtokenx.host.chains import ChainFacts, read_chain
 from gridtokenx.interchain import calls
@@ -128,11 +130,15 @@ def _compare_nodes(layout: Layout, name: str, result: Audit) -> None:
     invariant = f"{name}_agreement"
     result.verdicts.look(invariant)
     seen: dict[int, bytes] = {}
+    result.verdicts.look(f"{name}_stores")
     for member in layout.nodes(name):
-        for height, block_hash in _block_hashes(layout, member.name):
-            if seen.setdefault(height, block_hash) != block_hash:
-                result.verdicts.break_(invariant, f"{member.name} differs at block {height}")
-                break
+        try:
+            for height, block_hash in _block_hashes(layout, member.name):
+                if seen.setdefault(height, block_hash) != block_hash:
+                    result.verdicts.break_(invariant, f"{member.name} differs at block {height}")
+                    break
+        except LocalFault as fault:  # one damaged store is no reason to judge none of the others
+            result.verdicts.break_(f"{name}_stores", f"{member.name}: {fault}")
 
 
 def _block_hashes(layout: Layout, node: str) -> Iterator[tuple[int, bytes]]:
@@ -165,9 +171,12 @@ def _replay_longest(layout: Layout, chain: ChainFacts, result: Audit) -> None:
 def _longest(layout: Layout, name: str) -> str:
     heights: dict[str, int] = {}
     for member in layout.nodes(name):
-        store = open_chain_store(layout.directory(member.name) / "data")
-        heights[member.name] = final_height(store) or 0
-        store.close()
+        with contextlib.suppress(LocalFault):  # `_compare_nodes` has named it
+            store = open_chain_store(layout.directory(member.name) / "data")
+            heights[member.name] = final_height(store) or 0
+            store.close()
+    if not heights:
+        raise LocalFault(f"no store of the {name} chain can be opened")
     return max(heights, key=lambda node: heights[node])
 
 

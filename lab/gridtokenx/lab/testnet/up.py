@@ -131,7 +131,7 @@ class _Supervisor:
                     Live(console=self._console, auto_refresh=False, transient=True)
                 )
             next_line_s, next_look_s = 0.0, COUNT_S
-            while not stop.is_set() and not self._processes.failed:
+            while not stop.is_set() and len(self._processes.failed) < len(self._processes.watched):
                 self._heartbeat.beat()
                 self._note_status(await fetch_status(session, self._url))
                 next_line_s = self._show(next_line_s)
