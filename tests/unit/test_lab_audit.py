@@ -1,0 +1,41 @@
+"""The audit judges every store that can be opened, and names the one that cannot."""
+
+import asyncio
+from pathlib import Path
+
+from tests.gateway_world import RealChain, real_chains
+from tests.unit.test_lab_verify import writes_of
+
+from gridtokenx.host.storage import Store
+from gridtokenx.lab.manifest import Manifest
+from gridtokenx.lab.testnet.audit import Audit, _compare_nodes, _longest
+from gridtokenx.lab.testnet.layout import Layout
+
+
+def fill(directory: Path, chain: RealChain) -> None:
+    async def write() -> None:
+        store = Store.open(directory / "data")
+        for executed in chain.blocks:
+            await store.write(writes_of(chain, executed))
+        store.close()
+
+    asyncio.run(write())
+
+
+def test_a_damaged_store_is_named_and_the_others_are_judged(tmp_path: Path) -> None:
+    layout = Layout(tmp_path, Manifest())
+    chain = real_chains()["consortium"]
+    for _ in range(2):
+        chain.block()
+    for member in layout.nodes("consortium"):
+        fill(layout.directory(member.name), chain)
+    damaged = layout.directory("consortium-2") / "data" / "data.mdb"
+    damaged.write_bytes(damaged.read_bytes()[:5_000])
+    result = Audit()
+    _compare_nodes(layout, "consortium", result)
+    assert result.verdicts.as_booleans() == {
+        "consortium_agreement": True,
+        "consortium_stores": False,
+    }
+    assert result.verdicts.against["consortium_stores"][0].startswith("consortium-2: ")
+    assert _longest(layout, "consortium") != "consortium-2"
