@@ -11,6 +11,7 @@ in the guide           what is done
 =====================  =============================================================================
 """
 
+import logging
 import os
 import re
 import signal
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+_LOG: Final = logging.getLogger(__name__)
 BLOCK_S: Final = 300.0
 STOP_S: Final = 20.0
 _PART: Final = re.compile(
@@ -88,7 +90,7 @@ class Reader:
                 case "ctrl-c":
                     self._interrupt(part)
             took_s = time.monotonic() - began
-            print(f"line {part.line}: {part.kind} {part.name} {took_s:.1f} s", flush=True)
+            _LOG.info("line %d: %s %s %.1f s", part.line, part.kind, part.name, took_s)
 
     def close(self) -> None:
         """Close all terminals."""
