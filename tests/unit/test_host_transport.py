@@ -137,8 +137,8 @@ async def test_another_chain_or_genesis_is_refused_with_one_reason(
         assert not host.network.peers
 
 
-async def test_a_key_outside_the_list_gets_no_peer_link() -> None:
-    host = Node(0, addresses([1], free_ports(1)))
+async def test_a_key_outside_the_list_gets_no_peer_link_where_guests_are_unwelcome() -> None:
+    host = Node(0, addresses([1], free_ports(1)), limits=NetworkLimits(guests=0))
     host.network.start(LOOPBACK)
     stranger = Node(7, [host.address])
     stranger.network.start(None)

@@ -106,7 +106,7 @@ class ChainNode:
             NetworkParts(
                 identity, parts.security, parts.verifier, parts.metrics, parts.log, parts.limits
             ),
-            (*parts.validators.members, *parts.others),
+            (*self._history.validators.members, *parts.others),
             parts.peers,
             self,
         )
@@ -222,7 +222,14 @@ class ChainNode:
     def _on_committed(self, effect: Committed) -> None:
         executed = effect.value
         assert isinstance(executed, ExecutedBlock), "chains commit executed blocks"
+        before = self._history.validators
         self._history.append(executed)
+        following = self._history.validators
+        if following is not before:
+            self._network.set_members((*following.members, *self._parts.others))
+            self._parts.log.info(
+                "set changed", set=following.set_id, members=len(following.members)
+            )
         self._parts.metrics.count("blocks_final")
         self._parts.metrics.count("transactions_final", len(executed.block.transactions))
         lag_s = (self._parts.clock.now_ms() - executed.header.timestamp_ms) / 1000

@@ -63,6 +63,7 @@ class History:
         self._reader = store
         self._genesis = genesis
         self._recent = OrderedDict({head.height: head})
+        self._first = validators
         self._validators_of = validators_of
         self._sets: dict[int, ValidatorSet] = {}
         self._by_hash: dict[bytes, ValidatorSet] = {}
@@ -76,6 +77,11 @@ class History:
     def head(self) -> ExecutedBlock:
         """The last final block."""
         return next(reversed(self._recent.values()))
+
+    @property
+    def validators(self) -> ValidatorSet:
+        """The set that finalises the next block, as far as it is known here."""
+        return self._by_hash.get(self.head.header.next_set_hash, self._first)
 
     def append(self, executed: ExecutedBlock) -> None:
         """One more block is final and durable."""

@@ -123,6 +123,13 @@ class Link(asyncio.Protocol):
         return self._transport
 
     @property
+    def certificate(self) -> bytes | None:
+        """What the other end's TLS session showed, as DER."""
+        session = self.transport.get_extra_info("ssl_object")
+        shown: bytes | None = session.getpeercert(binary_form=True) if session is not None else None
+        return shown
+
+    @property
     def connected(self) -> bool:
         """Whether there is a connection below."""
         return self._transport is not None
@@ -137,7 +144,7 @@ class Link(asyncio.Protocol):
         self._splitter.limit = self.limits.frame_bytes
 
     def restrict(self, limits: LinkLimits) -> None:
-        """Other bounds from now on: clients get less than members."""
+        """Other bounds from now on: clients and guests get less than members."""
         self.limits = limits
         now = time.monotonic()
         self._frames = Allowance(limits.frames_per_s, now)

@@ -4,10 +4,13 @@ Law of the file: **at most one link per peer, and both ends agree which.** Of tw
 two keys the one that the smaller key dialed stays; a second one in the same direction replaces the
 first (its end was lost). The larger key therefore waits a little before it dials.
 
-Members of a chain keep a link to every other member of a static list, and dial again with back-off.
-Clients (gateways, relayers, agents) only dial; a node bounds how many it serves. Faults are counted by
-reason; whoever repeats them is cut off and refused for a while, by key and never by address, because
-all of a laptop's processes share one address.
+A node keeps a link to whoever answers at the addresses that it was given, and dials again with back-off.
+Who is linked as a peer is a **member** (its key is in the set that finalises the next block, which
+changes with the chain: `Network.set_members`) or a **guest** (an observer, a full node, a replica that
+has left): both exchange the machine's messages, but guests are few and bear less. Clients (gateways,
+relayers, agents) only dial; a node bounds how many it serves. Faults are counted by reason; whoever
+repeats them is cut off and refused for a while, by key and never by address, because all of a
+laptop's processes share one address.
 """
 
 import asyncio
@@ -17,7 +20,7 @@ import socket
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -48,6 +51,7 @@ _BACKLOG: Final = 128
 _ACCEPT_PAUSE_S: Final = 0.2
 _FIRST_BACKOFF_S: Final = 0.2
 _LARGER_KEY_WAITS_S: Final = 1.0
+_GUEST_POINTS: Final = 4
 _SERIOUS: Final = frozenset({"bad-frame", "frame-too-large", "malformed", "bad-signature"})
 
 
@@ -62,19 +66,27 @@ def client_limits() -> LinkLimits:
     )
 
 
+def guest_limits() -> LinkLimits:
+    """A guest may need whole blocks of us, and has little to tell."""
+    return LinkLimits(frames_per_s=500, bytes_per_s=4 * 1024 * KIBIBYTE)
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkLimits:
     """Bounds of one process's links on one chain."""
 
     link: LinkLimits = field(default_factory=LinkLimits)
     client: LinkLimits = field(default_factory=client_limits)
+    guest: LinkLimits = field(default_factory=guest_limits)
     clients: int = 64
+    guests: int = 8
+    """Peers that are not members, at once; with 0 only members are linked as peers."""
     handshakes: int = 64
     """Unfinished handshakes at once; further connections are closed at once."""
     backoff_s: float = 5.0
     """The longest pause between two attempts to reach a peer."""
     fault_points: int = 64
-    """Points within a minute that ban; a fault of form is worth 8, any other 1."""
+    """Points within a minute that ban; a fault of form is worth 8, any other 1; a guest's fourfold."""
     ban_s: float = 60.0
     """The first ban; each further one is twice as long, up to an hour."""
 
@@ -183,7 +195,7 @@ class Network:
         self._links: dict[bytes, Link] = {}
         self._clients: dict[bytes, Link] = {}
         self._pending: set[Link] = set()
-        self._down = {key: asyncio.Event() for key in self._members}
+        self._down: dict[bytes, asyncio.Event] = {}
         self._bans = Bans(parts.limits.fault_points, parts.limits.ban_s)
         self._tasks = Tasks()
         self._listener: socket.socket | None = None
@@ -226,21 +238,64 @@ class Network:
 
     @property
     def peers(self) -> tuple[bytes, ...]:
-        """Members to which a link is up."""
+        """Members and guests to which a link is up."""
         return tuple(self._links)
+
+    @property
+    def members(self) -> tuple[bytes, ...]:
+        """Members to which a link is up."""
+        return tuple(key for key in self._links if key in self._members)
+
+    @property
+    def guests(self) -> tuple[bytes, ...]:
+        """Peers to which a link is up and which are not members."""
+        return tuple(key for key in self._links if key not in self._members)
 
     @property
     def clients(self) -> int:
         """How many clients are connected."""
         return len(self._clients)
 
+    def set_members(self, keys: Collection[bytes]) -> None:
+        """Other keys are the members from now on.
+
+        Links stay up: a guest whose key has come in bears a member's load, a member whose key has
+        left becomes a guest. If that makes too many guests, those that have just left go first.
+        """
+        before, self._members = self._members, frozenset(keys) - {self._own_key}
+        left = before - self._members
+        spare = len(self.guests) - self._parts.limits.guests
+        for key, link in sorted(self._links.items(), key=lambda each: each[0] not in left):
+            if key in self._members:
+                if key not in before:
+                    link.restrict(self._parts.limits.link)
+            elif spare > 0:
+                spare -= 1
+                link.refuse(RemoteFault("not-a-member", "this key has left the set of this chain"))
+            elif key in left:
+                link.restrict(self._parts.limits.guest)
+
+    def drop(self, predicate: Callable[[Link], bool], fault: RemoteFault) -> int:
+        """Refuse, with a reason, every link that is up and of which `predicate` holds.
+
+        Returns:
+            How many those were.
+        """
+        found = [
+            link for link in (*self._links.values(), *self._clients.values()) if predicate(link)
+        ]
+        for link in found:
+            self._parts.metrics.count("remote_faults", reason=fault.reason)
+            link.refuse(fault)
+        return len(found)
+
     def send(self, peer: bytes, channel: Channel, body: bytes) -> bool:
-        """Queue a frame for a member; False if no link to it is up."""
+        """Queue a frame for a member or a guest; False if no link to it is up."""
         link = self._links.get(peer)
         return link is not None and link.send(channel, body)
 
     def broadcast(self, channel: Channel, body: bytes) -> None:
-        """Queue a frame for every member to which a link is up."""
+        """Queue a frame for every member and guest to which a link is up."""
         data = frame(channel, body)
         for link in tuple(self._links.values()):
             link.send_frame(data)
@@ -249,6 +304,8 @@ class Network:
         """Count a fault of a link's other end; enough of them ban it."""
         self._parts.metrics.count("remote_faults", reason=fault.reason)
         points = 8 if fault.reason in _SERIOUS else 1
+        if identity in self._links and identity not in self._members:
+            points *= _GUEST_POINTS
         if not identity or not self._bans.record(identity, points, time.monotonic()):
             return
         self._parts.metrics.count("bans")
@@ -327,7 +384,7 @@ class Network:
         half = Listener(parts.own, secrets.token_bytes(32), parts.security.certificate_der)
         link.send(Channel.CONTROL, half.welcome(read_control((await link.receive())[1])))
         hello = half.accept(read_control((await link.receive())[1]), parts.verifier)
-        parts.security.check_certificate(_certificate(link), hello.identity, hello.role)
+        parts.security.check_certificate(link.certificate, hello.identity, hello.role)
         self._admit(hello)
         link.send(Channel.CONTROL, encode(Accepted()))
         self._link_up(link, hello.identity, hello.role)
@@ -342,13 +399,22 @@ class Network:
         if banned_s > 0:
             raise RemoteFault("banned", f"for {banned_s:.0f} more seconds")
         if hello.role == "peer":
-            if hello.identity not in self._members:
-                raise RemoteFault("not-a-member", "this key is not a member of this chain")
+            self._check_room(hello.identity)
             self._check_duplicate(hello.identity, dialed=False)
         elif hello.identity not in self._clients and len(self._clients) >= (
             self._parts.limits.clients
         ):
             raise RemoteFault("too-many-clients", f"at most {self._parts.limits.clients}")
+
+    def _check_room(self, identity: bytes) -> None:
+        """Whether a key may be linked as a peer: a member always, a guest while there is room."""
+        if identity in self._members or identity in self._links:
+            return
+        limit = self._parts.limits.guests
+        if limit == 0:
+            raise RemoteFault("not-a-member", f"key {identity.hex()} is not of this chain's set")
+        if len(self.guests) >= limit:
+            raise RemoteFault("too-many-guests", f"at most {limit} that are not of the set")
 
     # -- dialing -----------------------------------------------------------------------------------
 
@@ -383,8 +449,7 @@ class Network:
 
     async def _until_down(self, identity: bytes) -> None:
         while identity in self._links:
-            self._down[identity].clear()
-            await self._down[identity].wait()
+            await self._down.setdefault(identity, asyncio.Event()).wait()
 
     async def _dial_peer(self, peer: NodeAddress) -> bytes:
         """Make a link to an address, if there is none yet, and return who is there."""
@@ -392,7 +457,8 @@ class Network:
         self._pending.add(link)
         try:
             await dial(self._parts, peer, link)
-            self._check_dialed(link.identity)
+            self._check_room(link.identity)
+            self._check_duplicate(link.identity, dialed=True)
             self._link_up(link, link.identity, "peer")
         except RemoteFault as fault:
             link.close(str(fault))
@@ -405,11 +471,6 @@ class Network:
         finally:
             self._pending.discard(link)
         return link.identity
-
-    def _check_dialed(self, identity: bytes) -> None:
-        if identity not in self._members:
-            raise RemoteFault("not-a-member", f"key {identity.hex()} answers there")
-        self._check_duplicate(identity, dialed=True)
 
     # -- the table of links ------------------------------------------------------------------------
 
@@ -435,6 +496,8 @@ class Network:
         links[identity] = link
         if role == "client":
             link.restrict(self._parts.limits.client)
+        elif identity not in self._members:
+            link.restrict(self._parts.limits.guest)
         self._handler.link_up(link)
         link.raise_up(identity, role)
 
@@ -447,8 +510,8 @@ class Network:
             self._parts.log.info(
                 "link down", peer=link.identity.hex()[:16], role=link.role, why=link.close_reason
             )
-        if link.identity in self._down and link.role == "peer":
-            self._down[link.identity].set()
+        if link.role == "peer" and (waited_for := self._down.pop(link.identity, None)) is not None:
+            waited_for.set()
         self._handler.link_down(link)
 
     async def _tend(self) -> None:
@@ -478,7 +541,7 @@ async def dial(parts: NetworkParts, address: NodeAddress, link: Link) -> None:
             ssl=parts.security.client,
             ssl_handshake_timeout=limits.handshake_s,
         )
-        shown = _certificate(link)
+        shown = link.certificate
         half = Dialer(parts.own, secrets.token_bytes(32), shown or b"", address.identity)
         link.send(Channel.CONTROL, half.hello())
         link.send(
@@ -493,13 +556,6 @@ async def dial(parts: NetworkParts, address: NodeAddress, link: Link) -> None:
         raise LinkRefused(reply.reason, reply.detail)
     if not isinstance(reply, Accepted):
         raise LinkRefused("bad-handshake", f"{type(reply).__name__} in place of Accepted")
-
-
-def _certificate(link: Link) -> bytes | None:
-    """What the other end's TLS session showed, as DER."""
-    session = link.transport.get_extra_info("ssl_object")
-    shown: bytes | None = session.getpeercert(binary_form=True)
-    return shown
 
 
 def as_fault(error: Exception) -> RemoteFault:
