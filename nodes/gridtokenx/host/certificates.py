@@ -11,9 +11,11 @@ themselves: there the handshake inside the channel signs the certificate's hash.
 
 import datetime as dt
 import enum
+import ipaddress
 import secrets
 import ssl
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -78,9 +80,23 @@ class Authority:
         return cls(certificate, key)
 
     def issue(
-        self, public_key: bytes, name: str, role: Role, *, days: int = VALID_DAYS
+        self,
+        public_key: bytes,
+        name: str,
+        role: Role,
+        *,
+        days: int = VALID_DAYS,
+        hosts: Sequence[str] = (),
     ) -> x509.Certificate:
-        """A certificate for somebody's Ed25519 public key."""
+        """A certificate for somebody's Ed25519 public key.
+
+        Args:
+            public_key: whose.
+            name: the subject's common name.
+            role: what the holder may do.
+            days: how long it is valid.
+            hosts: names and addresses of a server that strangers' software checks by name (MQTT).
+        """
         subject_key = Ed25519PublicKey.from_public_bytes(public_key)
         builder = _builder(_subject(name, role), self.certificate.subject, subject_key, days)
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -93,6 +109,9 @@ class Authority:
                 critical=False,
             )
         )
+        if hosts:
+            names = x509.SubjectAlternativeName([_host(each) for each in hosts])
+            builder = builder.add_extension(names, critical=False)
         return builder.sign(self.key, None)
 
 
@@ -193,7 +212,7 @@ def mutual_context(
     context = _context(server=server)
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=pem(authority).decode())
-    _load_chain(context, certificate, seed)
+    load_chain(context, certificate, seed)
     return context
 
 
@@ -201,7 +220,7 @@ def anonymous_server_context(certificate: x509.Certificate, seed: bytes) -> ssl.
     """TLS 1.3 for a server whose certificate proves nothing (see `transport`)."""
     context = _context(server=True)
     context.verify_mode = ssl.CERT_NONE
-    _load_chain(context, certificate, seed)
+    load_chain(context, certificate, seed)
     return context
 
 
@@ -221,7 +240,7 @@ def _context(*, server: bool) -> ssl.SSLContext:
     return context
 
 
-def _load_chain(context: ssl.SSLContext, certificate: x509.Certificate, seed: bytes) -> None:
+def load_chain(context: ssl.SSLContext, certificate: x509.Certificate, seed: bytes) -> None:
     """Hand a secret to OpenSSL, which reads keys from files only.
 
     It passes through a private temporary file, encrypted under a password that exists nowhere else.
@@ -249,6 +268,13 @@ def _subject(name: str, role: Role) -> x509.Name:
             x509.NameAttribute(NameOID.COMMON_NAME, name[:64]),
         ]
     )
+
+
+def _host(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
 
 
 def _builder(
