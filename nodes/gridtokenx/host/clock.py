@@ -2,17 +2,34 @@
 
 On a real network it is wall time. On a local testnet it is wall time less the time that the network
 was down, so that a network stopped overnight does not wake up days later. Whatever starts the network
-keeps that sum in a heartbeat file, and hands every process the same offset, as a setting.
+keeps that sum in a heartbeat file, and hands every process the same offset, as a setting or in a file.
 """
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
+
+from gridtokenx.core.errors import LocalFault
 
 
 def wall_ms() -> int:
     """Milliseconds since the Unix epoch."""
     return time.time_ns() // 1_000_000
+
+
+def read_clock_file(path: Path) -> int:
+    """The offset in milliseconds that a clock file holds.
+
+    Raises:
+        LocalFault: there is no such file, or it holds something else.
+    """
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        raise LocalFault(
+            f"clock_file {path}: holds no offset in ms ({error}); whatever starts the network writes it"
+        ) from None
 
 
 class NetworkClock:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from gridtokenx.host.addresses import HostPort
-from gridtokenx.host.clock import NetworkClock
+from gridtokenx.host.clock import NetworkClock, read_clock_file
 from gridtokenx.host.http import HttpServer, add_health, new_application
 from gridtokenx.host.keyfile import KeyRing, find_password
 from gridtokenx.host.logs import Logger, make_logger
@@ -51,12 +51,13 @@ def open_role(settings: ProcessSettings, name: str) -> Role:
     """Set up what every process has.
 
     Raises:
-        LocalFault: an unusable address.
+        LocalFault: an unusable address, or no clock file where one is named.
     """
+    filed_ms = 0 if settings.clock_file is None else read_clock_file(settings.clock_file)
     return Role(
         log=make_logger(settings.log_format, settings.log_level, role=name),
         metrics=Metrics(role=name),
-        clock=NetworkClock(settings.clock_offset_ms),
+        clock=NetworkClock(settings.clock_offset_ms + filed_ms),
         http=None if settings.http is None else HostPort.parse(settings.http),
     )
 

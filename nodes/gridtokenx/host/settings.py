@@ -17,6 +17,10 @@ class ProcessSettings(Settings, frozen=True, kw_only=True):
             unit="ms",
         ),
     ] = 0
+    clock_file: Annotated[
+        Path | None,
+        Setting("File that holds an offset in ms, added to clock_offset_ms; read at start."),
+    ] = None
     http: Annotated[
         str | None,
         Setting("Address (host:port) that serves /health, /ready and /metrics; none if not set."),
