@@ -10,7 +10,14 @@ import re
 from typing import Final
 
 from gridtokenx.core.keys import NO_CHAIN, Domain, Signer, Verifier, signed_bytes
-from gridtokenx.ledger.readings import TOPIC_ROOT, announce_topic, reading_topic, watermark_topic
+from gridtokenx.ledger.readings import (
+    TOPIC_ROOT,
+    announce_topic,
+    batch_topic,
+    batch_watermark_topic,
+    reading_topic,
+    watermark_topic,
+)
 
 FRESHNESS_MS: Final = 300_000
 """How far the clocks of a client and its broker may differ."""
@@ -60,8 +67,21 @@ def device_may_read(public_key: bytes, topic: str) -> bool:
     return topic == watermark_topic(public_key)
 
 
+def concentrator_may_publish(public_key: bytes, topic: str) -> bool:
+    """A concentrator publishes its own batches."""
+    return topic == batch_topic(public_key)
+
+
+def concentrator_may_read(public_key: bytes, topic: str) -> bool:
+    """A concentrator reads what answers its own batches."""
+    return topic == batch_watermark_topic(public_key)
+
+
 def oracle_may_publish(topic: str) -> bool:
     """An oracle node publishes watermarks."""
+    parts = topic.split("/")
+    if parts[:3] == ["gtx", "v1", "concentrator"]:
+        return len(parts) == 5 and parts[4] == "watermarks"
     return topic.startswith(f"{TOPIC_ROOT}/watermark/")
 
 

@@ -9,16 +9,22 @@ The way back is the watermark: oracle nodes publish, retained, up to which seque
 readings are committed. It only tells a device what it need not send again; it never deletes
 anything.
 
-============================  =======  ==========================================================
-topic                         retain   payload
-============================  =======  ==========================================================
-gtx/v1/{zone}/{id}/reading    no       the canonical bytes of one `Transaction`; QoS 1
-gtx/v1/{zone}/{id}/announce   yes      the canonical bytes of one `Announcement`; also the last will
-gtx/v1/watermark/{id}         yes      the canonical bytes of one `Watermark`
-============================  =======  ==========================================================
+==================================  ======  ========================================================
+topic                               retain  payload
+==================================  ======  ========================================================
+gtx/v1/{zone}/{id}/reading          no      the canonical bytes of one `Transaction`; QoS 1
+gtx/v1/{zone}/{id}/announce         yes     the canonical bytes of one `Announcement`; also the will
+gtx/v1/watermark/{id}               yes     the canonical bytes of one `Watermark`
+gtx/v1/concentrator/{id}/readings   no      the canonical bytes of one `ReadingBatch`; QoS 1
+gtx/v1/concentrator/{id}/watermarks no      the canonical bytes of one `WatermarkBatch`; QoS 1
+==================================  ======  ========================================================
 
-`{zone}` is the zone's number; `{id}` is the device's public key in lower-case hexadecimal, and also
-its MQTT client id, so that a broker can bind topics to connections without a table.
+`{zone}` is the zone's number; `{id}` is the device's or concentrator's public key in lower-case
+hexadecimal, and also its MQTT client id, so that a broker can bind topics to connections without a
+table.
+
+A concentrator carries the readings of many devices in one message. It signs none of them, so it
+can withhold, never forge: each reading of a batch is judged as if it had come alone.
 """
 
 from typing import Annotated, Final
@@ -32,6 +38,13 @@ TOPIC_ROOT: Final = "gtx/v1"
 ALL_READINGS: Final = f"{TOPIC_ROOT}/+/+/reading"
 """The subscription that sees every reading of every zone."""
 ALL_ANNOUNCEMENTS: Final = f"{TOPIC_ROOT}/+/+/announce"
+ALL_BATCHES: Final = f"{TOPIC_ROOT}/concentrator/+/readings"
+"""The subscription that sees the batches of every concentrator."""
+MAX_BATCH_READINGS: Final = 128
+MAX_BATCH_BYTES: Final = 60_000
+"""Of an encoded batch: with its topic it stays below the 65,536 bytes that brokers let through."""
+MAX_READING_BYTES: Final = 1_024
+"""A reading has about 300 bytes."""
 FIRST_SEQUENCE: Final = 1
 """The nonce of a device's first reading, so that a watermark of 0 means "none yet"."""
 RETAINED_BOUNDARIES: Final = 96
@@ -85,6 +98,22 @@ class Watermark(Wire, frozen=True):
     """Boundary of the reading with that sequence; 0 while none is."""
 
 
+class ReadingBatch(Wire, frozen=True):
+    """Signed readings of several devices, as their concentrator carries them."""
+
+    readings: Annotated[
+        tuple[Annotated[bytes, Meta(max_length=MAX_READING_BYTES)], ...],
+        Meta(min_length=1, max_length=MAX_BATCH_READINGS),
+    ]
+    """Each the canonical bytes of one `Transaction`, in the order in which they are to be judged."""
+
+
+class WatermarkBatch(Wire, frozen=True):
+    """Watermarks of devices whose readings came through one concentrator."""
+
+    watermarks: Annotated[tuple[Watermark, ...], Meta(min_length=1, max_length=512)]
+
+
 class Announcement(Wire, frozen=True):
     """A device's birth message, and with `online` false its last will. Informational: unsigned."""
 
@@ -116,12 +145,34 @@ def watermark_topic(public_key: bytes) -> str:
     return f"{TOPIC_ROOT}/watermark/{public_key.hex()}"
 
 
+def batch_topic(public_key: bytes) -> str:
+    """Where a concentrator publishes the readings that it carries."""
+    return f"{TOPIC_ROOT}/concentrator/{public_key.hex()}/readings"
+
+
+def batch_watermark_topic(public_key: bytes) -> str:
+    """Where oracle nodes answer a concentrator."""
+    return f"{TOPIC_ROOT}/concentrator/{public_key.hex()}/watermarks"
+
+
+def topic_concentrator(topic: str) -> bytes | None:
+    """The concentrator that a topic of batches names; None if it is no such topic."""
+    parts = topic.split("/")
+    if len(parts) != 5 or parts[:3] != ["gtx", "v1", "concentrator"] or parts[4] != "readings":
+        return None
+    return _key(parts[3])
+
+
 def topic_device(topic: str) -> bytes | None:
     """The device that a reading or announcement topic names; None if it is no such topic."""
     parts = topic.split("/")
-    if len(parts) != 5 or parts[:2] != ["gtx", "v1"] or len(parts[3]) != 64:
+    if len(parts) != 5 or parts[:2] != ["gtx", "v1"] or parts[2] == "concentrator":
         return None
+    return _key(parts[3])
+
+
+def _key(text: str) -> bytes | None:
     try:
-        return bytes.fromhex(parts[3])
+        return bytes.fromhex(text) if len(text) == 64 else None
     except ValueError:
         return None
