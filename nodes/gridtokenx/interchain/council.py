@@ -24,20 +24,17 @@ quorum, and lets everybody else look at what was chosen. Whatever happens to the
 voids all voices: they were about another situation.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Annotated, Final
-
-from msgspec import Meta, structs
+from collections.abc import Sequence
+from typing import Final
 
 from gridtokenx.core.codec import Wire, encode
 from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.keys import sha256
-from gridtokenx.core.quorum import quorum
 from gridtokenx.core.types import Hash32, Height, Index16, Millis, PublicKey
-from gridtokenx.finality.validators import MAX_VALIDATORS, ValidatorSet
-from gridtokenx.interchain import clients, stores
+from gridtokenx.finality.validators import ValidatorSet
+from gridtokenx.interchain import clients, stores, voting
 from gridtokenx.interchain.packets import ClientId
+from gridtokenx.interchain.voting import Ballot, MembersOf, Voice
 from gridtokenx.ledger.blocks import Header
 from gridtokenx.ledger.runtime import (
     NOBODY,
@@ -56,9 +53,6 @@ RECOVER_WEIGHT: Final = 500
 """Drops up to 128 headers and their sets."""
 PAUSE: Final = "pause"
 """The subject of the emergency stop; clients have subjects of their own."""
-
-MembersOf = Callable[[State], Sequence[bytes]]
-"""Reads the accounts that make up the chain's validator set."""
 
 
 class ApproveRecovery(Wire, frozen=True, tag="interchain.approve_recovery"):
@@ -113,25 +107,6 @@ class PauseChanged(Wire, frozen=True, tag="interchain.pause_changed"):
 CALLS: Final = (ApproveRecovery, RecoverClient, ApprovePause)
 
 
-class Voice(Wire, frozen=True):
-    """What a member is for."""
-
-    member: PublicKey
-    choice: Hash32
-
-
-class Ballot(Wire, frozen=True):
-    """All voices on one subject."""
-
-    situation: Hash32
-    """What they are about; voices about another situation are void."""
-    voices: Annotated[tuple[Voice, ...], Meta(max_length=MAX_VALIDATORS)]
-    agreed: Hash32 | None
-    """What a quorum stood for after the last voice."""
-    agreed_ms: Millis
-    """Since when without interruption; 0 if nothing is agreed."""
-
-
 BALLOTS: Final = Map("interchain.ballot", Ballot)
 """(`PAUSE`, or "client", client) -> the voices."""
 
@@ -172,7 +147,7 @@ class Council(Module):
                 client_id=call.client_id,
                 header_hash=call.header_hash,
                 member=ctx.sender,
-                approvals=self._count(ctx.state, ballot)[call.header_hash],
+                approvals=voting.count(ballot, self._members(ctx.state))[call.header_hash],
                 due_ms=ballot.agreed_ms + _delay_ms(client) if agreed else None,
             )
         )
@@ -237,32 +212,18 @@ class Council(Module):
         """Put the sender's voice into a ballot, and see what is agreed now."""
         ballot = BALLOTS.get(ctx.state, *subject)
         if ballot is None or ballot.situation != situation:
-            ballot = Ballot(situation=situation, voices=(), agreed=None, agreed_ms=0)
+            ballot = voting.empty_ballot(situation)
         members = self._members(ctx.state)
-        others = (v for v in ballot.voices if v.member != ctx.sender and v.member in members)
-        ballot = structs.replace(ballot, voices=(*others, Voice(ctx.sender, choice)))
-        agreed = self._agreed(ctx.state, ballot)
-        if agreed != ballot.agreed:
-            since_ms = 0 if agreed is None else ctx.timestamp_ms
-            ballot = structs.replace(ballot, agreed=agreed, agreed_ms=since_ms)
+        voice = Voice(ctx.sender, choice)
+        ballot = voting.with_voice(ballot, members, voice, ctx.timestamp_ms)
         BALLOTS.put(ctx.state, ballot, *subject)
         return ballot
-
-    def _count(self, state: State, ballot: Ballot) -> Counter[bytes]:
-        members = self._members(state)
-        return Counter(voice.choice for voice in ballot.voices if voice.member in members)
-
-    def _agreed(self, state: State, ballot: Ballot) -> bytes | None:
-        """What a quorum of the present members stands for; two quorums cannot differ."""
-        enough = quorum(len(self._members(state)))
-        counts = self._count(state, ballot)
-        return next((choice for choice, count in counts.items() if count >= enough), None)
 
     def _require_due(self, ctx: Context, client: clients.ClientState, choice: bytes) -> None:
         ballot = _live_ballot(ctx.state, "client", client.client_id)
         if ballot is None:
             raise CallFailed("not-approved", "no voices for recovering this client as it stands")
-        if not ballot.agreed == choice == self._agreed(ctx.state, ballot):
+        if not ballot.agreed == choice == voting.agreed(ballot, self._members(ctx.state)):
             raise CallFailed("not-approved", f"no quorum stands for header {choice.hex()[:16]}")
         due_ms = ballot.agreed_ms + _delay_ms(client)
         if ctx.timestamp_ms < due_ms:
