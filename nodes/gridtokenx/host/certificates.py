@@ -15,14 +15,14 @@ import ipaddress
 import secrets
 import ssl
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
@@ -34,6 +34,10 @@ from gridtokenx.host.files import read_file
 
 _DAY: Final = dt.timedelta(days=1)
 VALID_DAYS: Final = 3650
+LIST_DAYS: Final = 30
+"""How soon a revocation list promises a newer one, unless told otherwise."""
+NAME_LENGTH: Final = 64
+"""The longest common name that X.509 has room for."""
 
 
 class Role(enum.Enum):
@@ -46,6 +50,19 @@ class Role(enum.Enum):
     """Follows and submits: gateway, relayer, agent."""
     DEVICE = "device"
     """A meter or battery, known to the MQTT broker and the registry."""
+    BROKER = "broker"
+    """An MQTT broker, to whom devices and oracles connect."""
+
+
+class Reason(enum.Enum):
+    """Why a certificate was revoked (RFC 5280 §5.3.1; those that an enrolment can have)."""
+
+    UNSPECIFIED = "unspecified"
+    KEY_COMPROMISE = "key-compromise"
+    AFFILIATION_CHANGED = "affiliation-changed"
+    SUPERSEDED = "superseded"
+    CESSATION_OF_OPERATION = "cessation-of-operation"
+    PRIVILEGE_WITHDRAWN = "privilege-withdrawn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +131,32 @@ class Authority:
             builder = builder.add_extension(names, critical=False)
         return builder.sign(self.key, None)
 
+    def revoke(
+        self, revoked: Mapping[int, Reason], number: int, *, days: int = LIST_DAYS
+    ) -> x509.CertificateRevocationList:
+        """The list of all that is revoked.
+
+        Args:
+            revoked: serial numbers and reasons.
+            number: of the list; each list has a greater one than all before it.
+            days: until when a newer list is promised.
+        """
+        now = dt.datetime.now(dt.UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(now)
+            .next_update(now + days * _DAY)
+            .add_extension(x509.CRLNumber(number), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()),
+                critical=False,
+            )
+        )
+        for serial, reason in sorted(revoked.items()):
+            builder = builder.add_revoked_certificate(_revoked(serial, reason, now))
+        return builder.sign(self.key, None)
+
 
 def self_signed(seed: bytes, name: str = "ephemeral") -> x509.Certificate:
     """A short-lived certificate that only carries a key (public chain's servers)."""
@@ -131,6 +174,11 @@ def load_certificate(path: Path) -> x509.Certificate:
     Raises:
         LocalFault: unreadable or no certificate.
     """
+    if not path.exists():
+        raise LocalFault(
+            f"{path}: no certificate is there; have the authority issue it (gtx ca issue REQUEST), or"
+            " name the file that holds it"
+        )
     try:
         return x509.load_pem_x509_certificate(read_file(path))
     except ValueError as error:
@@ -149,21 +197,71 @@ def public_key_in(certificate: x509.Certificate) -> bytes:
     return key.public_bytes_raw()
 
 
-def peer_identity(shown: bytes) -> tuple[bytes, Role]:
-    """Key and role in the certificate that a peer presented (TLS has verified its chain).
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a certificate says of its holder."""
+
+    public_key: bytes
+    name: str
+    role: Role
+    serial: int
+    until: dt.datetime
+    """When it ceases to be valid."""
+
+    def fault(self, revocations: "RevocationList | None", now: dt.datetime) -> RemoteFault | None:
+        """Why its holder has no link any more, if so."""
+        reason = revocations.revoked.get(self.serial) if revocations is not None else None
+        if reason is not None:
+            return RemoteFault(
+                "revoked", f"certificate {show_serial(self.serial)} was revoked: {reason.value}"
+            )
+        if now > self.until:
+            return RemoteFault(
+                "expired", f"the certificate was valid until {show_time(self.until)}"
+            )
+        return None
+
+
+def subject_of(certificate: x509.Certificate) -> Subject:
+    """Read a certificate of ours.
+
+    Raises:
+        RemoteFault: it is not ours in form.
+    """
+    try:
+        units = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        role = Role(str(units[0].value)) if units else None
+    except ValueError as error:
+        raise RemoteFault("wrong-certificate", str(error)) from None
+    if role is None:
+        raise RemoteFault("wrong-certificate", "the certificate names no role")
+    return Subject(
+        public_key_in(certificate),
+        str(names[0].value) if names else "",
+        role,
+        certificate.serial_number,
+        certificate.not_valid_after_utc,
+    )
+
+
+def peer_subject(shown: bytes) -> Subject:
+    """What is said in the certificate that a peer presented (TLS has verified its chain).
 
     Raises:
         RemoteFault: not ours in form.
     """
     try:
         certificate = x509.load_der_x509_certificate(shown)
-        units = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
-        role = Role(str(units[0].value)) if units else None
     except ValueError as error:
         raise RemoteFault("wrong-certificate", str(error)) from None
-    if role is None:
-        raise RemoteFault("wrong-certificate", "the certificate names no role")
-    return public_key_in(certificate), role
+    return subject_of(certificate)
+
+
+def peer_identity(shown: bytes) -> tuple[bytes, Role]:
+    """Key and role in the certificate that a peer presented; see `peer_subject`."""
+    subject = peer_subject(shown)
+    return subject.public_key, subject.role
 
 
 def pem(certificate: x509.Certificate) -> bytes:
@@ -174,6 +272,21 @@ def pem(certificate: x509.Certificate) -> bytes:
 def der(certificate: x509.Certificate) -> bytes:
     """DER bytes of a certificate, as TLS shows it."""
     return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def show_serial(serial: int) -> str:
+    """A serial number as people see it."""
+    return f"{serial:040x}"
+
+
+def show_time(moment: dt.datetime) -> str:
+    """A moment as people see it: to the minute, in UTC."""
+    return f"{moment.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256 over the certificate, for two people to compare."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
 
 
 def check_issued(certificate_file: Path, authority_file: Path, public_key: bytes) -> None:
@@ -200,6 +313,77 @@ def check_issued(certificate_file: Path, authority_file: Path, public_key: bytes
             f"{certificate_file}: is for key {public_key_in(certificate).hex()}, but this node's"
             f" identity is {public_key.hex()}"
         )
+
+
+# -- revocation ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationList:
+    """The certificates that an authority has taken back (a CRL of RFC 5280)."""
+
+    number: int
+    """Grows with every list, so that an old one cannot bring somebody back."""
+    due: dt.datetime
+    """When a newer list was promised."""
+    revoked: Mapping[int, Reason]
+    """Reason by serial number."""
+
+    @classmethod
+    def load(cls, path: Path, authority: x509.Certificate) -> "RevocationList":
+        """Read a list, and check that the authority signed it.
+
+        Raises:
+            LocalFault: unreadable, no such list, or signed by somebody else.
+        """
+        data = read_file(path)
+        try:
+            listed = x509.load_pem_x509_crl(data)
+            number = listed.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+            unknown = [extension.oid for extension in listed.extensions if extension.critical]
+            revoked = {each.serial_number: _reason(each) for each in listed}
+        except (ValueError, x509.ExtensionNotFound) as error:
+            raise LocalFault(f"{path}: is no revocation list in PEM form: {error}") from None
+        if unknown:
+            raise LocalFault(f"{path}: is a partial revocation list; a whole one is needed")
+        key = authority.public_key()
+        if not isinstance(key, Ed25519PublicKey) or not listed.is_signature_valid(key):
+            raise LocalFault(
+                f"{path}: was not signed by the authority {common_name(authority)!r} of this chain"
+            )
+        return cls(
+            number, listed.next_update_utc or dt.datetime.max.replace(tzinfo=dt.UTC), revoked
+        )
+
+
+def common_name(certificate: x509.Certificate) -> str:
+    """The name of a certificate's subject; empty if it has none."""
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else ""
+
+
+def _revoked(serial: int, reason: Reason, now: dt.datetime) -> x509.RevokedCertificate:
+    builder = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now)
+    if reason is not Reason.UNSPECIFIED:  # RFC 5280 §5.3.1: absent rather than unspecified
+        builder = builder.add_extension(x509.CRLReason(_FLAGS[reason]), critical=False)
+    return builder.build()
+
+
+def _reason(entry: x509.RevokedCertificate) -> Reason:
+    try:
+        flag = entry.extensions.get_extension_for_class(x509.CRLReason).value.reason
+    except x509.ExtensionNotFound:
+        return Reason.UNSPECIFIED
+    return next((ours for ours, theirs in _FLAGS.items() if theirs is flag), Reason.UNSPECIFIED)
+
+
+_FLAGS: Final = {
+    Reason.KEY_COMPROMISE: x509.ReasonFlags.key_compromise,
+    Reason.AFFILIATION_CHANGED: x509.ReasonFlags.affiliation_changed,
+    Reason.SUPERSEDED: x509.ReasonFlags.superseded,
+    Reason.CESSATION_OF_OPERATION: x509.ReasonFlags.cessation_of_operation,
+    Reason.PRIVILEGE_WITHDRAWN: x509.ReasonFlags.privilege_withdrawn,
+}
 
 
 # -- TLS -------------------------------------------------------------------------------------------
@@ -265,7 +449,7 @@ def _subject(name: str, role: Role) -> x509.Name:
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, "GridTokenX"),
             x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role.value),
-            x509.NameAttribute(NameOID.COMMON_NAME, name[:64]),
+            x509.NameAttribute(NameOID.COMMON_NAME, name[:NAME_LENGTH]),
         ]
     )
 
