@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.lab.manifest import Manifest, dump_manifest, load_manifest
+from gridtokenx.lab.manifest import Manifest, load_manifest
 from gridtokenx.lab.testnet.layout import Layout
 
 if TYPE_CHECKING:
@@ -234,7 +234,6 @@ def _make(home: Path, manifest: Manifest) -> Layout:
         from gridtokenx.lab.testnet.initialise import initialise  # noqa: PLC0415 - imports pvlib
 
         initialise(Layout(partial, manifest), click.echo)
-        (partial / "manifest.toml").write_text(dump_manifest(manifest), encoding="utf-8")
         if home.exists():
             shutil.rmtree(home)
         partial.rename(home)

@@ -21,7 +21,7 @@ from gridtokenx.host.certificates import Authority, Role, pem
 from gridtokenx.host.config import Settings, render
 from gridtokenx.host.files import write_file
 from gridtokenx.host.keyfile import KeyRing, create_development_password
-from gridtokenx.lab.manifest import Manifest
+from gridtokenx.lab.manifest import Manifest, dump_manifest
 from gridtokenx.lab.testnet.genesis import PEOPLE, WORKLOAD, Network, make_network
 from gridtokenx.lab.testnet.heartbeat import wall_ms, write_beat
 from gridtokenx.lab.testnet.layout import Layout
@@ -65,11 +65,14 @@ def initialise(layout: Layout, report: Report) -> None:
     keys = _make_keys(layout, roster)
     genesis_ms = wall_ms()
     network = make_network(manifest, keys, roster, genesis_ms)
-    _write_network(layout, network)
+    _write_genesis(layout, network)
     _write_fleet(layout, roster, profiles)
     for member in layout.members:
         _write_settings(layout, member.name, settings_of(layout, member, network))
+    write_file(layout.manifest_path, dump_manifest(manifest).encode())
+    layout.heartbeat_path.parent.mkdir(parents=True, exist_ok=True)
     write_beat(layout.heartbeat_path, genesis_ms)
+    _write_facts(layout, network)
 
 
 # -- keys and certificates -------------------------------------------------------------------------
@@ -138,9 +141,17 @@ def _households(manifest: Manifest) -> list[str]:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def _write_network(layout: Layout, network: Network) -> None:
+def _write_genesis(layout: Layout, network: Network) -> None:
     for chain, genesis in network.by_chain().items():
         write_file(layout.genesis_path(chain), render_genesis(genesis))
+    oracles = tuple(key.hex() for key in network.oracle.validators)
+    devices = tuple(device.public_key.hex() for device in network.consortium.devices)
+    clients = msgspec.json.encode(Clients(oracles=oracles, devices=devices))
+    write_file(layout.directory("broker") / "clients.json", clients)
+
+
+def _write_facts(layout: Layout, network: Network) -> None:
+    """Last of all: who finds these facts finds the whole network."""
     facts = {
         "note": "public facts of a development network; all of its keys were generated",
         "name": layout.manifest.name,
@@ -155,10 +166,6 @@ def _write_network(layout: Layout, network: Network) -> None:
         "gateway": layout.gateway_url,
     }
     write_file(layout.network_path, msgspec.json.format(msgspec.json.encode(facts), indent=2))
-    oracles = tuple(key.hex() for key in network.oracle.validators)
-    devices = tuple(device.public_key.hex() for device in network.consortium.devices)
-    clients = msgspec.json.encode(Clients(oracles=oracles, devices=devices))
-    write_file(layout.directory("broker") / "clients.json", clients)
 
 
 def _write_fleet(layout: Layout, roster: Roster, profiles: tuple[Profile, ...]) -> None:

@@ -6,6 +6,9 @@
       manifest.toml  network.json  heartbeat
       genesis/{public,consortium,oracle}.json      what everyone may know
       NAME/config.toml, keys, data/, log, pid       one directory a process; it reads only its own
+
+In containers each NAME and `genesis` is a volume, so the manifest and `network.json` lie in
+`genesis` and the heartbeat has a volume of its own (`placement`).
 """
 
 import socket
@@ -19,9 +22,10 @@ import msgspec
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.host.chains import CHAINS, read_chain
 from gridtokenx.lab.manifest import Manifest
+from gridtokenx.lab.testnet.placement import HTTP_PORT, LOCAL, LOOPBACK, PEER_PORT, Placement
 from gridtokenx.lab.testnet.processes import ProcessSpec
 
-LOOPBACK: Final = "127.0.0.1"
+__all__ = ["LOOPBACK", "Layout", "Member"]
 
 
 class _Facts(msgspec.Struct):
@@ -41,6 +45,25 @@ class Member:
     """Peer transport, or the one service port; 0 where it listens on none."""
     http_port: int
     """`/health`, `/ready`, `/metrics`."""
+    host: str = LOOPBACK
+    """How the others reach it."""
+    listen_host: str = LOOPBACK
+    """Where it listens."""
+
+    @property
+    def peer_address(self) -> str:
+        """``host:port`` that others dial."""
+        return f"{self.host}:{self.peer_port}"
+
+    @property
+    def peer_listen(self) -> str:
+        """``host:port`` that it listens on."""
+        return f"{self.listen_host}:{self.peer_port}"
+
+    @property
+    def http_listen(self) -> str:
+        """``host:port`` that it serves HTTP on."""
+        return f"{self.listen_host}:{self.http_port}"
 
     @property
     def chain(self) -> str:
@@ -52,26 +75,33 @@ class Member:
 class Layout:
     """Paths and processes of one testnet."""
 
-    def __init__(self, home: Path, manifest: Manifest) -> None:
+    def __init__(self, home: Path, manifest: Manifest, placement: Placement = LOCAL) -> None:
         self.home: Final = home
         self.manifest: Final = manifest
-        self.members: Final = tuple(_members(manifest))
+        self.placement: Final = placement
+        self.members: Final = tuple(_members(manifest, placement))
         self._by_name: Final = {member.name: member for member in self.members}
 
     @property
     def manifest_path(self) -> Path:
         """The manifest that the network was made from."""
-        return self.home / "manifest.toml"
+        return self.home / self.placement.public / "manifest.toml"
 
     @property
     def network_path(self) -> Path:
         """Public facts: chain ids and addresses."""
-        return self.home / "network.json"
+        return self.home / self.placement.public / "network.json"
 
     @property
     def heartbeat_path(self) -> Path:
         """See `heartbeat`."""
-        return self.home / "heartbeat"
+        return self.home / self.placement.clock / "heartbeat"
+
+    @property
+    def clock_path(self) -> Path | None:
+        """The file that holds the offset of network time, where each process reads it itself."""
+        name = self.placement.clock_file
+        return None if name is None else self.home / self.placement.clock / name
 
     def genesis_path(self, chain: str) -> Path:
         """The genesis file of a chain."""
@@ -87,13 +117,13 @@ class Layout:
 
     @property
     def gateway_url(self) -> str:
-        """Where the gateway answers."""
+        """Where the gateway answers, on the machine that it runs or is published on."""
         return f"http://{LOOPBACK}:{self.manifest.ports.gateway}"
 
     @property
     def broker_url(self) -> str:
         """Where readings go."""
-        return f"mqtt://{LOOPBACK}:{self.member('broker').peer_port}"
+        return f"mqtt://{self.member('broker').peer_address}"
 
     def directory(self, name: str) -> Path:
         """The directory of one process."""
@@ -117,7 +147,7 @@ class Layout:
 
     def addresses(self, chain: str) -> tuple[str, ...]:
         """``host:port`` of the peer transport of every node of a chain."""
-        return tuple(f"{LOOPBACK}:{member.peer_port}" for member in self.nodes(chain))
+        return tuple(member.peer_address for member in self.nodes(chain))
 
     def specs(self) -> list[ProcessSpec]:
         """How to start every process."""
@@ -168,24 +198,34 @@ class Layout:
                     )
 
 
-def _members(manifest: Manifest) -> Iterator[Member]:
+def _members(manifest: Manifest, placement: Placement) -> Iterator[Member]:
     ports = iter(range(manifest.ports.base, 65_536))
+
+    def member(name: str, *command: str, listens: bool = True) -> Member:
+        if placement.by_name:
+            peer_port, http_port = PEER_PORT, HTTP_PORT
+        else:
+            peer_port, http_port = next(ports) if listens else 0, next(ports)
+        host, listen = placement.host(name), placement.listen_host
+        return Member(name, command, peer_port if listens else 0, http_port, host, listen)
+
     candidates = manifest.public.candidates or manifest.public.validators
     counts = (
         ("public", candidates),
         ("consortium", manifest.consortium.replicas),
         ("oracle", manifest.oracle.nodes),
     )
-    yield Member("broker", ("broker",), next(ports), next(ports))
-    yield Member("market-data", ("market-data",), next(ports), next(ports))
+    yield member("broker", "broker")
+    yield member("market-data", "market-data")
     for chain, count in counts:
         for index in range(count):
-            yield Member(f"{chain}-{index}", ("node", chain), next(ports), next(ports))
+            yield member(f"{chain}-{index}", "node", chain)
     for index in range(manifest.bridge.relayers):
-        yield Member(f"relayer-{index}", ("bridge",), 0, next(ports))
-    yield Member("gateway", ("gateway",), 0, manifest.ports.gateway)
-    yield Member("devices", ("devices",), 0, next(ports))
-    yield Member("agents", ("agents",), 0, next(ports))
+        yield member(f"relayer-{index}", "bridge", listens=False)
+    host, listen = placement.host("gateway"), placement.listen_host
+    yield Member("gateway", ("gateway",), 0, manifest.ports.gateway, host, listen)
+    yield member("devices", "devices", listens=False)
+    yield member("agents", "agents", listens=False)
 
 
 def _is_free(port: int) -> bool:

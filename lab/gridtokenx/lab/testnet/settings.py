@@ -1,21 +1,22 @@
 """The settings of each process of a local testnet, as files that its operator could have written.
 
-Paths are relative to the process's own directory: its keys, its data, and the public files in
-``../genesis``.
+Paths are relative to the process's own directory: its keys, its data, the public files in
+``../genesis``, and where it has one, the clock file.
 """
 
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from gridtokenx.bridge.process.run import RelayerSettings
 from gridtokenx.devices.fleet.agents import AgentsSettings
 from gridtokenx.devices.fleet.broker import BrokerSettings
 from gridtokenx.devices.fleet.fleet import FleetSettings
 from gridtokenx.gateway.settings import GatewaySettings
-from gridtokenx.host.config import Settings
-from gridtokenx.host.settings import LinkSettings
+from gridtokenx.host.settings import LinkSettings, ProcessSettings
 from gridtokenx.lab.testnet.genesis import WORKLOAD, Network
-from gridtokenx.lab.testnet.layout import LOOPBACK, Layout, Member
+from gridtokenx.lab.testnet.layout import Layout, Member
 from gridtokenx.node.consortium import ConsortiumNodeSettings
 from gridtokenx.node.public import PublicNodeSettings
 from gridtokenx.oracle.feeds.market_data import ENERGY_PRICE, MarketDataSettings, default_sources
@@ -28,7 +29,7 @@ CREDENTIAL: Final = "local-testnet"
 """What the testnet's own price sources ask for."""
 
 
-def settings_of(layout: Layout, member: Member, network: Network) -> Settings:
+def settings_of(layout: Layout, member: Member, network: Network) -> ProcessSettings:
     """The settings of one process."""
     makers = {
         "public": _public,
@@ -42,7 +43,13 @@ def settings_of(layout: Layout, member: Member, network: Network) -> Settings:
         "agents": _agents,
     }
     kind = member.chain or member.name.split("-", maxsplit=1)[0].replace("market", "market-data")
-    return makers[kind](layout, member, network)
+    settings = makers[kind](layout, member, network)
+    return msgspec.structs.replace(settings, clock_file=_clock_file(layout))
+
+
+def _clock_file(layout: Layout) -> Path | None:
+    path = layout.clock_path
+    return None if path is None else Path("..") / path.relative_to(layout.home)
 
 
 def _genesis(chain: str) -> Path:
@@ -57,36 +64,30 @@ def _certificate(chain: str) -> Path:
     return Path(f"{chain}-certificate.pem")
 
 
-def _http(member: Member) -> str:
-    return f"{LOOPBACK}:{member.http_port}"
-
-
 def _peers(layout: Layout, member: Member) -> tuple[str, ...]:
-    return tuple(
-        f"{LOOPBACK}:{other.peer_port}" for other in layout.nodes(member.chain) if other != member
-    )
+    return tuple(other.peer_address for other in layout.nodes(member.chain) if other != member)
 
 
-def _public(layout: Layout, member: Member, _network: Network) -> Settings:
+def _public(layout: Layout, member: Member, _network: Network) -> ProcessSettings:
     return PublicNodeSettings(
         keys=KEYS,
         key=IDENTITY,
         genesis=_genesis("public"),
         data=DATA,
-        listen=f"{LOOPBACK}:{member.peer_port}",
-        http=_http(member),
+        listen=member.peer_listen,
+        http=member.http_listen,
         peers=_peers(layout, member),
     )
 
 
-def _consortium(layout: Layout, member: Member, _network: Network) -> Settings:
+def _consortium(layout: Layout, member: Member, _network: Network) -> ProcessSettings:
     return ConsortiumNodeSettings(
         keys=KEYS,
         key=IDENTITY,
         genesis=_genesis("consortium"),
         data=DATA,
-        listen=f"{LOOPBACK}:{member.peer_port}",
-        http=_http(member),
+        listen=member.peer_listen,
+        http=member.http_listen,
         peers=_peers(layout, member),
         certificate=_certificate("consortium"),
         authority=_authority("consortium"),
@@ -94,18 +95,16 @@ def _consortium(layout: Layout, member: Member, _network: Network) -> Settings:
     )
 
 
-def _oracle(layout: Layout, member: Member, _network: Network) -> Settings:
+def _oracle(layout: Layout, member: Member, _network: Network) -> ProcessSettings:
     index = layout.nodes("oracle").index(member)
-    sources = default_sources(
-        f"http://{LOOPBACK}:{layout.member('market-data').peer_port}", CREDENTIAL
-    )
+    sources = default_sources(f"http://{layout.member('market-data').peer_address}", CREDENTIAL)
     return OracleSettings(
         keys=KEYS,
         key=IDENTITY,
         genesis=_genesis("oracle"),
         data=DATA,
-        listen=f"{LOOPBACK}:{member.peer_port}",
-        http=_http(member),
+        listen=member.peer_listen,
+        http=member.http_listen,
         peers=_peers(layout, member),
         certificate=_certificate("oracle"),
         authority=_authority("oracle"),
@@ -126,11 +125,11 @@ def _link(layout: Layout, chain: str) -> LinkSettings:
     )
 
 
-def _relayer(layout: Layout, member: Member, _network: Network) -> Settings:
+def _relayer(layout: Layout, member: Member, _network: Network) -> ProcessSettings:
     return RelayerSettings(
         keys=KEYS,
         key=IDENTITY,
-        http=_http(member),
+        http=member.http_listen,
         public=_link(layout, "public"),
         consortium=_link(layout, "consortium"),
         oracle=_link(layout, "oracle"),
@@ -139,11 +138,11 @@ def _relayer(layout: Layout, member: Member, _network: Network) -> Settings:
     )
 
 
-def _gateway(layout: Layout, member: Member, _network: Network) -> Settings:
+def _gateway(layout: Layout, member: Member, _network: Network) -> ProcessSettings:
     return GatewaySettings(
         keys=KEYS,
         key=IDENTITY,
-        http=_http(member),
+        http=member.http_listen,
         data=DATA,
         public=_link(layout, "public"),
         consortium=_link(layout, "consortium"),
@@ -152,20 +151,20 @@ def _gateway(layout: Layout, member: Member, _network: Network) -> Settings:
     )
 
 
-def _broker(_layout: Layout, member: Member, _network: Network) -> Settings:
+def _broker(_layout: Layout, member: Member, _network: Network) -> ProcessSettings:
     return BrokerSettings(
-        host=LOOPBACK,
+        host=member.listen_host,
         port=member.peer_port,
-        http=_http(member),
+        http=member.http_listen,
         clients=Path("clients.json"),
     )
 
 
-def _market_data(layout: Layout, member: Member, network: Network) -> Settings:
+def _market_data(layout: Layout, member: Member, network: Network) -> ProcessSettings:
     clock = network.oracle.clock
     return MarketDataSettings(
-        listen=f"{LOOPBACK}:{member.peer_port}",
-        http=_http(member),
+        listen=member.peer_listen,
+        http=member.http_listen,
         seed=layout.manifest.seed,
         credential=CREDENTIAL,
         network_genesis_ms=clock.network_genesis_ms,
@@ -174,10 +173,10 @@ def _market_data(layout: Layout, member: Member, network: Network) -> Settings:
     )
 
 
-def _devices(layout: Layout, member: Member, network: Network) -> Settings:
+def _devices(layout: Layout, member: Member, network: Network) -> ProcessSettings:
     clock = network.oracle.clock
     return FleetSettings(
-        http=_http(member),
+        http=member.http_listen,
         broker=layout.broker_url,
         roster=Path("roster.json"),
         profiles=Path("profiles.bin"),
@@ -190,11 +189,11 @@ def _devices(layout: Layout, member: Member, network: Network) -> Settings:
     )
 
 
-def _agents(layout: Layout, member: Member, _network: Network) -> Settings:
+def _agents(layout: Layout, member: Member, _network: Network) -> ProcessSettings:
     return AgentsSettings(
         keys=KEYS,
         key=IDENTITY,
-        http=_http(member),
+        http=member.http_listen,
         roster=Path("roster.json"),
         forecasts=Path("forecasts.bin"),
         seed=layout.manifest.seed,
