@@ -6,7 +6,7 @@ what to trust, a `LinkSettings` where the nodes are, and everything that comes b
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -210,9 +210,11 @@ def open_follower(
     identity = LinkIdentity(
         Ed25519Signer(parts.seed), "client", facts.chain_id, facts.genesis_block.hash
     )
+    security = _security(facts, link, parts.seed)
+    security.report_to(parts.log, parts.metrics, facts.name)
     network = NetworkParts(
         own=identity,
-        security=_security(facts, link, parts.seed),
+        security=security,
         verifier=CachingVerifier(Ed25519Verifier()),
         metrics=parts.metrics,
         log=parts.log,
@@ -229,13 +231,21 @@ def _security(facts: ChainFacts, link: LinkSettings, seed: bytes) -> LinkSecurit
             f"{facts.name}.certificate and {facts.name}.authority are needed: "
             "the chain admits only those whom its authority knows"
         )
-    return mutual_security(seed, link.certificate, link.authority, listens=False)
+    return mutual_security(
+        seed, link.certificate, link.authority, listens=False, revocations_file=link.revocations
+    )
 
 
-def is_current(follower: Follower, now_ms: int) -> bool:
-    """Whether a chain was heard of lately: what makes a client process ready."""
+def staleness(name: str, follower: Follower, now_ms: int) -> Iterator[str]:
+    """Why a client process is not ready: a chain was not heard of lately."""
     head = follower.head
-    return head is not None and now_ms - head.header.timestamp_ms < CURRENT_MS
+    if head is None:
+        yield f"{name}: nothing verified yet"
+    elif (age_ms := now_ms - head.header.timestamp_ms) >= CURRENT_MS:
+        yield (
+            f"{name}: the newest final block {head.header.height} is {age_ms // 1000} s old,"
+            f" at most {CURRENT_MS // 1000} s are allowed"
+        )
 
 
 class ChainAccess:

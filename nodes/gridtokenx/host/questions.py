@@ -118,8 +118,16 @@ class NodeConnection:
                 waiting.set_exception(RemoteFault("closed", link.close_reason))
 
     async def _tend(self) -> None:
+        security = self._parts.security
+        looked = security.generation
         while not self._link.closed:
             await asyncio.sleep(_TEND_S)
+            security.refresh()
+            if security.generation != looked:
+                looked = security.generation
+                fault = security.objection(self._link.certificate)
+                if fault is not None:
+                    self._link.close(str(fault))
             self._link.tend(time.monotonic())
 
 

@@ -60,7 +60,10 @@ def make_replica(
     seed = open_key_seed(settings)
     signer, verifier = Ed25519Signer(seed), CachingVerifier(Ed25519Verifier())
     chain = chain_of(verifier)
-    security = mutual_security(seed, settings.certificate, settings.authority)
+    security = mutual_security(
+        seed, settings.certificate, settings.authority, revocations_file=settings.revocations
+    )
+    security.report_to(role.log, role.metrics, chain.name)
     store = Store.open(settings.data)
     try:
         refuse_foreign_store(store, chain.ledger, signer)
@@ -96,7 +99,7 @@ def make_replica(
 @asynccontextmanager
 async def serving_node(role: Role, node: ChainNode) -> AsyncIterator[None]:
     """Answer over HTTP for a chain node while the context lasts."""
-    async with role.serving(lambda: node.ready, lambda: {"height": node.head.height}):
+    async with role.serving(node.readiness, lambda: {"height": node.head.height}):
         yield
 
 

@@ -76,6 +76,10 @@ class PermissionedNodeSettings(NodeSettings, frozen=True, kw_only=True):
 
     certificate: Annotated[Path, Setting("PEM certificate of the identity key.")]
     authority: Annotated[Path, Setting("PEM certificate of the chain's authority.")]
+    revocations: Annotated[
+        Path | None,
+        Setting("PEM list of certificates that the authority took back; read again as it changes."),
+    ] = None
     block_time_ms: Annotated[
         int,
         Setting(
@@ -97,4 +101,8 @@ class LinkSettings(Settings, frozen=True, kw_only=True):
     ] = None
     authority: Annotated[
         Path | None, Setting("PEM certificate of the chain's authority, on a permissioned chain.")
+    ] = None
+    revocations: Annotated[
+        Path | None,
+        Setting("PEM list of certificates that the authority took back; read again as it changes."),
     ] = None

@@ -356,16 +356,17 @@ class Network:
         )
 
     async def _welcome(self, connection: socket.socket, link: Link) -> None:
-        handshake_s = self._parts.limits.link.handshake_s
+        handshake_s, security = self._parts.limits.link.handshake_s, self._parts.security
+        server, shown = security.server, security.certificate_der  # both may be renewed meanwhile
         try:
             async with asyncio.timeout(handshake_s):
                 await asyncio.get_running_loop().connect_accepted_socket(
                     lambda: link,
                     connection,
-                    ssl=self._parts.security.server,
+                    ssl=server,
                     ssl_handshake_timeout=handshake_s,
                 )
-                await self._answer(link)
+                await self._answer(link, shown)
         except (RemoteFault, OSError, TimeoutError) as error:
             fault = as_fault(error)
             if fault.reason not in ("duplicate", "closed"):
@@ -378,10 +379,10 @@ class Network:
         finally:
             self._pending.discard(link)
 
-    async def _answer(self, link: Link) -> None:
-        """The listener's half of the handshake."""
+    async def _answer(self, link: Link, shown: bytes) -> None:
+        """The listener's half of the handshake; `shown` is the certificate of its TLS session."""
         parts = self._parts
-        half = Listener(parts.own, secrets.token_bytes(32), parts.security.certificate_der)
+        half = Listener(parts.own, secrets.token_bytes(32), shown)
         link.send(Channel.CONTROL, half.welcome(read_control((await link.receive())[1])))
         hello = half.accept(read_control((await link.receive())[1]), parts.verifier)
         parts.security.check_certificate(link.certificate, hello.identity, hello.role)
@@ -515,11 +516,25 @@ class Network:
         self._handler.link_down(link)
 
     async def _tend(self) -> None:
+        security = self._parts.security
+        looked = security.generation
         while True:
             await asyncio.sleep(_TEND_S)
+            security.refresh()
+            if security.generation != looked:
+                looked = security.generation
+                self._end_objectionable()
             now = time.monotonic()
             for link in (*self._links.values(), *self._clients.values()):
                 link.tend(now)
+
+    def _end_objectionable(self) -> None:
+        """Refuse links whose certificate was revoked or has expired since they were made."""
+        for link in (*self._links.values(), *self._clients.values()):
+            fault = self._parts.security.objection(link.certificate)
+            if fault is not None:
+                self._parts.metrics.count("remote_faults", reason=fault.reason)
+                link.refuse(fault)
 
 
 async def dial(parts: NetworkParts, address: NodeAddress, link: Link) -> None:
