@@ -28,9 +28,9 @@ from gridtokenx.interchain.clients import ClientGenesis
 from gridtokenx.interchain.council import Council
 from gridtokenx.interchain.module import Interchain
 from gridtokenx.ledger.admission import StrictNonce
-from gridtokenx.ledger.runtime import Ledger, SetReference
-from gridtokenx.ledger.state import State
+from gridtokenx.ledger.runtime import Ledger
 from gridtokenx.ledger.tokens import Tokens
+from gridtokenx.pbft.membership import Membership
 
 FIRST_SET_ID: Final = 0
 
@@ -78,7 +78,7 @@ class ConsortiumGenesis(Section, frozen=True):
 
     chain_id: Hash32
     validators: Annotated[tuple[PublicKey, ...], Meta(min_length=1, max_length=100)]
-    """The replicas' keys."""
+    """The replicas' keys; later sets follow from this one, see `pbft/membership.py`."""
     clock: GridClock
     operator: PublicKey
     """Enrols participants and relayers, and approves connections."""
@@ -108,7 +108,7 @@ class ConsortiumGenesis(Section, frozen=True):
 
     @property
     def validator_set(self) -> ValidatorSet:
-        """The set that certifies blocks."""
+        """The first set that certifies blocks."""
         return ValidatorSet(set_id=FIRST_SET_ID, members=self.validators)
 
     def check(self) -> None:
@@ -157,6 +157,7 @@ class ConsortiumChain:
     """The chain's ledger and the modules that others may want to reach."""
 
     ledger: Ledger
+    membership: Membership
     tokens: Tokens
     nonces: StrictNonce
     participants: Participants
@@ -201,17 +202,14 @@ def consortium_chain(
     transfer = TransferApp(interchain, tokens, genesis.transfer_limits)
     interchain.register(participants)
     interchain.register(settlement)
-    council = Council(lambda _state: genesis.validators)
+    membership = Membership(genesis.validator_set, verifier)
+    council = Council(membership.members)
     fees = FeeUnlessRelayed(
-        tokens, WATT_DENOM, genesis.fee_uwatt_per_weight, TREASURY, relayers, council
+        tokens, WATT_DENOM, genesis.fee_uwatt_per_weight, TREASURY, relayers, membership.decides
     )
     nonces = StrictNonce(fees)
-    reference = SetReference(FIRST_SET_ID, genesis.validator_set.hash)
-
-    def authorities(_state: State) -> SetReference:
-        return reference
-
     modules = (
+        membership,
         tokens,
         custody,
         participants,
@@ -222,9 +220,17 @@ def consortium_chain(
         interchain,
         council,
     )
-    ledger = Ledger(genesis.chain_id, modules, nonces, authorities)
+    ledger = Ledger(genesis.chain_id, modules, nonces, membership.reference)
     return ConsortiumChain(
-        ledger, tokens, nonces, participants, positions, market, settlement, interchain
+        ledger,
+        membership,
+        tokens,
+        nonces,
+        participants,
+        positions,
+        market,
+        settlement,
+        interchain,
     )
 
 

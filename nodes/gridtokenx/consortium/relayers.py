@@ -4,12 +4,11 @@ Law of the file: enrolment buys a relayer nothing but room in blocks. What it ca
 proofs like anyone's; what it sends free of charge is interchain calls only, so many per window.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.types import PublicKey, UInt63
-from gridtokenx.interchain.council import Council
 from gridtokenx.ledger.admission import TokenFee
 from gridtokenx.ledger.runtime import CallFailed, Context, InvalidTransaction, Module, handles
 from gridtokenx.ledger.state import Cell, Map, State
@@ -119,12 +118,10 @@ class FeeUnlessRelayed(TokenFee):
         per_weight: int,
         treasury: bytes,
         relayers: Relayers,
-        council: Council,
+        decides: Callable[[State, bytes, Sequence[Wire]], bool],
     ) -> None:
         def exempt(state: State, sender: bytes, calls: Sequence[Wire]) -> bool:
-            return relayers.is_free(state, sender, calls) or council.are_members_calls(
-                state, sender, calls
-            )
+            return relayers.is_free(state, sender, calls) or decides(state, sender, calls)
 
         super().__init__(tokens, denom, per_weight, treasury, exempt)
         self._relayers = relayers

@@ -34,6 +34,7 @@ class Domain(bytes, Enum):
     GRANDPA_VOTE = b"gtx:gv:1"
     HANDSHAKE = b"gtx:hs:1"
     BROKER_CONNECT = b"gtx:mq:1"
+    MEMBER_KEY = b"gtx:mk:1"
 
 
 def sha256(*parts: bytes) -> bytes:

@@ -18,7 +18,7 @@ The watermark of a device is kept here, where its sequence numbers are used up, 
 that fails (a register that runs backwards) is used up as well and must not be sent again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Annotated, Final
 
@@ -28,7 +28,6 @@ from gridtokenx.core.codec import Wire, decode
 from gridtokenx.core.errors import Malformed
 from gridtokenx.core.gridtime import GridClock, interval_at
 from gridtokenx.core.types import Millis, PublicKey, UInt63
-from gridtokenx.interchain import council
 from gridtokenx.interchain.calls import RELAY_CALLS
 from gridtokenx.ledger.admission import NoFee, WindowNonce
 from gridtokenx.ledger.readings import (
@@ -46,6 +45,7 @@ from gridtokenx.oracle.chain.meters import SCHEDULE
 from gridtokenx.oracle.chain.parameters import FeedSpec
 from gridtokenx.oracle.chain.registry import device_by_key
 from gridtokenx.oracle.chain.rounds import round_at
+from gridtokenx.pbft.membership import DECISIONS
 
 READINGS_PER_INTERVAL: Final = 2 * RETAINED_BOUNDARIES
 """A meter sends one; after an outage, what it kept; twice that is a fault."""
@@ -117,7 +117,7 @@ class OracleAdmission(WindowNonce):
         clock: the map between block time and grid time.
         ahead_ms: how far ahead of block time, in network time, a reading's stamp may lie.
         feeds: what oracles may observe.
-        oracles: keys that may observe.
+        is_oracle: whether a key may observe, as things stand.
         relayers: keys that may relay.
     """
 
@@ -126,14 +126,14 @@ class OracleAdmission(WindowNonce):
         clock: GridClock,
         ahead_ms: int,
         feeds: Sequence[FeedSpec],
-        oracles: Sequence[PublicKey],
+        is_oracle: Callable[[State, bytes], bool],
         relayers: Sequence[PublicKey],
     ) -> None:
         super().__init__(NoFee(self._gate))
         self._clock: Final = clock
         self._ahead_ms: Final = ahead_ms
         self._feeds: Final = {spec.feed: spec for spec in feeds}
-        self._oracles: Final = frozenset(oracles)
+        self._is_oracle: Final = is_oracle
         self._relayers: Final = frozenset(relayers)
 
     def check(
@@ -186,11 +186,11 @@ class OracleAdmission(WindowNonce):
         if all(isinstance(call, RELAY_CALLS) for call in calls):
             _require(sender in self._relayers, "unknown-relayer", sender)
             relaying.check_quota(state, sender)
-        elif all(isinstance(call, council.CALLS) for call in calls):
-            _require(sender in self._oracles, "not-an-oracle", sender)
+        elif all(isinstance(call, DECISIONS) for call in calls):
+            _require(self._is_oracle(state, sender), "not-an-oracle", sender)
             relaying.check_quota(state, sender)
         elif all(isinstance(call, SubmitObservation) for call in calls):
-            _require(sender in self._oracles, "not-an-oracle", sender)
+            _require(self._is_oracle(state, sender), "not-an-oracle", sender)
             self._check_observations(state, sender, calls)
         elif len(calls) == 1 and isinstance(calls[0], SubmitReading):
             device = device_by_key(state, sender)

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from gridtokenx.core.codec import Wire
-from gridtokenx.core.quorum import max_faulty
-from gridtokenx.core.types import Int64, PublicKey, ShortText, UInt63
+from gridtokenx.core.types import Int64, ShortText, UInt63
+from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.ledger.runtime import CallFailed, Context, Module, handles
 from gridtokenx.ledger.state import Map, State
 from gridtokenx.oracle.chain.parameters import FeedSpec
@@ -20,9 +20,11 @@ from gridtokenx.oracle.chain.rounds import (
     empty_feed,
     is_over,
     observe,
+    reseat,
     round_at,
     skip_missed,
 )
+from gridtokenx.pbft.membership import Membership
 
 
 class SubmitObservation(Wire, frozen=True, tag="feeds.submit_observation"):
@@ -67,31 +69,35 @@ class Feeds(Module):
 
     Args:
         specs: the feeds, by genesis.
-        oracles: the oracles' keys, in the order of the validator set.
+        membership: which oracles there are; observations name them by index.
         genesis_ms: network time from which rounds are numbered.
     """
 
     name = "feeds"
     events = (RoundClosed, RoundsMissed, ValuePublished)
 
-    def __init__(
-        self, specs: Sequence[FeedSpec], oracles: Sequence[PublicKey], genesis_ms: int
-    ) -> None:
+    def __init__(self, specs: Sequence[FeedSpec], membership: Membership, genesis_ms: int) -> None:
         self.specs: Final = {spec.feed: spec for spec in specs}
-        self._oracles: Final = {key: index for index, key in enumerate(oracles)}
-        self._needed: Final = 2 * max_faulty(len(oracles)) + 1
+        self._membership: Final = membership
         self._genesis_ms: Final = genesis_ms
-        self._count: Final = len(oracles)
+        membership.on_handover(self._reseat)
 
     def genesis(self, ctx: Context) -> None:
         """Every feed starts stale."""
+        oracles = self._membership.current(ctx.state).size
         for name in self.specs:
-            FEEDS.put(ctx.state, empty_feed(self._count), name)
+            FEEDS.put(ctx.state, empty_feed(oracles), name)
+
+    def _reseat(self, ctx: Context, before: ValidatorSet, after: ValidatorSet) -> None:
+        """Another set: who left counts no longer, who stays keeps its history, who came has none."""
+        seats = [before.index_of(key) for key in after.members]
+        for name in self.specs:
+            FEEDS.put(ctx.state, reseat(_required(ctx.state, name), seats), name)
 
     @handles(SubmitObservation)
     def submit_observation(self, ctx: Context, call: SubmitObservation) -> None:
         """Take one oracle's observation of the running round."""
-        oracle = self._oracles.get(ctx.sender)
+        oracle = self._membership.current(ctx.state).index_of(ctx.sender)
         if oracle is None:
             raise CallFailed("not-an-oracle", "only the chain's oracles observe")
         spec = self.specs.get(call.feed)
@@ -109,9 +115,10 @@ class Feeds(Module):
 
     def end_block(self, ctx: Context) -> None:
         """Close rounds that are complete or over."""
+        oracles = self._membership.current(ctx.state).size
         for spec in self.specs.values():
             feed = self._up_to_date(ctx, spec)
-            if len(feed.observed) == self._count:
+            if len(feed.observed) == oracles:
                 feed = self._close(ctx, spec, feed)
             FEEDS.put(ctx.state, feed, spec.feed)
 
@@ -129,7 +136,8 @@ class Feeds(Module):
         return skipped
 
     def _close(self, ctx: Context, spec: FeedSpec, feed: Feed) -> Feed:
-        closed, outcome = close_round(feed, spec, self._needed, ctx.timestamp_ms)
+        needed = 2 * self._membership.current(ctx.state).faulty + 1
+        closed, outcome = close_round(feed, spec, needed, ctx.timestamp_ms)
         ctx.emit(RoundClosed(feed=spec.feed, outcome=outcome))
         if closed.published is not feed.published and closed.published is not None:
             ctx.emit(ValuePublished(feed=spec.feed, outcome=closed.published))
@@ -140,6 +148,9 @@ class Feeds(Module):
         for name, spec in self.specs.items():
             feed = _required(state, name)
             oracles = [each.oracle for each in feed.observed]
+            count = self._membership.current(state).size
+            if len(feed.sources) != count or any(oracle >= count for oracle in oracles):
+                yield f"{name}: its sources are not the {count} oracles"
             if oracles != sorted(set(oracles)):
                 yield f"{name}: an oracle observed round {feed.round} twice"
             values = [each.value for each in feed.observed]

@@ -15,8 +15,7 @@ from gridtokenx.interchain.apps import attestation, meter_report
 from gridtokenx.interchain.clients import ClientGenesis
 from gridtokenx.interchain.council import Council
 from gridtokenx.interchain.module import Interchain
-from gridtokenx.ledger.runtime import Ledger, SetReference
-from gridtokenx.ledger.state import State
+from gridtokenx.ledger.runtime import Ledger
 from gridtokenx.oracle.chain.admission import OracleAdmission
 from gridtokenx.oracle.chain.dispatch import Dispatch, OutgoingPort
 from gridtokenx.oracle.chain.feeds import Feeds
@@ -24,6 +23,7 @@ from gridtokenx.oracle.chain.meters import Meters
 from gridtokenx.oracle.chain.parameters import FeedSpec, MeterParameters
 from gridtokenx.oracle.chain.registry import Registry
 from gridtokenx.oracle.chain.relaying import QuotedInterchain
+from gridtokenx.pbft.membership import Membership
 
 FIRST_SET_ID = 0
 
@@ -33,7 +33,7 @@ class OracleGenesis(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     chain_id: Hash32
     validators: Annotated[tuple[PublicKey, ...], Meta(min_length=1, max_length=100)]
-    """The oracles' keys: they run the chain, and observe."""
+    """The first oracles' keys: they run the chain, and observe."""
     relayers: tuple[PublicKey, ...]
     """Keys that may relay, within their quota."""
     clock: GridClock
@@ -48,7 +48,7 @@ class OracleGenesis(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     @property
     def validator_set(self) -> ValidatorSet:
-        """The set that certifies blocks."""
+        """The first set that certifies blocks."""
         return ValidatorSet(set_id=FIRST_SET_ID, members=self.validators)
 
     def check(self) -> None:
@@ -76,6 +76,7 @@ class OracleChain:
     """The chain's ledger and the modules that others may want to reach."""
 
     ledger: Ledger
+    membership: Membership
     registry: Registry
     meters: Meters
     feeds: Feeds
@@ -99,24 +100,28 @@ def oracle_chain(genesis: OracleGenesis, verifier: Verifier | None = None) -> Or
     dispatch = Dispatch(interchain, (consortium, public), parameters.packet_timeout_ms)
     registry = Registry(clock, parameters.grace_ms, consortium)
     meters = Meters(clock, parameters, dispatch, consortium, public)
-    feeds = Feeds(genesis.feeds, genesis.validators, clock.network_genesis_ms)
+    membership = Membership(genesis.validator_set, verifier)
+    feeds = Feeds(genesis.feeds, membership, clock.network_genesis_ms)
     for port in (meter_report.PORT, attestation.PORT):
         interchain.register(OutgoingPort(port, dispatch))
     interchain.register(registry)
-    reference = SetReference(FIRST_SET_ID, genesis.validator_set.hash)
-
-    def authorities(_state: State) -> SetReference:
-        return reference
-
     ledger = Ledger(
         genesis.chain_id,
-        (registry, meters, feeds, dispatch, interchain, Council(lambda _state: genesis.validators)),
-        OracleAdmission(
-            clock, parameters.ahead_ms, genesis.feeds, genesis.validators, genesis.relayers
+        (
+            membership,
+            registry,
+            meters,
+            feeds,
+            dispatch,
+            interchain,
+            Council(membership.members),
         ),
-        authorities,
+        OracleAdmission(
+            clock, parameters.ahead_ms, genesis.feeds, membership.is_member, genesis.relayers
+        ),
+        membership.reference,
     )
-    return OracleChain(ledger, registry, meters, feeds, interchain)
+    return OracleChain(ledger, membership, registry, meters, feeds, interchain)
 
 
 def oracle_ledger(genesis: OracleGenesis, verifier: Verifier | None = None) -> Ledger:

@@ -146,6 +146,24 @@ def observe(feed: Feed, oracle: int, value: int) -> Feed:
     return replace(feed, observed=tuple(observed))
 
 
+def reseat(feed: Feed, seats: Sequence[int | None]) -> Feed:
+    """The feed of another set of oracles.
+
+    Args:
+        feed: as the old set left it.
+        seats: by new index, the old index of the same oracle; None if it is new.
+    """
+    moved = {old: new for new, old in enumerate(seats) if old is not None}
+    stayed = (each for each in feed.observed if each.oracle in moved)
+    observed = (Observed(moved[each.oracle], each.value) for each in stayed)
+    sources = (NEW_SOURCE if old is None else feed.sources[old] for old in seats)
+    return replace(
+        feed,
+        observed=tuple(sorted(observed, key=lambda each: each.oracle)),
+        sources=tuple(sources),
+    )
+
+
 def close_round(feed: Feed, spec: FeedSpec, needed: int, now_ms: int) -> tuple[Feed, Outcome]:
     """Close the open round.
 
