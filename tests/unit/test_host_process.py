@@ -21,6 +21,7 @@ from gridtokenx.host.http import HttpServer, add_health, new_application
 from gridtokenx.host.logs import make_logger
 from gridtokenx.host.metrics import MAX_SERIES, Metrics
 from gridtokenx.host.process import run_command
+from gridtokenx.host.readiness import Readiness
 
 PROGRAM = """
 import asyncio, sys
@@ -170,10 +171,12 @@ def test_numbers_have_bounded_series_and_prometheus_form() -> None:
 
 
 async def test_health_readiness_and_numbers_over_http() -> None:
-    metrics, state = Metrics(role="r"), {"ready": False}
+    metrics, state = Metrics(role="r"), {"reasons": ["nothing final", "no links"]}
     metrics.count("things")
     application = new_application()
-    add_health(application, metrics, lambda: state["ready"], lambda: {"height": 5})
+    add_health(
+        application, metrics, lambda: Readiness.unless(state["reasons"]), lambda: {"height": 5}
+    )
     server = HttpServer(application, HostPort("127.0.0.1", 0))
     await server.start()
     taken = HttpServer(new_application(), HostPort("127.0.0.1", server.port))
@@ -183,10 +186,12 @@ async def test_health_readiness_and_numbers_over_http() -> None:
         async with session.get("/health") as response:
             assert (response.status, await response.json()) == (200, {"status": "ok", "height": 5})
         async with session.get("/ready") as response:
-            assert (response.status, (await response.json())["status"]) == (503, "not ready")
-        state["ready"] = True
+            found = {"ready": False, "reasons": ["nothing final", "no links"], "height": 5}
+            assert (response.status, await response.json()) == (503, found)
+        state["reasons"].clear()
         async with session.get("/ready") as response:
-            assert response.status == 200
+            found = {"ready": True, "reasons": [], "height": 5}
+            assert (response.status, await response.json()) == (200, found)
         async with session.get("/metrics") as response:
             assert 'gtx_things_total{role="r"} 1.0' in await response.text()
     await server.close()

@@ -13,7 +13,8 @@ security, all given by the caller (`gridtokenx.node`, `gridtokenx.oracle.process
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -32,8 +33,9 @@ from gridtokenx.host.history import History, ValidatorsOf
 from gridtokenx.host.link import Link
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.readiness import Readiness
 from gridtokenx.host.security import LinkSecurity
-from gridtokenx.host.storage import Store
+from gridtokenx.host.storage import MEBIBYTE, Store
 from gridtokenx.host.tasks import Tasks
 from gridtokenx.host.transport import Network, NetworkLimits, NetworkParts
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
@@ -42,6 +44,10 @@ from gridtokenx.ledger.transactions import Transaction
 
 READY_LAG_MS: Final = 60_000
 """A node whose last final block is older than this is not ready."""
+CATCHING_UP_S: Final = 5.0
+"""A node that is late, but finalised something so lately, is on its way."""
+LITTLE_ROOM_BYTES: Final = 64 * MEBIBYTE
+"""With less on the disk a node says that it is not ready, before a write fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +131,9 @@ class ChainNode:
             parts.metrics,
             self._tasks,
         )
+        self._final_at = time.monotonic()
+        """When the last block became final here."""
+        self._reasons: list[Callable[[], Iterable[str]]] = [self._late, self._lonely, self._full]
         self._describe()
 
     # -- use ---------------------------------------------------------------------------------------
@@ -146,9 +155,16 @@ class ChainNode:
 
     @property
     def ready(self) -> bool:
-        """Whether it keeps up: its last final block is recent."""
-        age_ms = self._parts.clock.now_ms() - self.head.header.timestamp_ms
-        return self.head.height > 0 and age_ms < READY_LAG_MS
+        """Whether it does its work."""
+        return self.readiness().ready
+
+    def readiness(self) -> Readiness:
+        """Whether it keeps up, is linked to enough others, and nothing is known to be wrong."""
+        return Readiness.unless(reason for source in self._reasons for reason in source())
+
+    def add_reasons(self, source: Callable[[], Iterable[str]]) -> None:
+        """Let `source` say, whenever somebody asks, why this node is not ready. It must be quick."""
+        self._reasons.append(source)
 
     def on_final(self, listener: Callable[[ExecutedBlock], None]) -> None:
         """Call `listener` with each block that becomes final. It must be short."""
@@ -224,6 +240,7 @@ class ChainNode:
         assert isinstance(executed, ExecutedBlock), "chains commit executed blocks"
         before = self._history.validators
         self._history.append(executed)
+        self._final_at = time.monotonic()
         following = self._history.validators
         if following is not before:
             self._network.set_members((*following.members, *self._parts.others))
@@ -236,6 +253,44 @@ class ChainNode:
         self._parts.metrics.observe("finality_lag", max(0.0, lag_s))
         for listener in self._listeners:
             listener(executed)
+
+    # -- why it is not ready -----------------------------------------------------------------------
+
+    def _late(self) -> Iterator[str]:
+        """The last final block is too old."""
+        if self.head.height == 0:
+            yield "nothing but genesis is final here"
+            return
+        age_ms = self._parts.clock.now_ms() - self.head.header.timestamp_ms
+        if age_ms < READY_LAG_MS:
+            return
+        catching_up = time.monotonic() - self._final_at < CATCHING_UP_S
+        yield (
+            f"the last final block {self.head.height} is {age_ms // 1000} s old,"
+            f" at most {READY_LAG_MS // 1000} s are allowed"
+            + ("; syncing: it grows" if catching_up else "")
+        )
+
+    def _lonely(self) -> Iterator[str]:
+        """Fewer members are linked than what takes a quorum (an observer: than one honest one)."""
+        members, own = self._history.validators, self._parts.signer.public_key
+        seated = members.index_of(own) is not None
+        linked = len([key for key in self._network.members if members.index_of(key) is not None])
+        others = members.size - seated
+        needed = members.quorum - 1 if seated else members.faulty + 1
+        if linked < needed:
+            yield f"linked to {linked} of {others} other members, {needed} are needed"
+
+    def _full(self) -> Iterator[str]:
+        """The disk has little room."""
+        free = self._parts.store.free_bytes()
+        if free < LITTLE_ROOM_BYTES:
+            yield (
+                f"disk: {free // MEBIBYTE} MiB are free for {self._parts.store.directory},"
+                f" at least {LITTLE_ROOM_BYTES // MEBIBYTE} MiB are needed"
+            )
+
+    # -- internals ---------------------------------------------------------------------------------
 
     def _status(self) -> Status:
         header, machine = self.head.header, self._parts.status()

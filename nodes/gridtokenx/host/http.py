@@ -1,8 +1,8 @@
 """`/health`, `/ready` and `/metrics` of a process, and the server that the gateway builds upon.
 
 ``/health`` answers as long as the event loop turns; ``/ready`` says whether the process does its work
-(a node that keeps up, a gateway whose followers are recent), with 503 if not. aiohttp is the heaviest
-thing in a node, so it is imported only when something is served.
+(a node that keeps up, a gateway whose followers are recent): 200, or 503 with the reasons. aiohttp is
+the heaviest thing in a node, so it is imported only when something is served.
 """
 
 import logging
@@ -14,6 +14,7 @@ import msgspec
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.host.addresses import HostPort
 from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.readiness import Readiness
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -33,7 +34,7 @@ def new_application() -> "web.Application":
 def add_health(
     application: "web.Application",
     metrics: Metrics,
-    ready: Callable[[], bool],
+    ready: Callable[[], Readiness],
     facts: Callable[[], Mapping[str, object]] = dict,
 ) -> None:
     """Add the three routes to an application.
@@ -41,20 +42,21 @@ def add_health(
     Args:
         application: what serves them.
         metrics: what ``/metrics`` shows.
-        ready: whether the process does its work.
+        ready: whether the process does its work, and if not, why.
         facts: what ``/health`` and ``/ready`` tell besides.
     """
     from aiohttp import web  # noqa: PLC0415 - see the head of the file
 
-    def answer(status: int, word: str) -> web.Response:
-        body = msgspec.json.encode({"status": word, **facts()})
+    def answer(status: int, found: Mapping[str, object]) -> web.Response:
+        body = msgspec.json.encode({**found, **facts()})
         return web.Response(body=body, status=status, content_type="application/json")
 
     async def health(_request: web.Request) -> web.Response:
-        return answer(200, "ok")
+        return answer(200, {"status": "ok"})
 
     async def readiness(_request: web.Request) -> web.Response:
-        return answer(200, "ready") if ready() else answer(503, "not ready")
+        now = ready()
+        return answer(200 if now.ready else 503, {"ready": now.ready, "reasons": now.reasons})
 
     async def numbers(_request: web.Request) -> web.Response:
         headers = {"Content-Type": PROMETHEUS_TEXT}

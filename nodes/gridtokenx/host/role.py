@@ -11,6 +11,7 @@ from gridtokenx.host.http import HttpServer, add_health, new_application
 from gridtokenx.host.keyfile import KeyRing, find_password
 from gridtokenx.host.logs import Logger, make_logger
 from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.readiness import Readiness
 from gridtokenx.host.settings import KeyedSettings, ProcessSettings
 
 
@@ -25,12 +26,12 @@ class Role:
 
     @asynccontextmanager
     async def serving(
-        self, ready: Callable[[], bool], facts: Callable[[], Mapping[str, object]] = dict
+        self, ready: Callable[[], Readiness], facts: Callable[[], Mapping[str, object]] = dict
     ) -> AsyncIterator[None]:
         """Answer over HTTP while the context lasts.
 
         Args:
-            ready: whether the process does its work.
+            ready: whether the process does its work, and if not, why.
             facts: what ``/health`` and ``/ready`` tell besides.
         """
         if self.http is None:

@@ -161,6 +161,16 @@ class Store:
             raise
         return store
 
+    @property
+    def directory(self) -> Path:
+        """Where it is."""
+        return self._directory
+
+    def free_bytes(self) -> int:
+        """What the file system can still take for us."""
+        found = os.statvfs(self._directory)
+        return found.f_bavail * found.f_frsize
+
     # -- reading -----------------------------------------------------------------------------------
 
     def get(self, table: str, key: bytes) -> bytes | None:

@@ -1,7 +1,6 @@
 """`gtx bridge`: one relayer as a process."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Annotated
 
 from gridtokenx.bridge.process.chains import relayed, relaying_fee
@@ -10,11 +9,12 @@ from gridtokenx.bridge.process.follower import FollowedChain
 from gridtokenx.bridge.relayer.machine import Options, Relayer
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier
-from gridtokenx.host.chains import ChainFacts, ClientParts, is_current, open_follower, read_chain
+from gridtokenx.host.chains import ChainFacts, ClientParts, open_follower, read_chain, staleness
 from gridtokenx.host.checking import CachingVerifier
 from gridtokenx.host.client import ChainClient
 from gridtokenx.host.config import Setting
 from gridtokenx.host.follow import Follower
+from gridtokenx.host.readiness import Readiness
 from gridtokenx.host.role import Role, open_key_seed, open_role
 from gridtokenx.host.settings import KeyedSettings, LinkSettings
 
@@ -65,9 +65,7 @@ async def run_relayer(settings: RelayerSettings) -> None:
     machine = Relayer(specs, Options(position=settings.position, relayers=settings.relayers))
     driver = RelayerDriver(machine, chains, role.clock, role.log, role.metrics)
     async with (
-        role.serving(
-            lambda: _is_ready(role, list(followers.values())), lambda: _heights(followers)
-        ),
+        role.serving(lambda: _readiness(role, followers), lambda: _heights(followers)),
         asyncio.TaskGroup() as group,
     ):
         for name, follower in followers.items():
@@ -89,9 +87,11 @@ def _chain(
     )
 
 
-def _is_ready(role: Role, followers: Sequence[Follower]) -> bool:
+def _readiness(role: Role, followers: dict[str, Follower]) -> Readiness:
     now_ms = role.clock.now_ms()
-    return all(is_current(follower, now_ms) for follower in followers)
+    return Readiness.unless(
+        reason for name, each in followers.items() for reason in staleness(name, each, now_ms)
+    )
 
 
 def _heights(followers: dict[str, Follower]) -> dict[str, object]:

@@ -22,10 +22,11 @@ from gridtokenx.devices.fleet.workload import Retirer, Route, Traveller
 from gridtokenx.devices.models.bidding import Rules, temper_of
 from gridtokenx.devices.models.forecast import Outlook
 from gridtokenx.devices.models.profiles import Profile, unpack_profiles
-from gridtokenx.host.chains import ChainAccess, ClientParts, is_current, read_chain
+from gridtokenx.host.chains import ChainAccess, ClientParts, read_chain, staleness
 from gridtokenx.host.config import Setting
 from gridtokenx.host.files import read_file
 from gridtokenx.host.keyfile import KeyRing, find_password
+from gridtokenx.host.readiness import Readiness
 from gridtokenx.host.role import Role, open_key_seed, open_role
 from gridtokenx.host.settings import KeyedSettings, LinkSettings
 from gridtokenx.host.tasks import Tasks
@@ -88,9 +89,13 @@ class Agents:
         finally:
             await tasks.close()
 
-    def ready(self, now_ms: int) -> bool:
+    def readiness(self, now_ms: int) -> Readiness:
         """Whether both chains were heard of lately."""
-        return all(is_current(access.follower, now_ms) for access in self._world.chains)
+        return Readiness.unless(
+            reason
+            for access in self._world.chains
+            for reason in staleness(access.facts.name, access.follower, now_ms)
+        )
 
     def heights(self) -> dict[str, object]:
         """How far each chain is known."""
@@ -105,7 +110,7 @@ async def run_agents(settings: AgentsSettings) -> None:
     """
     role = open_role(settings, "agents")
     agents = open_agents(settings, role)
-    async with role.serving(lambda: agents.ready(role.clock.now_ms()), agents.heights):
+    async with role.serving(lambda: agents.readiness(role.clock.now_ms()), agents.heights):
         await agents.run()
 
 

@@ -38,6 +38,7 @@ from gridtokenx.host.config import Setting
 from gridtokenx.host.files import read_file
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.readiness import READY, Readiness
 from gridtokenx.host.role import open_role
 from gridtokenx.host.settings import ProcessSettings
 from gridtokenx.ledger import broker_access
@@ -360,8 +361,12 @@ async def run_broker(settings: BrokerSettings) -> None:
     """
     role = open_role(settings, "broker")
     started = asyncio.get_running_loop().create_future()
-    async with role.serving(started.done):
+    async with role.serving(lambda: _readiness(started)):
         await serve_broker(settings, role.metrics, role.log, started)
+
+
+def _readiness(started: "asyncio.Future[int]") -> Readiness:
+    return READY if started.done() else Readiness.unless(["the broker does not listen yet"])
 
 
 async def serve_broker(

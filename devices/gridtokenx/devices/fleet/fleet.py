@@ -44,6 +44,7 @@ from gridtokenx.host.files import read_file
 from gridtokenx.host.keyfile import KeyRing, find_password
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.readiness import READY, Readiness
 from gridtokenx.host.role import open_role
 from gridtokenx.host.settings import GridTimeSettings
 from gridtokenx.host.tasks import Tasks
@@ -198,9 +199,13 @@ class Fleet:
         return sum(link.connected for link in self._links)
 
     @property
-    def ready(self) -> bool:
+    def readiness(self) -> Readiness:
         """Whether every device is connected."""
-        return self.connected == len(self._links)
+        if self.connected == len(self._links):
+            return READY
+        return Readiness.unless(
+            [f"{self.connected} of {len(self._links)} devices are connected to the broker"]
+        )
 
     async def run(self) -> None:
         """Live and report until cancelled."""
@@ -239,7 +244,7 @@ async def run_fleet(settings: FleetSettings) -> None:
     async with open_fleet(settings, role.clock.now_ms, role.metrics, role.log) as fleet:
         facts = {"households": len(fleet.households)}
         async with role.serving(
-            lambda: fleet.ready, lambda: facts | {"readings_waiting": fleet.waiting}
+            lambda: fleet.readiness, lambda: facts | {"readings_waiting": fleet.waiting}
         ):
             await fleet.run()
 

@@ -32,6 +32,7 @@ from gridtokenx.host.addresses import HostPort
 from gridtokenx.host.config import Setting
 from gridtokenx.host.http import HttpServer, add_health
 from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.readiness import READY
 from gridtokenx.host.role import open_role
 from gridtokenx.host.settings import GridTimeSettings
 from gridtokenx.oracle.feeds.market import MICRO, Market
@@ -210,9 +211,9 @@ async def run_market_data(
     """
     role = open_role(settings, "market-data")
     app = make_app(settings, role.clock.now_ms, role.metrics)
-    add_health(app, role.metrics, lambda: True)
+    add_health(app, role.metrics, lambda: READY)
     server = HttpServer(app, HostPort.parse(settings.listen), role.metrics)
-    async with role.serving(lambda: True):
+    async with role.serving(lambda: READY):
         await server.start()
         role.log.info("listening", port=server.port)
         if started is not None:
