@@ -4,25 +4,36 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.stages import examples
 
-FULL = "full" in os.environ.get("GTX_STAGES", "").split(",")
+STAGES = set(filter(None, os.environ.get("GTX_STAGES", "").split(",")))
+STAGED = {"slow": "a long sweep", "docker": "it needs a container engine"}
+"""Marks of tests that only run in a stage of the same name, or in `full`, with the reason."""
 
 # No test is about time. CI draws the same examples each time, so that what lands is what was
 # tested; every other run explores.
 settings.register_profile(
     "project",
     deadline=None,
+    max_examples=examples(100),
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=os.environ.get("CI") == "true",
 )
 settings.load_profile("project")
 
 
+def pytest_configure() -> None:
+    """Refuse a stage that there is not: its tests would be left out in silence."""
+    if unknown := STAGES - {"full", *STAGED}:
+        raise pytest.UsageError(f"GTX_STAGES: no stage {unknown}; there are full, slow, docker")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip long sweeps, and say how they are turned on."""
-    if FULL:
+    """Skip what belongs to a stage that is off, and say how it is turned on."""
+    if "full" in STAGES:
         return
-    skipped = pytest.mark.skip(reason="slow: set GTX_STAGES=full to run it")
-    for item in items:
-        if item.get_closest_marker("slow") is not None:
-            item.add_marker(skipped)
+    for stage in STAGED.keys() - STAGES:
+        reason = f"{stage}: {STAGED[stage]}; set GTX_STAGES={stage} (or full) to run it"
+        for item in items:
+            if item.get_closest_marker(stage) is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
