@@ -269,6 +269,11 @@ def pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
+def pem_list(listed: x509.CertificateRevocationList) -> bytes:
+    """PEM text of a revocation list."""
+    return listed.public_bytes(serialization.Encoding.PEM)
+
+
 def der(certificate: x509.Certificate) -> bytes:
     """DER bytes of a certificate, as TLS shows it."""
     return certificate.public_bytes(serialization.Encoding.DER)
