@@ -4,6 +4,7 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, settings
+
 from tests.stages import examples
 
 STAGES = set(filter(None, os.environ.get("GTX_STAGES", "").split(",")))
