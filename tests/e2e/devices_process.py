@@ -14,6 +14,7 @@ def settings_of(home: Path, port: int) -> FleetSettings:
     facts = msgspec.json.decode((home / "facts.json").read_bytes())
     return FleetSettings(
         broker=f"mqtt://127.0.0.1:{port}",
+        broker_protocol="3.1.1",
         roster=home / "roster.json",
         profiles=home / "profiles.bin",
         keys=home / "keys",

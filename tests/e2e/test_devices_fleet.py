@@ -124,6 +124,7 @@ class Home:
         facts = msgspec.json.decode((self.path / "facts.json").read_bytes())
         return FleetSettings(
             broker=f"mqtt://127.0.0.1:{port}",
+            broker_protocol="3.1.1",
             roster=self.path / "roster.json",
             profiles=self.path / "profiles.bin",
             keys=self.path / "keys",

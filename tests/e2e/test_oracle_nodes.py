@@ -154,6 +154,7 @@ class Testbed:
             certificate=directory / "node.pem",
             authority=self.home / "ca.pem",
             broker=f"mqtt://127.0.0.1:{self.broker_port}",
+            broker_protocol="3.1.1",
             feed=ENERGY_PRICE,
             source=self.sources[index],
             log_level="error",

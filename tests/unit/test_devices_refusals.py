@@ -85,6 +85,7 @@ class Home:
                 ring.generate(device.key)
         self.settings = FleetSettings(
             broker="mqtt://127.0.0.1",
+            broker_protocol="3.1.1",
             roster=path / "roster.json",
             profiles=path / "profiles.bin",
             keys=path / "keys",

@@ -1,83 +1,174 @@
-"""A client's connection to the MQTT broker: where it is, who logs in, and coming back after a loss.
+"""A client's connection to the MQTT broker: logging in, coming back after a loss, and telling of it.
 
 Law of the file: **cancellation ends it**, whatever the library underneath swallows, and a loss
 never does. aiomqtt stands on Python 3.11's `asyncio.wait_for`, which swallows a cancellation that
 coincides with an answer; and leaving a connection waits ten seconds for a broker that is gone. So no
 connection runs in the task that decides to connect again: `until_first` cancels it from outside,
 again and again.
+
+Sessions are persistent (clean start false, `SESSION_EXPIRY_S`), subscriptions and messages QoS 1: what
+is published while a client is away waits at the broker, and survives its restart where the broker
+keeps it on disk. Nothing depends on that: what no watermark covers is sent again by its meter.
 """
 
 import asyncio
+import logging
 import random
-import ssl
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
 
 import aiomqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
-from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import Signer
+from gridtokenx.host.broker_address import BrokerAddress, explain, open_broker, parse_broker
+from gridtokenx.host.logs import Logger
 from gridtokenx.ledger.broker_access import connect_password
+
+__all__ = [
+    "BrokerAddress",
+    "BrokerClient",
+    "BrokerState",
+    "broker_client",
+    "heed_cancellation",
+    "keep_connected",
+    "open_broker",
+    "parse_broker",
+    "until_first",
+]
 
 FIRST_BACKOFF_S: Final = 0.25
 CANCEL_AGAIN_S: Final = 0.25
-_PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
+SESSION_EXPIRY_S: Final = 3_600
+"""How long a broker keeps what came for a client that is away."""
+_UNSUPPORTED: Final = "Unsupported protocol version"
 
 
-@dataclass(frozen=True, slots=True)
-class BrokerAddress:
-    """Where a broker is, and how to log in where its own scheme is not ours."""
+class BrokerState:
+    """Whether a broker can be reached; since when not, and why.
 
-    host: str
-    port: int
-    tls: ssl.SSLContext | None = None
-    username: str | None = None
-    password: str | None = None
+    It tells the log when that changes, not at each attempt: the first connection that is lost, each
+    reason that was not known yet, and the return of the last one.
 
-
-def parse_broker(url: str, ca_file: Path | None = None) -> BrokerAddress:
-    """A broker's address from ``mqtt[s]://[user:password@]host[:port]``.
-
-    Raises:
-        LocalFault: it is no such address, or the CA file cannot be used.
+    Args:
+        log: of the process.
+        clients: how many connections there are.
     """
-    try:
-        parts = urlsplit(url)
-        port = parts.port or _PORTS[parts.scheme]
-    except (ValueError, KeyError):
-        raise _no_broker(url) from None
-    if not parts.hostname:
-        raise _no_broker(url)
-    return BrokerAddress(
-        parts.hostname,
-        port,
-        _tls(ca_file) if parts.scheme == "mqtts" else None,
-        None if parts.username is None else unquote(parts.username),
-        None if parts.password is None else unquote(parts.password),
-    )
+
+    def __init__(self, log: Logger, clients: int = 1) -> None:
+        self._log: Final = log
+        self._clients: Final = clients
+        self._since_s = time.time()
+        self._up: set[str] = set()
+        self._whys: dict[str, str] = {}
+
+    @property
+    def connected(self) -> int:
+        """Connections at present."""
+        return len(self._up)
+
+    def up(self, client: str) -> None:
+        """A connection is made."""
+        self._up.add(client)
+        self._whys.pop(client, None)
+        if len(self._up) == self._clients:
+            self._log.info("broker connected", connections=self._clients)
+
+    def down(self, client: str, why: str) -> None:
+        """A connection, or an attempt to make one, has failed."""
+        if len(self._up) == self._clients:
+            self._since_s = time.time()
+        known = why in self._whys.values()
+        self._up.discard(client)
+        self._whys[client] = why
+        if not known:
+            self._log.warning("broker unreachable", why=why, client=client[:16])
+
+    @property
+    def reason(self) -> str | None:
+        """Why this process is not ready, as far as the broker is concerned; None if it is."""
+        if len(self._up) == self._clients:
+            return None
+        since = datetime.fromtimestamp(self._since_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        why = next(iter(self._whys.values()), "not connected yet")
+        if not self._up:
+            return f"broker unreachable since {since}: {why}"
+        lost = self._clients - len(self._up)
+        return f"broker unreachable for {lost} of {self._clients} clients since {since}: {why}"
 
 
-def _no_broker(url: str) -> LocalFault:
-    return LocalFault(f"broker {url!r} is not mqtt[s]://[user:password@]host[:port]")
+class _LastWords(logging.Logger):
+    """What paho logs instead of raising: the reason that a connection broke."""
 
+    def __init__(self) -> None:
+        super().__init__("gridtokenx.mqtt", logging.ERROR)
+        self.text = ""
 
-def _tls(ca_file: Path | None) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise LocalFault(f"{ca_file}: cannot be used as CA file: {error}") from None
+    def log(self, level: int, msg: object, *args: object, **_more: Any) -> None:
+        """Keep the last error."""
+        if level >= logging.ERROR:
+            self.text = str(msg) % args
 
 
 class BrokerClient(aiomqtt.Client):
-    """aiomqtt's client, which does not watch a socket that was closed meanwhile.
+    """aiomqtt's client, which says why, and does not watch a socket that was closed meanwhile.
 
     paho asks for a socket to be watched, aiomqtt does it at the loop's next turn, and the socket may
-    be closed by then: uvloop reports "Bad file descriptor" for each.
+    be closed by then: uvloop reports "Bad file descriptor" for each. A connection that ends before
+    the broker has answered ends the attempt at once; aiomqtt would wait for its timeout.
     """
+
+    def __init__(self, address: BrokerAddress, **arguments: Any) -> None:
+        self._address = address
+        self._words = _LastWords()
+        super().__init__(
+            address.host, address.port, tls_context=address.tls, logger=self._words, **arguments
+        )
+        for future in (self._connected, self._disconnected):
+            # Looked at, so that asyncio does not report one for which nobody waits any more.
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _client_connect(self) -> None:
+        try:
+            super()._client_connect()
+        except OSError as error:
+            raise OSError(explain(error, self._address)) from None
+
+    def _on_connect(
+        self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
+    ) -> None:
+        if reason_code.is_failure and not self._connected.done():
+            self._connected.set_exception(aiomqtt.MqttError(self._refused(str(reason_code))))
+            return
+        super()._on_connect(client, userdata, flags, reason_code, properties)
+
+    def _on_disconnect(
+        self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
+    ) -> None:
+        if not self._connected.done():
+            self._connected.set_exception(aiomqtt.MqttError(self._broken(str(reason_code))))
+            return
+        if self._words.text and not self._disconnected.done():
+            self._disconnected.set_exception(aiomqtt.MqttError(self._broken("")))
+            return
+        super()._on_disconnect(client, userdata, flags, reason_code, properties)
+
+    def _refused(self, reason: str) -> str:
+        if reason == _UNSUPPORTED:
+            other = "3.1.1" if self._address.version == "5" else "5"
+            return (
+                f'it does not speak MQTT {self._address.version}: set broker_protocol = "{other}"'
+            )
+        return f"it refuses the login: {reason}"
+
+    def _broken(self, reason: str) -> str:
+        if self._words.text:
+            return explain(self._words.text, self._address)
+        hint = "is broker_protocol right?" if self._address.version == "5" else "is it a broker?"
+        return f"it closed the connection without answering the login ({reason}): {hint}"
 
     def _on_socket_register_write(
         self,
@@ -117,7 +208,7 @@ def broker_client(
     queued_messages: int,
     will: aiomqtt.Will | None = None,
 ) -> aiomqtt.Client:
-    """A client that logs in with a key (`ledger.broker_access`), or as the address says.
+    """A client that logs in as the address says, else with a key (`ledger.broker_access`).
 
     Args:
         address: of the broker.
@@ -128,21 +219,32 @@ def broker_client(
         will: what the broker publishes for a client that is lost.
     """
     username, password = address.username, address.password
-    if username is None:
+    if username is None and not address.certified:
         username = identifier
         password = connect_password(signer, time.time_ns() // 1_000_000)
     return BrokerClient(
-        address.host,
-        address.port,
+        address,
         identifier=identifier,
         username=username,
         password=password,
-        tls_context=address.tls,
-        clean_session=True,
         keepalive=keepalive_s,
         max_queued_incoming_messages=queued_messages,
         will=will,
+        **_session(address),
     )
+
+
+def _session(address: BrokerAddress) -> dict[str, Any]:
+    """A persistent session, as each version of the protocol says it."""
+    if address.version == "3.1.1":
+        return {"protocol": aiomqtt.ProtocolVersion.V311, "clean_session": False}
+    properties = Properties(PacketTypes.CONNECT)
+    properties.SessionExpiryInterval = SESSION_EXPIRY_S
+    return {
+        "protocol": aiomqtt.ProtocolVersion.V5,
+        "clean_start": False,
+        "properties": properties,
+    }
 
 
 async def keep_connected(

@@ -130,7 +130,7 @@ class Access(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # amqtt is
             named_as_client = broker_access.client_key(session.client_id) is not None
             return self._observers and not session.will_flag and not named_as_client
         key = broker_access.client_key(session.username)
-        if key is None or session.client_id != session.username or not session.clean_session:
+        if key is None or session.client_id != session.username:
             return False
         if not self._is_admitted(session.username):
             return False
@@ -250,16 +250,17 @@ class GuardedBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
     ) -> tuple[BrokerProtocolHandler, Session]:
         try:
             async with asyncio.timeout(FIRST_FRAME_S):
-                session: tuple[
-                    BrokerProtocolHandler, Session
-                ] = await super()._initialize_client_session(
+                handler, session = await super()._initialize_client_session(
                     reader, writer, remote_address, remote_port
                 )
-                return session
         except Exception as error:
             self._refuse("no-login", error)
             # The one kind of error after which amqtt gives the connection's place free again.
             raise MQTTError(str(error)) from error
+        # Nothing is kept for a client that is away: it would cost memory without a bound, and what
+        # a meter sent in vain it sends again.
+        session.clean_session = True
+        return handler, session
 
     async def _delete_session(self, client_id: str) -> None:
         """Nothing yet: amqtt calls this for a name that is only claimed; see below."""

@@ -38,7 +38,13 @@ from gridtokenx.devices.models.household import (
     reading_of,
 )
 from gridtokenx.devices.models.profiles import Profile, unpack_profiles
-from gridtokenx.host.broker import BrokerAddress, parse_broker
+from gridtokenx.host.broker import BrokerAddress, BrokerState, open_broker
+from gridtokenx.host.broker_address import (
+    BrokerAuthority,
+    BrokerPasswordFile,
+    BrokerProtocol,
+    BrokerUrl,
+)
 from gridtokenx.host.config import Setting
 from gridtokenx.host.files import read_file
 from gridtokenx.host.keyfile import KeyRing, find_password
@@ -59,10 +65,14 @@ MAX_SLEEP_S: Final = 5.0
 class FleetSettings(GridTimeSettings, frozen=True, kw_only=True):
     """Settings of `gtx devices`."""
 
-    broker: Annotated[str, Setting("Address of the broker: mqtt[s]://[user:password@]host[:port].")]
-    broker_ca: Annotated[
-        Path | None, Setting("PEM file of the CA that certified an mqtts broker.")
+    broker: BrokerUrl
+    broker_protocol: BrokerProtocol = "5"
+    broker_authority: BrokerAuthority = None
+    broker_certificates: Annotated[
+        Path | None,
+        Setting("Directory of the devices' certificates for an mqtts broker: KEY.pem, a key each."),
     ] = None
+    broker_password_file: BrokerPasswordFile = None
     roster: Annotated[Path, Setting("JSON file of households and devices.")]
     profiles: Annotated[Path, Setting("Profile file, made by `gtx testnet init`.")]
     keys: Annotated[Path, Setting("Directory of the devices' keys.")]
@@ -80,6 +90,16 @@ class Device:
     kind: DeviceKind
     signer: Signer
     outbox: Outbox
+    broker: BrokerAddress
+    """The broker, and how this device logs in there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What a device signs with, and where and how it logs in."""
+
+    signer: Signer
+    broker: BrokerAddress
 
 
 class Household:
@@ -89,7 +109,7 @@ class Household:
         self,
         entry: HouseholdEntry,
         profile: Profile,
-        signers: Mapping[str, Signer],
+        logins: Mapping[str, Login],
         journal: Journal,
         chain_id: bytes,
         first_boundary_ms: int,
@@ -103,8 +123,9 @@ class Household:
         self._first_boundary_ms = first_boundary_ms
         self._sequences = last_sequences(records)
         self.devices = tuple(
-            Device(each.device_kind, signers[each.key], _outbox(signers[each.key], journal))
+            Device(each.device_kind, login.signer, _outbox(login.signer, journal), login.broker)
             for each in entry.devices
+            for login in (logins[each.key],)
         )
 
     @property
@@ -151,7 +172,6 @@ class Fleet:
         households: loaded ones.
         clock: network time in milliseconds.
         grid_clock: the map to grid time.
-        broker: where all devices connect.
         metrics: of the process.
         log: of the process.
     """
@@ -161,7 +181,6 @@ class Fleet:
         households: tuple[Household, ...],
         clock: Callable[[], int],
         grid_clock: GridClock,
-        broker: BrokerAddress,
         metrics: Metrics,
         log: Logger,
     ) -> None:
@@ -170,15 +189,17 @@ class Fleet:
         self._grid_clock = grid_clock
         self._metrics = metrics
         self._log = log
+        devices = sum(len(household.devices) for household in households)
+        self._broker = BrokerState(log, devices)
         self._links = tuple(
             DeviceLink(
-                broker,
+                device.broker,
                 device.signer,
                 device.kind,
                 household.entry.zone,
                 device.outbox,
+                self._broker,
                 metrics,
-                log,
             )
             for household in households
             for device in household.devices
@@ -196,16 +217,13 @@ class Fleet:
     @property
     def connected(self) -> int:
         """Devices that the broker knows at present."""
-        return sum(link.connected for link in self._links)
+        return self._broker.connected
 
     @property
     def readiness(self) -> Readiness:
         """Whether every device is connected."""
-        if self.connected == len(self._links):
-            return READY
-        return Readiness.unless(
-            [f"{self.connected} of {len(self._links)} devices are connected to the broker"]
-        )
+        reason = self._broker.reason
+        return READY if reason is None else Readiness.unless([reason])
 
     async def run(self) -> None:
         """Live and report until cancelled."""
@@ -269,8 +287,7 @@ async def open_fleet(
     try:
         households = load_households(settings)
         log.info("devices", households=len(households), broker=settings.broker)
-        broker = parse_broker(settings.broker, settings.broker_ca)
-        yield Fleet(households, clock, settings.grid_clock, broker, metrics, log)
+        yield Fleet(households, clock, settings.grid_clock, metrics, log)
     finally:
         for household in households:
             household.close()
@@ -288,6 +305,7 @@ def load_households(settings: FleetSettings) -> tuple[Household, ...]:
     profiles = unpack_profiles(read_file(settings.profiles), str(settings.profiles)).households
     password = find_password(settings.keys, settings.keys_password_file, os.environ)
     ring = KeyRing.open(settings.keys, password)
+    broker = open_broker(settings)
     first_boundary_ms = ceil_div(settings.grid_epoch_ms, INTERVAL_MS) * INTERVAL_MS
     households: list[Household] = []
     for entry in roster.households:
@@ -296,14 +314,24 @@ def load_households(settings: FleetSettings) -> tuple[Household, ...]:
                 f"{settings.roster}: {entry.name} has profile {entry.profile}, but "
                 f"{settings.profiles} holds {len(profiles)}"
             )
-        signers = {device.key: ring.signer(device.key) for device in entry.devices}
+        logins = {
+            device.key: _login(settings, broker, ring, device.key) for device in entry.devices
+        }
         path = settings.data / f"{entry.name}.journal"
         journal = Journal(path)
         _check_journal(path, journal, chain_id)
         households.append(
-            Household(entry, profiles[entry.profile], signers, journal, chain_id, first_boundary_ms)
+            Household(entry, profiles[entry.profile], logins, journal, chain_id, first_boundary_ms)
         )
     return tuple(households)
+
+
+def _login(settings: FleetSettings, broker: BrokerAddress, ring: KeyRing, key: str) -> Login:
+    """How one device logs in: by its own certificate where there are any."""
+    if settings.broker_certificates is not None:
+        certificate = settings.broker_certificates / f"{key}.pem"
+        broker = broker.with_certificate(certificate, ring.seed(key))
+    return Login(ring.signer(key), broker)
 
 
 def _check_journal(path: Path, journal: Journal, chain_id: bytes) -> None:

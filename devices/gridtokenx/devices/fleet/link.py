@@ -13,12 +13,12 @@ from gridtokenx.devices.fleet.journal import SignedReading
 from gridtokenx.devices.fleet.outbox import Outbox, Pace
 from gridtokenx.host.broker import (
     BrokerAddress,
+    BrokerState,
     broker_client,
     heed_cancellation,
     keep_connected,
     until_first,
 )
-from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.interchain.apps.registry import DeviceKind
 from gridtokenx.ledger.readings import (
@@ -46,9 +46,9 @@ class DeviceLink:
         kind: for the announcement.
         zone: for the topics.
         outbox: what there is to send.
+        state: told of connections and losses.
         metrics: counts ``readings_published``, ``readings_resent``, ``device_reconnects`` and
             ``watermarks_refused``.
-        log: for losses.
     """
 
     def __init__(
@@ -58,20 +58,19 @@ class DeviceLink:
         kind: DeviceKind,
         zone: int,
         outbox: Outbox,
+        state: BrokerState,
         metrics: Metrics,
-        log: Logger,
     ) -> None:
         self._broker = broker
         self._signer = signer
         self._kind = kind
         self._outbox = outbox
+        self._state = state
         self._metrics = metrics
-        self._log = log
         self._id = device_id(signer.public_key)
         self._reading_topic = reading_topic(zone, signer.public_key)
         self._announce_topic = announce_topic(zone, signer.public_key)
         self._published = outbox.newest
-        self.connected = False
 
     async def run(self) -> None:
         """Connect, and connect again after every loss, until cancelled."""
@@ -79,17 +78,14 @@ class DeviceLink:
 
     def _lost(self, reason: str) -> None:
         self._metrics.count("device_reconnects")
-        self._log.debug("broker lost", device=self._id[:8], reason=reason)
+        self._state.down(self._id, reason)
 
     async def _connection(self) -> None:
         async with self._client() as client:
             heed_cancellation()
-            self.connected = True
-            try:
-                # The listener is the one that notices a broken connection at once.
-                await until_first(self._listen(client), self._send(client))
-            finally:
-                self.connected = False
+            self._state.up(self._id)
+            # The listener is the one that notices a broken connection at once.
+            await until_first(self._listen(client), self._send(client))
 
     def _client(self) -> aiomqtt.Client:
         return broker_client(

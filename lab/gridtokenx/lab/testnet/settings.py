@@ -110,6 +110,7 @@ def _oracle(layout: Layout, member: Member, _network: Network) -> ProcessSetting
         authority=_authority("oracle"),
         block_time_ms=layout.manifest.oracle.block_time_ms,
         broker=layout.broker_url,
+        broker_protocol="3.1.1",
         feed=ENERGY_PRICE,
         source=sources[index % len(sources)],
     )
@@ -178,6 +179,7 @@ def _devices(layout: Layout, member: Member, network: Network) -> ProcessSetting
     return FleetSettings(
         http=member.http_listen,
         broker=layout.broker_url,
+        broker_protocol="3.1.1",
         roster=Path("roster.json"),
         profiles=Path("profiles.bin"),
         keys=KEYS,

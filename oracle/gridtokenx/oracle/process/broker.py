@@ -15,6 +15,7 @@ from gridtokenx.core.codec import encode
 from gridtokenx.core.keys import Signer
 from gridtokenx.host.broker import (
     BrokerAddress,
+    BrokerState,
     broker_client,
     heed_cancellation,
     keep_connected,
@@ -42,7 +43,7 @@ class BrokerLink:
         on_connect: called when a connection is up, before anything is published.
         metrics: counts ``broker_connects``, ``broker_losses``, ``watermarks_published`` and
             ``readings_dropped``.
-        log: for losses.
+        log: told when the broker is lost and when it is back.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class BrokerLink:
         self._take: Final = take
         self._on_connect: Final = on_connect
         self._metrics: Final = metrics
-        self._log: Final = log
+        self._name: Final = signer.public_key.hex()
         self._wake: Final = asyncio.Event()
-        self.connected = False
+        self.state: Final = BrokerState(log)
+        """Whether there is a connection."""
 
     def wake(self) -> None:
         """There are watermarks to publish."""
@@ -75,27 +77,24 @@ class BrokerLink:
 
     def _lost(self, reason: str) -> None:
         self._metrics.count("broker_losses")
-        self._log.warning("broker lost", reason=reason)
+        self.state.down(self._name, reason)
 
     async def _connection(self) -> None:
         async with self._client() as client:
             heed_cancellation()
-            self.connected = True
-            try:
-                await client.subscribe(ALL_READINGS, qos=1)
-                heed_cancellation()
-                self._metrics.count("broker_connects")
-                self._on_connect()
-                self._wake.set()
-                await until_first(self._listen(client), self._publish(client))
-            finally:
-                self.connected = False
+            await client.subscribe(ALL_READINGS, qos=1)
+            heed_cancellation()
+            self._metrics.count("broker_connects")
+            self.state.up(self._name)
+            self._on_connect()
+            self._wake.set()
+            await until_first(self._listen(client), self._publish(client))
 
     def _client(self) -> aiomqtt.Client:
         return broker_client(
             self._address,
             self._signer,
-            self._signer.public_key.hex(),
+            self._name,
             keepalive_s=KEEPALIVE_S,
             queued_messages=QUEUED_MESSAGES,
         )

@@ -3,15 +3,22 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
-from gridtokenx.host.broker import parse_broker
+from gridtokenx.host.broker_address import (
+    BrokerAddress,
+    BrokerAuthority,
+    BrokerCertificate,
+    BrokerCertificateKey,
+    BrokerPasswordFile,
+    BrokerProtocol,
+    BrokerUrl,
+    open_broker,
+)
 from gridtokenx.host.checking import CachingVerifier
-from gridtokenx.host.config import Setting
 from gridtokenx.host.files import read_file
 from gridtokenx.host.replica import PbftChain, make_replica, serving_node
-from gridtokenx.host.role import open_role
+from gridtokenx.host.role import open_key_seed, open_role
 from gridtokenx.host.settings import PermissionedNodeSettings
 from gridtokenx.ledger.identity import parse_genesis
 from gridtokenx.ledger.runtime import Ledger
@@ -28,12 +35,12 @@ OpenSource = Callable[[GridMs], AbstractAsyncContextManager[Source]]
 class OracleNodeSettings(PermissionedNodeSettings, frozen=True, kw_only=True):
     """What an oracle node needs besides its sources."""
 
-    broker: Annotated[
-        str, Setting("MQTT broker of the devices: mqtt[s]://[user:password@]host[:port].")
-    ]
-    broker_ca: Annotated[
-        Path | None, Setting("PEM file of the CA that certified an mqtts broker.")
-    ] = None
+    broker: BrokerUrl
+    broker_protocol: BrokerProtocol = "5"
+    broker_authority: BrokerAuthority = None
+    broker_certificate: BrokerCertificate = None
+    broker_certificate_key: BrokerCertificateKey = None
+    broker_password_file: BrokerPasswordFile = None
 
 
 async def run_oracle_node(settings: OracleNodeSettings, sources: Mapping[str, OpenSource]) -> None:
@@ -47,7 +54,7 @@ async def run_oracle_node(settings: OracleNodeSettings, sources: Mapping[str, Op
         LocalFault: settings, keys, certificates, genesis or store that cannot be used.
     """
     genesis = parse_genesis(read_file(settings.genesis), OracleGenesis, str(settings.genesis))
-    broker = parse_broker(settings.broker, settings.broker_ca)
+    broker = _broker(settings)
     role = open_role(settings, CHAIN)
     chain = _Chain(genesis)
     replica = make_replica(settings, role, chain.assemble)
@@ -75,6 +82,15 @@ async def run_oracle_node(settings: OracleNodeSettings, sources: Mapping[str, Op
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(replica.node.run(), name="node")
             tasks.create_task(service.run(), name="oracle service")
+
+
+def _broker(settings: OracleNodeSettings) -> BrokerAddress:
+    """The broker, and how this node logs in there."""
+    broker = open_broker(settings)
+    if settings.broker_certificate is None:
+        return broker
+    key = settings.broker_certificate_key or open_key_seed(settings)
+    return broker.with_certificate(settings.broker_certificate, key)
 
 
 class _Chain:

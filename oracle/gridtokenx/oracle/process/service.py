@@ -93,7 +93,7 @@ class OracleService:
             broker, signer, self._watermarks, self._enqueue, self._on_connect, metrics, log
         )
         self._observers: Final = tuple(self._make_observers(genesis, sources, signer))
-        metrics.gauge("broker_connected", lambda: float(self._link.connected))
+        metrics.gauge("broker_connected", lambda: float(self._link.state.connected))
 
     def _make_observers(
         self, genesis: OracleGenesis, sources: Mapping[str, Source], signer: Signer
