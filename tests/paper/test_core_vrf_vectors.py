@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.paper import reference_vrf as plain
+from tests.stages import examples
 
 from gridtokenx.core import vrf
 from gridtokenx.core.keys import Ed25519Signer
@@ -106,7 +107,7 @@ def test_random_inputs_agree_with_plain_integers() -> None:
     assert counters >= {0, 1, 2}
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(SEEDS, st.binary(max_size=40), st.integers(0, 80 * 8 - 1))
 def test_one_flipped_bit_proves_nothing(seed: bytes, alpha: bytes, bit: int) -> None:
     key, (proof, _) = plain.public_key(seed), vrf.prove(seed, alpha)
@@ -117,7 +118,7 @@ def test_one_flipped_bit_proves_nothing(seed: bytes, alpha: bytes, bit: int) -> 
     assert vrf.verify(plain.public_key(bytes([seed[0] ^ 1]) + seed[1:]), alpha, proof) is None
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.binary(max_size=64), st.binary(max_size=8), st.binary(max_size=100))
 def test_any_bytes_are_refused_without_an_exception(key: bytes, alpha: bytes, proof: bytes) -> None:
     assert vrf.verify(key, alpha, proof) is None

@@ -3,6 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
+from tests.stages import examples
 
 from gridtokenx.consortium.market.auction import (
     AuctionOrder,
@@ -70,7 +71,7 @@ def price_by_the_rules(
 
 
 @given(books(), collars(), REFERENCES)
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 def test_it_is_the_four_rules(
     book: list[AuctionOrder], collar: Collar | None, reference: int | None
 ) -> None:
@@ -141,7 +142,7 @@ def test_scaling_energy_scales_the_volume_and_keeps_the_price(
 
 
 @given(books(), collars(), SIDES, TICKS, ENERGIES_WH, REFERENCES)
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_a_buy_never_lowers_the_price_and_a_sell_never_raises_it(
     book: list[AuctionOrder],
     collar: Collar | None,
@@ -160,7 +161,7 @@ def test_a_buy_never_lowers_the_price_and_a_sell_never_raises_it(
 
 
 @given(books(), collars())
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_welfare_is_the_optimum_of_the_linear_program(
     book: list[AuctionOrder], collar: Collar | None
 ) -> None:

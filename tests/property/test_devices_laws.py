@@ -2,6 +2,7 @@
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tests.stages import examples
 
 from gridtokenx.core.codec import decode, encode
 from gridtokenx.core.errors import RemoteFault
@@ -127,7 +128,7 @@ setpoints = st.builds(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(
     batteries,
     st.integers(100_000, 950_000),

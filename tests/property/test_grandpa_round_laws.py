@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.stages import examples
 
 from gridtokenx.finality.justifications import Stage
 from gridtokenx.public.grandpa.round import CastVote, Round, RoundState
@@ -139,7 +140,7 @@ def play(forest: Forest, voters: int, ballots: list[Ballot]) -> Round:
     return round_
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(elections())
 def test_the_round_agrees_with_the_slow_reference(
     election: tuple[Forest, int, list[Ballot]],
@@ -148,7 +149,7 @@ def test_the_round_agrees_with_the_slow_reference(
     assert play(*election).state == SlowRound(forest, voters, ballots).state()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(elections())
 def test_what_a_round_finalises_is_never_above_its_estimate(
     election: tuple[Forest, int, list[Ballot]],
@@ -160,7 +161,7 @@ def test_what_a_round_finalises_is_never_above_its_estimate(
             assert state.finalized.height <= state.estimate.height
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(elections())
 def test_the_state_does_not_depend_on_the_order_of_votes(
     election: tuple[Forest, int, list[Ballot]],
@@ -176,7 +177,7 @@ def test_the_state_does_not_depend_on_the_order_of_votes(
     assert play(forest, voters, kept).state == play(forest, voters, kept[::-1]).state
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(elections())
 def test_justifying_precommits_are_distinct_enough_and_descend_from_the_target(
     election: tuple[Forest, int, list[Ballot]],

@@ -27,6 +27,7 @@ from tests.interchain_chains import (
     oracle_and_consortium,
     public_and_consortium,
 )
+from tests.stages import examples
 
 from gridtokenx.core.codec import Wire, decode, encode
 from gridtokenx.core.errors import Malformed, RemoteFault
@@ -199,7 +200,7 @@ def test_only_the_order_of_precommits_may_differ() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_no_altered_byte_is_believed(kind: str, data: st.DataObject) -> None:
     scene = _scene(kind)
     raw = bytearray(encode(scene.call))
@@ -209,7 +210,7 @@ def test_no_altered_byte_is_believed(kind: str, data: st.DataObject) -> None:
 
 
 @given(st.binary(max_size=400))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_arbitrary_bytes_are_no_call(raw: bytes) -> None:
     scene = _scene("receive")
     assert scene.after(raw) == scene.after(b"")

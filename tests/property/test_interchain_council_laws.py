@@ -6,6 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 from tests.interchain_chains import BLOCK_MS, public_and_consortium, seed_signers
+from tests.stages import examples
 from tests.unit.test_interchain_council import CLIENT, DELAY_MS, PERIOD_MS, freeze, members
 
 from gridtokenx.core.quorum import quorum
@@ -27,7 +28,7 @@ WAITING = [(4, 0, DELAY_MS // 2)] * 3
 @given(STEPS)
 @example([*AGREEING, *WAITING])
 @example([*AGREEING, (0, 1, BLOCK_MS), *WAITING, (3, 0, BLOCK_MS), *WAITING])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_a_client_recovers_exactly_when_a_quorum_has_stood_for_the_delay(
     steps: list[tuple[int, int, int]],
 ) -> None:

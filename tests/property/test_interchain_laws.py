@@ -20,6 +20,7 @@ from tests.interchain_chains import (
     TestChain,
     public_and_consortium,
 )
+from tests.stages import examples
 
 from gridtokenx.core.codec import Wire
 from gridtokenx.interchain import stores
@@ -177,7 +178,7 @@ def relay_calls(world: World, step: Step, at: TestChain) -> list[Wire]:
 
 
 @given(STEPS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_packets_end_once_and_tokens_are_conserved(steps: list[Step]) -> None:
     world = World()
     for step in steps:

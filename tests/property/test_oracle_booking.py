@@ -5,6 +5,7 @@ from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.stages import examples
 
 from gridtokenx.interchain.apps.meter_report import Quality
 from gridtokenx.oracle.chain.booking import (
@@ -84,14 +85,14 @@ def assert_adds_up(
 
 
 @given(households(), st.integers())
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 def test_reports_add_up_to_the_registers(household: Household, seed: int) -> None:
     """After every closing whose end was read, all reports together are the register's movement."""
     run(household, Random(seed))
 
 
 @given(households(), st.integers(), st.integers())
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_order_between_two_closings_changes_nothing(
     household: Household, one: int, other: int
 ) -> None:
@@ -99,7 +100,7 @@ def test_order_between_two_closings_changes_nothing(
 
 
 @given(households())
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_final_entries_are_never_negative_nor_reported_again(household: Household) -> None:
     """Each interval becomes final once, in order, with the energy that was last reported for it."""
     book, newest, final = run(household, Random(0))
@@ -111,7 +112,7 @@ def test_final_entries_are_never_negative_nor_reported_again(household: Househol
 
 
 @given(households())
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_export_is_never_a_guess(household: Household) -> None:
     """Whatever is final was measured: final sums never exceed what the registers showed."""
     book, _newest, final = run(household, Random(0))

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.simulation.pbft_script import Members
+from tests.stages import examples
 
 from gridtokenx.core.quorum import max_faulty, quorum
 from gridtokenx.ledger.runtime import ExecutedBlock
@@ -104,7 +105,7 @@ class History:
         return {h[0].hash if h else None for h in headers}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([4, 5, 6, 7]), st.integers(1, 6))
 def test_what_was_committed_is_chosen_from_every_quorum(seed: int, n: int, views: int) -> None:
     history = History(random.Random(seed), n, views)

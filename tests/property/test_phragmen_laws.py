@@ -6,6 +6,7 @@ from itertools import chain, combinations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.stages import examples
 
 from gridtokenx.public.election.phragmen import RATIO, Vote, elect, normalize, ratios
 
@@ -80,7 +81,7 @@ def _score(candidate: str, votes: list[Vote[str]], loads: dict[str, Fraction]) -
     return (1 + sum(loads[vote.voter] * vote.budget for vote in behind)) / approval
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.integers(1, 5), SMALL)
 def test_proportional_justified_representation(seats: int, votes: list[Vote[str]]) -> None:
     """PJR: a group with l/seats of all stake that agrees on l candidates approves of l winners."""

@@ -5,6 +5,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.public_ledger import World, account, attested, key
+from tests.stages import examples
 
 from gridtokenx.core.units import GRID
 from gridtokenx.public import rec
@@ -20,7 +21,7 @@ RETIRE = st.tuples(st.just("retire"), DEVICES, INTERVALS, AMOUNTS, PEOPLE)
 STEPS = st.lists(ATTEST | MOVE | RETIRE, max_size=12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(STEPS)
 def test_every_wh_is_issued_once_and_claimed_at_most_once(steps: list[tuple]) -> None:
     world = World()

@@ -2,7 +2,7 @@
 
 First anything may happen; agreement, valid certificates and no contradiction by an honest replica
 are checked at every commit and every message. Then the network heals, everybody honest starts, and
-the chain must grow again within a bound. More seeds: ``GTX_PBFT_SEEDS=500 pytest ...``.
+the chain must grow again within a bound. More seeds: ``GTX_STAGES=slow GTX_PBFT_SEEDS=500 pytest ...``.
 """
 
 import os
@@ -21,6 +21,7 @@ from tests.simulation.pbft_cluster import (
     ledger,
     transfer,
 )
+from tests.stages import spread
 
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier
 from gridtokenx.core.machine import NodeId
@@ -31,7 +32,9 @@ from gridtokenx.pbft.messages import Message
 from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.timing import Timing
 
-SEEDS = range(int(os.environ.get("GTX_PBFT_SEEDS", "60")))
+PLAIN = 16
+"""Lives that the plain stage draws; of all sizes, for it is no multiple of their number."""
+SEEDS = spread(range(int(os.environ.get("GTX_PBFT_SEEDS", "60"))), PLAIN)
 SIZES = (4, 5, 6, 7, 4)
 RECOVERY_MS = 60_000
 KINDS = [kind.__name__ for kind in get_args(Message)]

@@ -22,6 +22,7 @@ from tests.simulation.public_network import (
     Wrap,
     transfer,
 )
+from tests.stages import spread
 
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier, sha256
 from gridtokenx.lab.sim.network import DeliverAfter, Drop, Envelope, LinkProfile, Verdict
@@ -71,7 +72,7 @@ def test_votes_are_not_sent_to_those_who_hold_them() -> None:
     assert len(sent) < 1.05 * len(set(sent))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", spread(range(6), 2))
 def test_rough_links(seed: int) -> None:
     net = PublicNetwork(seed=seed, profile=ROUGH)
     net.world.start()
@@ -89,7 +90,7 @@ def test_the_same_seed_is_the_same_run() -> None:
     assert run() == run()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", spread(range(3), 1))
 def test_halves_make_forks_and_no_finality_and_converge_after_healing(seed: int) -> None:
     net = PublicNetwork(seed=seed)
     net.world.start()
@@ -140,7 +141,7 @@ def test_two_dead_of_four_stop_finality_and_both_return() -> None:
     net.settle(further=10)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", spread(range(8), 2))
 def test_kills_at_random_moments(seed: int) -> None:
     """Any validators die at any moment with any prefix of their unsynced batches; all return."""
     net = PublicNetwork(seed=seed, profile=LinkProfile(delay_ms=(5, 150), loss=0.03))
@@ -166,7 +167,7 @@ def test_all_validators_die_at_once_and_go_on() -> None:
     net.settle()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", spread(range(3), 1))
 @pytest.mark.parametrize("liar", [Silent, DoubleVoter, DoubleAuthor, ManyAuthor, Liar])
 @pytest.mark.parametrize(("n", "bad"), [(4, 1), (7, 2)])
 def test_up_to_a_third_may_be_byzantine(liar: Wrap, n: int, bad: int, seed: int) -> None:
@@ -296,12 +297,12 @@ def _disturb(net: PublicNetwork, draw: random.Random) -> None:
         net.world.network.heal()
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", spread(range(12), 4))
 def test_everything_at_once(seed: int) -> None:
     everything_at_once(seed)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", spread(range(3), 1))
 def test_everything_at_once_among_seven(seed: int) -> None:
     everything_at_once(seed, n=7)
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.gateway_world import FIRST, NETWORK_MS, Story, key, make_facts, members, signer
 from tests.interchain_chains import certificate
+from tests.stages import examples
 
 from gridtokenx.consortium.market import messages as market
 from gridtokenx.consortium.market.auction import Side
@@ -399,7 +400,7 @@ async def test_other_methods_are_refused(world: World, method: str) -> None:
 
 
 @settings(
-    max_examples=150,
+    max_examples=examples(150),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -11,6 +11,7 @@ from typing import NoReturn
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.stages import examples
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.machine import Write
@@ -131,7 +132,7 @@ Operations = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(operations=Operations)
 def test_the_store_behaves_like_a_dictionary(
     tmp_path_factory: pytest.TempPathFactory,

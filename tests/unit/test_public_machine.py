@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.simulation.public_network import GOSSIP_MS, RULES, PublicNetwork, transfer
+from tests.stages import examples
 from tests.unit.public_forge import FIRST_SLOT, Forge, reseal
 
 from gridtokenx.core.codec import Wire, decode, encode
@@ -309,7 +310,7 @@ MESSAGES = st.one_of(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(st.lists(MESSAGES, max_size=12))
 def test_no_message_whatever_its_content_makes_a_step_fail(messages: list[Wire]) -> None:
     """Even as if all signatures held: a Byzantine third signs what it likes."""

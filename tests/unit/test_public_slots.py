@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.simulation.public_network import RULES
+from tests.stages import examples
 from tests.unit.public_forge import FIRST_SLOT, Forge
 
 from gridtokenx.core.errors import RemoteFault
@@ -168,7 +169,7 @@ def test_all_blocks_of_an_epoch_count_and_in_their_order() -> None:
     assert len(later) == 5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 60), OUTPUTS), max_size=12))
 def test_an_epoch_never_goes_back_and_depends_on_ancestry_alone(
     blocks: list[tuple[int, bytes]],
