@@ -35,7 +35,7 @@ def chain() -> tuple[Chain, PublicGenesis]:
 def test_the_election_seats_the_session_keys_of_the_best_supported() -> None:
     """Nina's 600 GRID go to Cho and Dao, so Eve is left out."""
     genesis = public_genesis()
-    elected = {each.account: each for each in genesis.elected.validators}
+    elected = {each.account: each for each in genesis.elected.seats}
     assert set(elected) == {key(name) for name in VALIDATORS[:4]}
     assert (
         sum(each.support_ngrid for each in elected.values()) == (500 + 400 + 300 + 200 + 600) * GRID
@@ -43,7 +43,7 @@ def test_the_election_seats_the_session_keys_of_the_best_supported() -> None:
     assert elected[key("dao")].own_ngrid == 200 * GRID
     members = genesis.validator_set
     assert members.set_id == 0
-    assert members.members == tuple(each.session_key for each in genesis.elected.validators)
+    assert members.members == tuple(each.session_key for each in genesis.elected.seats)
     assert set(members.members) == {key(f"{name} session") for name in VALIDATORS[:4]}
 
 
@@ -59,8 +59,9 @@ def test_genesis_bonds_every_stake_and_headers_name_the_set() -> None:
     assert (header.set_id, header.next_set_hash) == (0, world.genesis.validator_set.hash)
     assert header.timestamp_ms == START_MS
     assert len(world.public.events(ValidatorElected)) == 4
-    backing = list(made.staking.backing.walk(state, 0, key("ann")))
-    assert backing == [Backing(key("ann"), 500 * GRID)]
+    seat = made.staking.seats.get(state, key("ann"))
+    assert seat is not None
+    assert seat.backing == (Backing(key("ann"), 500 * GRID),)
     assert made.ledger.check_invariants(world.public.head.state) == []
 
 

@@ -135,6 +135,13 @@ def test_more_energy_than_can_be_counted_is_refused_as_a_whole(world: World) -> 
 def test_no_call_mints(world: World) -> None:
     calls = {type_.__name__ for type_ in world.public.ledger._handlers}
     assert calls == {
+        "Bond",
+        "Unbond",
+        "Withdraw",
+        "Nominate",
+        "Stand",
+        "SetSessionKey",
+        "Chill",
         "Transfer",
         "TransferCertificate",
         "Retire",

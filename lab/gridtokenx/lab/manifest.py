@@ -53,11 +53,15 @@ class Public(Section, frozen=True):
     """The public chain."""
 
     validators: Annotated[int, Meta(ge=1, le=100)] = 4
-    """Seats that the election at genesis fills."""
+    """Seats that every election fills."""
     candidates: Count = 0
     """Nodes that stand for election; 0 means exactly as many as seats."""
     slot_ms: Annotated[int, Meta(ge=500, le=60_000)] = 6_000
     epoch_slots: Annotated[int, Meta(ge=4, le=100_000)] = 100
+    era_slots: Annotated[int, Meta(ge=4, le=1_000_000)] = 30
+    """The validators are elected anew so often: 30 slots of 6 s are three minutes."""
+    unbonding_eras: Annotated[int, Meta(ge=1, le=10_000)] = 4
+    """Eras for which unbonded stake stays locked. Short enough to watch; a real network needs weeks."""
 
 
 class Consortium(Section, frozen=True):

@@ -35,6 +35,7 @@ class Domain(bytes, Enum):
     HANDSHAKE = b"gtx:hs:1"
     BROKER_CONNECT = b"gtx:mq:1"
     MEMBER_KEY = b"gtx:mk:1"
+    SESSION_KEY = b"gtx:sk:1"
 
 
 def sha256(*parts: bytes) -> bytes:

@@ -11,7 +11,7 @@ from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.gridtime import GridClock
 from gridtokenx.core.keys import Verifier
 from gridtokenx.core.types import UINT63_MAX, Hash32, PublicKey, UInt63
-from gridtokenx.core.units import AmountError, checked_amount
+from gridtokenx.core.units import GRID, AmountError, checked_amount
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.interchain.apps.transfer import TransferApp, TransferLimit
 from gridtokenx.interchain.clients import ClientGenesis
@@ -28,7 +28,8 @@ from gridtokenx.public.staking import (
     Elected,
     Nomination,
     Staking,
-    elect_validators,
+    StakingRules,
+    elect_at_genesis,
 )
 
 TREASURY: Final = module_account("treasury")
@@ -54,7 +55,7 @@ class PublicGenesis(
     clock: GridClock
     """Network time of genesis, and the map to grid time."""
     validators: Annotated[int, Meta(ge=1, le=1_000)]
-    """Seats that the election fills."""
+    """Seats that every election fills."""
     candidates: tuple[Candidate, ...]
     nominations: tuple[Nomination, ...]
     """Stakes; a candidate backs itself by a nomination of its own."""
@@ -68,6 +69,15 @@ class PublicGenesis(
     """The most that may pass between chains per window."""
     slot_ms: Annotated[int, Meta(ge=100, le=MAX_SLOT_MS)] = 6_000
     epoch_slots: Annotated[int, Meta(ge=1, le=1_000_000)] = 600
+    era_slots: Annotated[int, Meta(ge=2, le=10_000_000)] = 14_400
+    """An era: so often the validators are elected anew (a day)."""
+    unbonding_eras: Annotated[int, Meta(ge=1, le=10_000)] = 28
+    """How long unbonded stake stays locked. On a real network longer than any light client's trusting
+    period: while clients believe a set, its members have something to lose."""
+    minimum_stake_ngrid: UInt63 = 100 * GRID
+    """Least bond of its own that a candidate needs."""
+    minimum_nomination_ngrid: UInt63 = 10 * GRID
+    """Least bond that a nominator needs."""
     primary_chance: tuple[
         Annotated[int, Meta(ge=1, le=UINT63_MAX)], Annotated[int, Meta(ge=1, le=UINT63_MAX)]
     ] = (1, 4)
@@ -86,6 +96,18 @@ class PublicGenesis(
             primary_chance=self.primary_chance,
         )
 
+    @property
+    def staking_rules(self) -> StakingRules:
+        """The rules of this chain's staking."""
+        return StakingRules(
+            seats=self.validators,
+            first_slot=self.slot_rules.slot_at(self.clock.network_genesis_ms),
+            era_slots=self.era_slots,
+            unbonding_eras=self.unbonding_eras,
+            minimum_stake_ngrid=self.minimum_stake_ngrid,
+            minimum_nomination_ngrid=self.minimum_nomination_ngrid,
+        )
+
     @cached_property
     def elected(self) -> Elected:
         """The validators that the nominations elect; computed once.
@@ -93,11 +115,11 @@ class PublicGenesis(
         Raises:
             LocalFault: they contradict each other, or support too few.
         """
-        return elect_validators(self.validators, self.candidates, self.nominations)
+        return elect_at_genesis(self.validators, self.candidates, self.nominations)
 
     @property
     def validator_set(self) -> ValidatorSet:
-        """The elected set: what other chains' clients of this one start from."""
+        """The first set: what other chains' clients of this one start from."""
         return self.elected.validator_set
 
     def check(self) -> None:
@@ -109,6 +131,7 @@ class PublicGenesis(
         if not self.elected.validator_set.is_well_formed():
             raise AssertionError("an election seated one key twice")
         self._check_balances()
+        self._check_candidates()
         names = [client.client_id for client in self.clients]
         if len(set(names)) < len(names):
             raise LocalFault("public genesis: clients repeats a client_id; give each its own")
@@ -120,6 +143,24 @@ class PublicGenesis(
             raise LocalFault(f"public genesis: primary_chance {self.primary_chance} is above one")
         if self.clock.time_scale == 0:
             raise LocalFault("public genesis: clock.time_scale is 0; grid time would stand still")
+
+    def _check_candidates(self) -> None:
+        """A candidate's own stake backs itself, as it must for all who stand later."""
+        own = {each.voter: each for each in self.nominations}
+        for candidate in self.candidates:
+            nomination = own.get(candidate.account)
+            backed = nomination is not None and candidate.account in nomination.targets
+            if nomination is None or not backed:
+                raise LocalFault(
+                    f"public genesis: candidate {candidate.account.hex()[:16]}... does not nominate "
+                    "itself; add it to the targets of a nomination of its own"
+                )
+            if nomination.stake_ngrid < self.minimum_stake_ngrid:
+                raise LocalFault(
+                    f"public genesis: candidate {candidate.account.hex()[:16]}... stakes "
+                    f"{nomination.stake_ngrid} of its own, minimum_stake_ngrid is "
+                    f"{self.minimum_stake_ngrid}; stake more, or lower the minimum"
+                )
 
     def _check_balances(self) -> None:
         held = {balance.account: balance.amount_ngrid for balance in self.balances}
@@ -172,7 +213,14 @@ def public_chain(genesis: PublicGenesis, verifier: Verifier | None = None) -> Pu
             for each in genesis.balances
         )
     )
-    staking = Staking(tokens, genesis.nominations, genesis.elected)
+    staking = Staking(
+        tokens,
+        genesis.staking_rules,
+        genesis.candidates,
+        genesis.nominations,
+        genesis.elected,
+        verifier,
+    )
     interchain = Interchain(genesis.clients, verifier)
     transfers = TransferApp(interchain, tokens, genesis.transfer_limits)
     certificates = Certificates(genesis.clock, genesis.oracle_client)

@@ -159,6 +159,8 @@ def _public(manifest: Manifest, keys: Keys, clock: GridClock) -> PublicGenesis:
         clients=(),
         slot_ms=manifest.public.slot_ms,
         epoch_slots=manifest.public.epoch_slots,
+        era_slots=manifest.public.era_slots,
+        unbonding_eras=manifest.public.unbonding_eras,
     )
 
 
