@@ -102,6 +102,10 @@ class FollowedChain:
             )
         return None
 
+    def credential_troubles(self) -> list[str]:
+        """Why the chain's nodes will not talk to us, where our own files say it."""
+        return [f"{self.name}: {trouble}" for trouble in self._follower.troubles()]
+
     def _fresh_head(self) -> CertifiedHead:
         head, trouble = self._follower.head, self.trouble()
         if head is None or trouble is not None:

@@ -121,6 +121,7 @@ class Gateway:
         """Why the gateway is not ready, in words."""
         found = []
         for name, chain in self._followed.items():
+            found += chain.credential_troubles()
             trouble = chain.trouble() or self._catching_up(name, chain)
             if trouble is not None:
                 found.append(trouble)

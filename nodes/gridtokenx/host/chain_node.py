@@ -133,7 +133,12 @@ class ChainNode:
         )
         self._final_at = time.monotonic()
         """When the last block became final here."""
-        self._reasons: list[Callable[[], Iterable[str]]] = [self._late, self._lonely, self._full]
+        self._reasons: list[Callable[[], Iterable[str]]] = [
+            parts.security.troubles,
+            self._late,
+            self._lonely,
+            self._full,
+        ]
         self._describe()
 
     # -- use ---------------------------------------------------------------------------------------

@@ -237,7 +237,9 @@ def _security(facts: ChainFacts, link: LinkSettings, seed: bytes) -> LinkSecurit
 
 
 def staleness(name: str, follower: Follower, now_ms: int) -> Iterator[str]:
-    """Why a client process is not ready: a chain was not heard of lately."""
+    """Why a client process is not ready: it is not welcome on a chain, or heard nothing of it lately."""
+    for trouble in follower.troubles():
+        yield f"{name}: {trouble}"
     head = follower.head
     if head is None:
         yield f"{name}: nothing verified yet"

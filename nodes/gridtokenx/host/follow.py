@@ -130,6 +130,10 @@ class Follower:
         """The newest verified header with its proof; None before the first."""
         return self._head
 
+    def troubles(self) -> tuple[str, ...]:
+        """Why the chain's nodes will not talk to us, where our own files say it: a line each."""
+        return self._parts.security.troubles()
+
     def on_final(self, listener: Callable[[FinalBlock], None]) -> None:
         """Call `listener` with each verified block, in order. It must be short."""
         self._listeners.append(listener)

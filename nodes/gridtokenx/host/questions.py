@@ -61,6 +61,7 @@ class NodeConnection:
         Raises:
             RemoteFault: it cannot be reached, or refuses.
         """
+        self._parts.security.refresh()
         try:
             await dial(self._parts, self.address, self._link)
         except (RemoteFault, OSError, TimeoutError) as error:
