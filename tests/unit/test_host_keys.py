@@ -7,6 +7,7 @@ import pytest
 
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Ed25519Signer
+from gridtokenx.host import keyfile
 from gridtokenx.host.certificates import (
     Authority,
     Role,
@@ -18,6 +19,7 @@ from gridtokenx.host.certificates import (
     public_key_in,
     self_signed,
 )
+from gridtokenx.host.files import write_file
 from gridtokenx.host.keyfile import (
     KeyRing,
     create_development_password,
@@ -156,3 +158,64 @@ def test_strange_certificates_of_peers_are_their_fault() -> None:
         peer_identity(b"junk")
     der = ssl.PEM_cert_to_DER_cert(pem(self_signed(SEED)).decode())
     assert peer_identity(der)[1] is Role.PEER
+
+
+def test_the_password_of_a_whole_ring_is_changed(tmp_path: Path) -> None:
+    keys = ring(tmp_path)
+    keys.put("a", SEED)
+    other = keys.generate("b")
+    stale = KeyRing.open(tmp_path, "correct horse")
+    keys.change_password("battery staple", scrypt_n=CHEAP)
+    assert keys.seed("a") == SEED  # an open ring goes on
+    opened = KeyRing.open(tmp_path, "battery staple")
+    assert opened.seed("a") == SEED
+    assert opened.signer("b").public_key == other
+    with pytest.raises(LocalFault, match="wrong password"):
+        KeyRing.open(tmp_path, "correct horse")
+    with pytest.raises(LocalFault, match="password was changed meanwhile"):
+        stale.generate("c")
+    for path in tmp_path.iterdir():
+        assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_development_password_goes_with_the_password_that_it_was(tmp_path: Path) -> None:
+    keys = ring(tmp_path, create_development_password(tmp_path))
+    keys.change_password("battery staple", scrypt_n=CHEAP)
+    assert not (tmp_path / "development-password.txt").exists()
+
+
+class Crash(BaseException):
+    """The process has ended here."""
+
+
+@pytest.mark.parametrize("writes", range(5))
+def test_a_crash_leaves_the_old_ring_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """`write_file` is atomic, so a crash is one before some write."""
+    keys = ring(tmp_path)
+    keys.put("a", SEED)
+    keys.put("b", bytes(32))
+    left = writes
+
+    def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+        nonlocal left
+        if left == 0:
+            raise Crash
+        left -= 1
+        write_file(path, data, mode=mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keyfile, "write_file", write)
+        if writes < 4:  # the journal, two keys, the ring
+            with pytest.raises(Crash):
+                keys.change_password("battery staple", scrypt_n=CHEAP)
+        else:
+            keys.change_password("battery staple", scrypt_n=CHEAP)
+    good, bad = ("correct horse", "battery staple")[:: 1 if writes == 0 else -1]
+    with pytest.raises(LocalFault, match="wrong password"):
+        KeyRing.open(tmp_path, bad)
+    opened = KeyRing.open(tmp_path, good)
+    assert (opened.seed("a"), opened.seed("b")) == (SEED, bytes(32))
+    assert opened.names() == ["a", "b"]
+    assert not (tmp_path / "keyring.next.json").exists()

@@ -6,13 +6,20 @@ Law of the file: a secret key exists in clear only in memory. A directory of key
 ``keyring.json`` (salt, cost and a check value, so that a wrong password is told from a damaged file)
 and one ``<name>.key`` per key, bound to its name and public key by the authenticated data, so that
 two files cannot be swapped. scrypt is RFC 7914, HKDF is RFC 5869 with SHA-256.
+
+Another password means another master key, so every file is sealed anew. All of them are written to
+one journal first; the moment that the journal is there decides. Whoever opens the ring after a crash
+carries the journal out (`_carry_out`), which can be done any number of times.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import hmac
+import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
@@ -22,7 +29,7 @@ from nacl.exceptions import CryptoError
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import SEED_BYTES, Ed25519Signer
-from gridtokenx.host.files import read_file, write_file
+from gridtokenx.host.files import read_file, sync_directory, write_file
 
 PASSWORD_VARIABLE: Final = "GTX_PASSWORD"  # noqa: S105 - the variable's name
 DEVELOPMENT_PASSWORD_FILE: Final = "development-password.txt"  # noqa: S105 - a file's name
@@ -34,6 +41,7 @@ _SALT_BYTES: Final = 16
 _NONCE_BYTES: Final = 24
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _RING_FILE: Final = "keyring.json"
+_JOURNAL_FILE: Final = "keyring.next.json"
 _FORMAT: Final = 1
 
 T = TypeVar("T")
@@ -57,6 +65,14 @@ class _KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ciphertext: bytes
 
 
+class _Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole ring under its next password."""
+
+    format: int
+    ring: _RingFile
+    keys: dict[str, _KeyFile]
+
+
 class KeyRing:
     """The keys of one directory, opened with its password."""
 
@@ -76,11 +92,9 @@ class KeyRing:
         Raises:
             LocalFault: the directory has a ring already, or cannot be written.
         """
-        if (directory / _RING_FILE).exists():
+        if (directory / _RING_FILE).exists() or (directory / _JOURNAL_FILE).exists():
             raise LocalFault(f"{directory}: holds keys already; remove it first if they may go")
-        salt = secrets.token_bytes(_SALT_BYTES)
-        master = _derive(password, salt, scrypt_n, 8, 1)
-        ring = _RingFile(_FORMAT, scrypt_n, 8, 1, salt, _hkdf(master, b"check"))
+        ring, master = _new_ring(password, scrypt_n)
         write_file(directory / _RING_FILE, msgspec.json.encode(ring), mode=0o600)
         return cls(directory, master)
 
@@ -91,6 +105,9 @@ class KeyRing:
         Raises:
             LocalFault: no ring there, a damaged one, or the wrong password.
         """
+        if (directory / _JOURNAL_FILE).exists():
+            with _locked(directory):
+                _carry_out(directory)
         path = directory / _RING_FILE
         ring = _read(path, _RingFile)
         if ring.format != _FORMAT:
@@ -117,14 +134,10 @@ class KeyRing:
         path = self._path(name)
         if path.exists():
             raise LocalFault(f"{path}: exists; a key is never overwritten")
-        public_key = Ed25519Signer(seed).public_key
-        nonce = secrets.token_bytes(_NONCE_BYTES)
-        sealed = bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(
-            seed, _bound(name, public_key.hex()), nonce, self._file_key(name)
-        )
-        file = _KeyFile(_FORMAT, public_key.hex(), nonce, sealed)
-        write_file(path, msgspec.json.encode(file), mode=0o600)
-        return public_key
+        with _locked(self._directory):
+            self._check_current()
+            write_file(path, msgspec.json.encode(_seal(self._master, name, seed)), mode=0o600)
+        return Ed25519Signer(seed).public_key
 
     def seed(self, name: str) -> bytes:
         """The secret seed of a key.
@@ -139,7 +152,10 @@ class KeyRing:
         file = _read(path, _KeyFile)
         try:
             seed: bytes = bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(
-                file.ciphertext, _bound(name, file.public_key), file.nonce, self._file_key(name)
+                file.ciphertext,
+                _bound(name, file.public_key),
+                file.nonce,
+                _file_key(self._master, name),
             )
         except (CryptoError, ValueError):
             raise LocalFault(
@@ -156,13 +172,62 @@ class KeyRing:
         """32 secret bytes for another purpose of this home, such as sealing a CA's key."""
         return _hkdf(self._master, b"purpose:" + purpose.encode())
 
-    def _file_key(self, name: str) -> bytes:
-        return _hkdf(self._master, b"file:" + name.encode())
+    def change_password(self, password: str, *, scrypt_n: int = 1 << 15) -> None:
+        """Seal every key under another password; a crash leaves the old ring or the new one whole.
+
+        A development password that lies beside the keys goes. Copies of the files that were made
+        before still open with the old password.
+
+        Raises:
+            LocalFault: a key that does not open, or a file that cannot be written.
+        """
+        ring, master = _new_ring(password, scrypt_n)
+        with _locked(self._directory):
+            self._check_current()
+            keys = {name: _seal(master, name, self.seed(name)) for name in self.names()}
+            journal = msgspec.json.encode(_Journal(_FORMAT, ring, keys))
+            write_file(self._directory / _JOURNAL_FILE, journal, mode=0o600)
+            _carry_out(self._directory)
+        self._master = master
+
+    def _check_current(self) -> None:
+        """Seal nothing under a password that was changed since the ring was opened."""
+        ring = _read(self._directory / _RING_FILE, _RingFile)
+        if not hmac.compare_digest(ring.check, _hkdf(self._master, b"check")):
+            raise LocalFault(f"{self._directory}: the password was changed meanwhile; try again")
 
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
             raise LocalFault(f"key name {name!r} is not allowed: a-z, 0-9, '.', '_', '-', up to 64")
         return self._directory / f"{name}.key"
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep others from changing the ring meanwhile."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise LocalFault(f"{directory}: cannot be opened: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _carry_out(directory: Path) -> None:
+    """Finish a change of password whose journal is there; the caller has the lock."""
+    path = directory / _JOURNAL_FILE
+    if not path.exists():
+        return
+    journal = _read(path, _Journal)
+    for name, file in journal.keys.items():
+        write_file(directory / f"{name}.key", msgspec.json.encode(file), mode=0o600)
+    write_file(directory / _RING_FILE, msgspec.json.encode(journal.ring), mode=0o600)
+    (directory / DEVELOPMENT_PASSWORD_FILE).unlink(missing_ok=True)
+    path.unlink()
+    sync_directory(directory)
 
 
 def public_key_of(path: Path) -> bytes:
@@ -230,6 +295,26 @@ def _derive(password: str, salt: bytes, n: int, r: int, p: int) -> bytes:
         )
     except ValueError as error:
         raise LocalFault(f"scrypt parameters n={n}, r={r}, p={p} are unusable: {error}") from None
+
+
+def _new_ring(password: str, scrypt_n: int) -> tuple[_RingFile, bytes]:
+    """A ring without keys, and its master key."""
+    salt = secrets.token_bytes(_SALT_BYTES)
+    master = _derive(password, salt, scrypt_n, 8, 1)
+    return _RingFile(_FORMAT, scrypt_n, 8, 1, salt, _hkdf(master, b"check")), master
+
+
+def _seal(master: bytes, name: str, seed: bytes) -> _KeyFile:
+    public_key = Ed25519Signer(seed).public_key.hex()
+    nonce = secrets.token_bytes(_NONCE_BYTES)
+    sealed = bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(
+        seed, _bound(name, public_key), nonce, _file_key(master, name)
+    )
+    return _KeyFile(_FORMAT, public_key, nonce, sealed)
+
+
+def _file_key(master: bytes, name: str) -> bytes:
+    return _hkdf(master, b"file:" + name.encode())
 
 
 def _hkdf(master: bytes, info: bytes) -> bytes:
