@@ -12,6 +12,7 @@ from gridtokenx.host.config import (
     ConfigError,
     Setting,
     Settings,
+    explain,
     load,
     load_with_origin,
     render,
@@ -181,3 +182,81 @@ def test_help_tells_unit_bounds_default_and_variable() -> None:
     assert "of at least 0, in ms; default: 1000]" in text
     assert "--home PATH Directory of this node. [env: GTX_HOME; required]" in text
     assert "--log text|json" in text
+
+
+@pytest.mark.parametrize("variable", ["GTX_LISTN", "GTX_BLOCK_TIME", "GTX_P2P_MAXPEERS"])
+def test_a_variable_that_looks_like_a_slip_is_refused(variable: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{variable} in the environment .* did you mean GTX_"):
+        load(Node, flags={"home": "x"}, environment={variable: "1"})
+
+
+@pytest.mark.parametrize("variable", ["GTX_HOMES", "GTX_PASSWORD", "GTX_GATEWAY_SERVICE_HOST"])
+def test_variables_of_others_are_let_be(variable: str) -> None:
+    class One(Settings):
+        block_time_ms: Annotated[int, Setting("Time.")] = 1
+
+    assert load(One, environment={variable: "1"}) == One()
+
+
+def test_a_variable_of_another_role_is_no_slip() -> None:
+    class Other(Settings):
+        keys: Annotated[str, Setting("Where.")] = "x"
+
+    from gridtokenx.host.settings import KeyedSettings
+
+    assert "key" in KeyedSettings.__struct_fields__
+    assert load(Other, environment={"GTX_KEY": "y"}) == Other()
+
+
+def test_passwords_inside_addresses_are_not_shown() -> None:
+    class One(Settings):
+        broker: Annotated[str, Setting("Where.")]
+        peers: Annotated[tuple[str, ...], Setting("Who.")] = ()
+        count: Annotated[int, Setting("How many.")] = 0
+
+    url = "mqtts://me:hush@broker:8883"
+    settings, origin = load_with_origin(One, flags={"broker": url, "peers": f"a:1,{url}"})
+    text = render(settings, origin)
+    assert "hush" not in text
+    assert '# broker = "mqtts://me:...@broker:8883"' in text
+    assert "hush" in render(settings, show_secrets=True)
+    assert 'broker = "http://host:80/a@b"' in render(One(broker="http://host:80/a@b"))
+    with pytest.raises(ConfigError) as caught:
+        load(One, flags={"broker": "x", "count": url})
+    assert "hush" not in str(caught.value)
+
+
+def test_a_file_that_teaches_can_be_loaded_and_explains_every_setting(tmp_path: Path) -> None:
+    text = explain(Node, {"home": "data", "p2p.addresses": ("a:1", "b:2")})
+    assert load(Node, file=write(tmp_path / "c.toml", text)) == Node(
+        home=tmp_path / "data", p2p=Peers(addresses=("a:1", "b:2"))
+    )
+    assert "# Time between blocks. (a whole number of at least 0, in ms; default: 1000)" in text
+    assert "#block_time_ms = 1000\n" in text
+    assert "#password =\n" in text
+    assert "[p2p]\n\n# Most links at once. (a whole number from 1 to 1000; default: 64)" in text
+    # Every commented line can be taken as it stands.
+    live = text.replace("#password =", "").replace("#listen =", "").replace("\n#", "\n##")
+    live = "\n".join(
+        line.removeprefix("##") if line[:3] != "## " else line for line in live.split("\n")
+    )
+    assert load(Node, file=write(tmp_path / "d.toml", live)).block_time_ms == 1000
+
+
+def test_flags_before_a_sub_command_are_refused() -> None:
+    @click.group(invoke_without_command=True)
+    @settings_options(Node)
+    def role(settings: Node) -> None:
+        click.echo(f"ran {settings.home}")
+
+    @role.command()
+    @click.option("--home")
+    def init(home: str | None) -> None:
+        click.echo(f"init {home}")
+
+    runner = CliRunner()
+    assert runner.invoke(role, ["--home", "x"]).output == "ran x\n"
+    assert runner.invoke(role, ["init", "--home", "y"]).output == "init y\n"
+    refused = runner.invoke(role, ["--home", "x", "init"])
+    assert refused.exit_code == 2
+    assert "flags come after 'init'" in refused.output

@@ -5,17 +5,20 @@
 A schema is a frozen `Settings` struct whose fields are annotated with a `Setting` (help, unit,
 bounds). Nested structs are TOML tables; ``p2p.max_peers`` is the flag ``--p2p-max-peers`` and the
 variable ``GTX_P2P_MAX_PEERS``. Paths in a file are relative to that file, all others to the working
-directory. Every refusal is one line that names the source, the key, the value and what is allowed.
+directory. Every refusal is one line that names the source, the key, the value and what is allowed. Other
+programs' variables may begin with GTX_ too, so only one that looks like a slip of ours is refused.
 """
 
 import difflib
 import enum
 import functools
 import os
+import re
+import textwrap
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, Union, cast
@@ -26,6 +29,23 @@ import msgspec
 from gridtokenx.core.errors import LocalFault
 
 ENVIRONMENT_PREFIX: Final = "GTX_"
+OTHER_VARIABLES: Final = frozenset(
+    {
+        "GTX_CONFIG",
+        "GTX_CRASH_AT",
+        "GTX_EXPORT_PASSWORD",
+        "GTX_HOME",
+        "GTX_IMPORT_PASSWORD",
+        "GTX_KEYS",
+        "GTX_NEW_PASSWORD",
+        "GTX_PASSWORD",
+        "GTX_STAGES",
+    }
+)
+"""Variables of ours that are no settings."""
+_NEAR: Final = 0.8
+"""How alike two names are, of which one is taken for a slip of the other."""
+_URL_PASSWORD: Final = re.compile(r"([a-z][a-z0-9+.-]*://[^\s:/@]*:)[^\s@/]+@")
 
 S = TypeVar("S", bound="Settings")
 Value = bool | int | float | str | Path | tuple[str, ...] | None
@@ -196,6 +216,7 @@ def load_with_origin(
 ) -> tuple[S, dict[str, str]]:
     """`load`, and for each key the name of the source that decided it."""
     known = fields(schema)
+    _refuse_slips(known, environment or {})
     from_file = _read_file(file, known) if file is not None else {}
     values: dict[str, object] = {}
     origin: dict[str, str] = {}
@@ -212,6 +233,26 @@ def load_with_origin(
             values[field.key] = _value(field, source, raw)
             origin[field.key] = source.name
     return _build(schema, (), values), origin
+
+
+def _refuse_slips(known: tuple[Field, ...], environment: Mapping[str, str]) -> None:
+    ours = {field.variable.removeprefix(ENVIRONMENT_PREFIX) for field in known}
+    for variable in environment:
+        name = variable.removeprefix(ENVIRONMENT_PREFIX)
+        if name == variable or name in ours or variable in OTHER_VARIABLES:
+            continue
+        near = difflib.get_close_matches(name, ours, n=1, cutoff=_NEAR)
+        if near and variable not in _variables_of_roles(Settings):
+            raise ConfigError(
+                f"{variable} in the environment is no setting here; did you mean"
+                f" {ENVIRONMENT_PREFIX}{near[0]}? (unset it if it is another program's)"
+            )
+
+
+def _variables_of_roles(schema: type[Settings]) -> set[str]:
+    """Variables of every schema that this process has loaded: another role's are no slips."""
+    found = {field.variable for field in fields(schema)}
+    return found.union(*(_variables_of_roles(each) for each in schema.__subclasses__()))
 
 
 def _find(
@@ -278,7 +319,7 @@ def _value(field: Field, source: _Source, raw: object) -> Value:
 
 
 def _refusal(field: Field, source: _Source, raw: object) -> ConfigError:
-    shown = "(not shown)" if field.setting.secret else repr(raw)
+    shown = "(not shown)" if field.setting.secret else mask_urls(repr(raw))
     return ConfigError(f"{source.name} = {shown} is not allowed: {field.allowed()}")
 
 
@@ -358,11 +399,50 @@ def render(
         name = field.path[-1]
         if field.setting.secret and value is not None and not show_secrets:
             lines.append(f'# {name} = "..."{note}  (set, not shown)')
+        elif not show_secrets and mask_urls(toml_value(value)) != toml_value(value):
+            lines.append(f"# {name} = {mask_urls(toml_value(value))}{note}  (password not shown)")
         elif value is None:
             lines.append(f"# {name} = {note}  (not set)".replace("=   ", "=  "))
         else:
             lines.append(f"{name} = {toml_value(value)}{note}")
     return "\n".join(lines) + "\n"
+
+
+def explain(schema: type[Settings], values: Mapping[str, object]) -> str:
+    """A configuration file that teaches: every setting with its help, the given ones filled in.
+
+    Args:
+        schema: whose settings.
+        values: those that are filled in, by `Field.key`; the others stand as comments.
+    """
+    known = fields(schema)
+    tables = dict.fromkeys(
+        field.path[:-1] for field in sorted(known, key=lambda f: len(f.path) > 1)
+    )
+    lines: list[str] = []
+    for table in tables:
+        lines += [f"[{'.'.join(table)}]", ""] if table else []
+        for field in known:
+            if field.path[:-1] == table:
+                lines += [*_explained(field, values), ""]
+    return "\n".join(lines)
+
+
+def _explained(field: Field, values: Mapping[str, object]) -> Iterator[str]:
+    text = f"{field.setting.help} ({'; '.join(_facts(field))})"
+    yield from textwrap.wrap(text, width=98, initial_indent="# ", subsequent_indent="# ")
+    name = field.path[-1]
+    if field.key in values:
+        yield f"{name} = {toml_value(values[field.key])}"
+    elif field.default is None or field.required:
+        yield f"#{name} ="
+    else:
+        yield f"#{name} = {toml_value(field.default)}"
+
+
+def mask_urls(text: str) -> str:
+    """The text without the passwords of the addresses in it."""
+    return _URL_PASSWORD.sub(r"\1...@", text)
 
 
 def toml_value(value: object) -> str:
@@ -398,11 +478,13 @@ def settings_options(schema: type[S]) -> Callable[[Callable[[S], object]], Calla
             config: Path | None, *, print_config: bool, **given: str | bool | None
         ) -> object:
             known = {field.parameter for field in fields(schema)}
-            flags = {
-                name: str(value)
-                for name, value in given.items()
-                if name in known and value is not None
-            }
+            flags = given_flags(schema, given)
+            context = click.get_current_context(silent=True)
+            if context is not None and context.invoked_subcommand is not None:
+                _refuse_flags_before(
+                    context.invoked_subcommand, [*flags, *([config] if config else [])]
+                )
+                return None
             settings, origin = load_with_origin(
                 schema, flags=flags, environment=os.environ, file=config
             )
@@ -414,7 +496,7 @@ def settings_options(schema: type[S]) -> Callable[[Callable[[S], object]], Calla
 
         wrapped: Callable[..., object] = command
         for field in reversed(fields(schema)):
-            wrapped = _option(field)(wrapped)
+            wrapped = setting_option(field)(wrapped)
         wrapped = click.option(
             "--print-config", is_flag=True, help="Print the settings in force, and stop."
         )(wrapped)
@@ -428,7 +510,22 @@ def settings_options(schema: type[S]) -> Callable[[Callable[[S], object]], Calla
     return decorate
 
 
-def _option(field: Field) -> Callable[[F], F]:
+def given_flags(schema: type[Settings], given: Mapping[str, object]) -> dict[str, str]:
+    """The settings among the parameters of a click command that were given on the command line."""
+    known = {field.parameter for field in fields(schema)}
+    return {
+        name: str(value) for name, value in given.items() if name in known and value is not None
+    }
+
+
+def _refuse_flags_before(command: str, given: Sequence[object]) -> None:
+    """A group that is also a command: flags go behind the name of the command that they are for."""
+    if given:
+        raise click.UsageError(f"flags come after {command!r}: they are given to it, not before it")
+
+
+def setting_option(field: Field) -> Callable[[F], F]:
+    """The click option of one setting."""
     if field.kind is bool:
         flag = f"{field.flag}/{field.flag.replace('--', '--no-', 1)}"
         return click.option(flag, field.parameter, default=None, help=_help(field))
@@ -448,16 +545,21 @@ _METAVARS: Final[dict[type, str]] = {
 
 
 def _help(field: Field) -> str:
-    facts = [f"env: {field.variable}"]
-    if field.kind in (int, float):
-        facts.append(field.allowed())
+    return f"{field.setting.help}  [{'; '.join((f'env: {field.variable}', *_facts(field)))}]"
+
+
+def _facts(field: Field) -> Iterator[str]:
+    """What is allowed, and what holds without it."""
+    if field.kind in (int, float) or field.choices:
+        yield field.allowed()
     elif field.setting.unit:
-        facts.append(field.setting.unit)
+        yield field.setting.unit
     if field.required:
-        facts.append("required")
-    elif field.default is not None and not field.setting.secret:
-        facts.append(f"default: {_shown(field.default)}")
-    return f"{field.setting.help}  [{'; '.join(facts)}]"
+        yield "required"
+    elif field.default is None:
+        yield "not set by default"
+    elif not field.setting.secret:
+        yield f"default: {_shown(field.default)}"
 
 
 def _shown(default: object) -> str:
