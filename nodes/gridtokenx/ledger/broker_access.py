@@ -74,14 +74,14 @@ def concentrator_may_publish(public_key: bytes, topic: str) -> bool:
 
 def concentrator_may_read(public_key: bytes, topic: str) -> bool:
     """A concentrator reads what answers its own batches."""
-    return topic == batch_watermark_topic(public_key)
+    return topic.rpartition("/")[0] == batch_watermark_topic(public_key, None).rpartition("/")[0]
 
 
 def oracle_may_publish(topic: str) -> bool:
     """An oracle node publishes watermarks."""
     parts = topic.split("/")
     if parts[:3] == ["gtx", "v1", "concentrator"]:
-        return len(parts) == 5 and parts[4] == "watermarks"
+        return len(parts) == 6 and parts[4] == "watermarks"
     return topic.startswith(f"{TOPIC_ROOT}/watermark/")
 
 

@@ -9,15 +9,16 @@ The way back is the watermark: oracle nodes publish, retained, up to which seque
 readings are committed. It only tells a device what it need not send again; it never deletes
 anything.
 
-==================================  ======  ========================================================
-topic                               retain  payload
-==================================  ======  ========================================================
-gtx/v1/{zone}/{id}/reading          no      the canonical bytes of one `Transaction`; QoS 1
-gtx/v1/{zone}/{id}/announce         yes     the canonical bytes of one `Announcement`; also the will
-gtx/v1/watermark/{id}               yes     the canonical bytes of one `Watermark`
-gtx/v1/concentrator/{id}/readings   no      the canonical bytes of one `ReadingBatch`; QoS 1
-gtx/v1/concentrator/{id}/watermarks no      the canonical bytes of one `WatermarkBatch`; QoS 1
-==================================  ======  ========================================================
+=======================================  ======  ===================================================
+topic                                    retain  payload
+=======================================  ======  ===================================================
+gtx/v1/{zone}/{id}/reading               no      the canonical bytes of one `Transaction`; QoS 1
+gtx/v1/{zone}/{id}/announce              yes     those of one `Announcement`; also the last will
+gtx/v1/watermark/{id}                    yes     those of one `Watermark`
+gtx/v1/concentrator/{id}/readings        no      those of one `ReadingBatch`; QoS 1
+gtx/v1/concentrator/{id}/watermarks/{n}  yes     those of one `WatermarkBatch`: all devices of this
+                                                 concentrator whose key falls into bucket n
+=======================================  ======  ===================================================
 
 `{zone}` is the zone's number; `{id}` is the device's or concentrator's public key in lower-case
 hexadecimal, and also its MQTT client id, so that a broker can bind topics to connections without a
@@ -45,6 +46,10 @@ MAX_BATCH_BYTES: Final = 60_000
 """Of an encoded batch: with its topic it stays below the 65,536 bytes that brokers let through."""
 MAX_READING_BYTES: Final = 1_024
 """A reading has about 300 bytes."""
+WATERMARK_BUCKETS: Final = 16
+"""Retained messages in which a concentrator's watermarks come."""
+MAX_BUCKET: Final = 1_024
+"""Devices of one concentrator in one bucket; of more, the ones heard last."""
 FIRST_SEQUENCE: Final = 1
 """The nonce of a device's first reading, so that a watermark of 0 means "none yet"."""
 RETAINED_BOUNDARIES: Final = 96
@@ -111,7 +116,7 @@ class ReadingBatch(Wire, frozen=True):
 class WatermarkBatch(Wire, frozen=True):
     """Watermarks of devices whose readings came through one concentrator."""
 
-    watermarks: Annotated[tuple[Watermark, ...], Meta(min_length=1, max_length=512)]
+    watermarks: Annotated[tuple[Watermark, ...], Meta(min_length=1, max_length=MAX_BUCKET)]
 
 
 class Announcement(Wire, frozen=True):
@@ -150,9 +155,15 @@ def batch_topic(public_key: bytes) -> str:
     return f"{TOPIC_ROOT}/concentrator/{public_key.hex()}/readings"
 
 
-def batch_watermark_topic(public_key: bytes) -> str:
-    """Where oracle nodes answer a concentrator."""
-    return f"{TOPIC_ROOT}/concentrator/{public_key.hex()}/watermarks"
+def watermark_bucket(device: bytes) -> int:
+    """The bucket that a device's watermark comes in."""
+    return device[0] % WATERMARK_BUCKETS
+
+
+def batch_watermark_topic(public_key: bytes, bucket: int | None) -> str:
+    """Where oracle nodes answer a concentrator; with None the filter of all buckets."""
+    which = "+" if bucket is None else str(bucket)
+    return f"{TOPIC_ROOT}/concentrator/{public_key.hex()}/watermarks/{which}"
 
 
 def topic_concentrator(topic: str) -> bytes | None:

@@ -142,14 +142,14 @@ def access_list(oracles: Sequence[bytes], concentrators: Sequence[bytes]) -> str
             f"user {key.hex()}",
             f"topic read {TOPIC_ROOT}/#",
             f"topic write {TOPIC_ROOT}/watermark/+",
-            f"topic write {TOPIC_ROOT}/concentrator/+/watermarks",
+            f"topic write {TOPIC_ROOT}/concentrator/+/watermarks/+",
         ]
     for key in concentrators:
         lines += [
             "",
             f"user {key.hex()}",
             f"topic write {batch_topic(key)}",
-            f"topic read {batch_watermark_topic(key)}",
+            f"topic read {batch_watermark_topic(key, None)}",
         ]
     return "\n".join(lines) + "\n"
 
