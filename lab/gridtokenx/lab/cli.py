@@ -21,6 +21,7 @@ _COMMANDS: Final = {
     "keys": ("gridtokenx.lab.commands.keys", "Make and show keys."),
     "verify": ("gridtokenx.lab.commands.verify", "Re-execute a node's chain from its disk."),
     "node": ("gridtokenx.lab.commands.node", "Run a node of one of the three chains."),
+    "relayers": ("gridtokenx.lab.commands.relayers", "Enrol relayers, and show who relays."),
     "bridge": ("gridtokenx.lab.commands.bridge", "Run a relayer between the chains."),
     "gateway": ("gridtokenx.lab.commands.gateway", "Run the HTTP gateway and its live page."),
     "devices": ("gridtokenx.lab.commands.devices", "Run a fleet of meters, panels and batteries."),

@@ -83,7 +83,7 @@ def transfer(
     wallet = Wallet(home)
     token = denom or BALANCES[chain][0]
     call = Transfer(denom=token, to=wallet.key_of(receiver), amount=parse_amount(amount, token))
-    return asyncio.run(_one_call(wallet, chain, sender, call))
+    return asyncio.run(send_one(wallet, chain, sender, call))
 
 
 @command.command()
@@ -147,7 +147,7 @@ def retire(
     call = Retire(
         certificate=certificate_id, energy_wh=energy_wh, beneficiary=beneficiary, reason=reason
     )
-    return asyncio.run(_one_call(Wallet(home), "public", sender, call))
+    return asyncio.run(send_one(Wallet(home), "public", sender, call))
 
 
 @command.command()
@@ -204,7 +204,8 @@ async def _show_balances(wallet: Wallet, account: bytes) -> int:
     return 0
 
 
-async def _one_call(wallet: Wallet, chain: str, sender: str, call: Wire) -> int:
+async def send_one(wallet: Wallet, chain: str, sender: str, call: Wire) -> int:
+    """Send one call, wait until it is final, say what became of it; returns the exit code."""
     async with wallet.following(chain) as chains:
         return _told(chain, await _send(wallet, chains[chain], sender, [call]))
 

@@ -27,7 +27,7 @@ from msgspec import Meta
 from gridtokenx.core.codec import Wire, decode
 from gridtokenx.core.errors import Malformed
 from gridtokenx.core.gridtime import GridClock, interval_at
-from gridtokenx.core.types import Millis, PublicKey, UInt63
+from gridtokenx.core.types import Millis, UInt63
 from gridtokenx.interchain.calls import RELAY_CALLS
 from gridtokenx.ledger.admission import NoFee, WindowNonce
 from gridtokenx.ledger.readings import (
@@ -39,7 +39,7 @@ from gridtokenx.ledger.readings import (
 from gridtokenx.ledger.runtime import Context, InvalidTransaction
 from gridtokenx.ledger.state import Map, State
 from gridtokenx.ledger.transactions import TransactionBody
-from gridtokenx.oracle.chain import relaying
+from gridtokenx.oracle.chain import relayers, relaying
 from gridtokenx.oracle.chain.feeds import SubmitObservation
 from gridtokenx.oracle.chain.meters import SCHEDULE
 from gridtokenx.oracle.chain.parameters import FeedSpec
@@ -47,6 +47,7 @@ from gridtokenx.oracle.chain.registry import device_by_key
 from gridtokenx.oracle.chain.rounds import round_at
 from gridtokenx.pbft.membership import DECISIONS
 
+_DECISIONS: Final = (*DECISIONS, *relayers.CALLS)
 READINGS_PER_INTERVAL: Final = 2 * RETAINED_BOUNDARIES
 """A meter sends one; after an outage, what it kept; twice that is a fault."""
 PATIENCE_MS: Final = 60_000
@@ -118,7 +119,7 @@ class OracleAdmission(WindowNonce):
         ahead_ms: how far ahead of block time, in network time, a reading's stamp may lie.
         feeds: what oracles may observe.
         is_oracle: whether a key may observe, as things stand.
-        relayers: keys that may relay.
+        is_relayer: whether a key may relay, as things stand.
     """
 
     def __init__(
@@ -127,14 +128,14 @@ class OracleAdmission(WindowNonce):
         ahead_ms: int,
         feeds: Sequence[FeedSpec],
         is_oracle: Callable[[State, bytes], bool],
-        relayers: Sequence[PublicKey],
+        is_relayer: Callable[[State, bytes], bool],
     ) -> None:
         super().__init__(NoFee(self._gate))
         self._clock: Final = clock
         self._ahead_ms: Final = ahead_ms
         self._feeds: Final = {spec.feed: spec for spec in feeds}
         self._is_oracle: Final = is_oracle
-        self._relayers: Final = frozenset(relayers)
+        self._is_relayer: Final = is_relayer
 
     def check(
         self, state: State, body: TransactionBody, calls: Sequence[Wire], weight: int
@@ -184,9 +185,9 @@ class OracleAdmission(WindowNonce):
 
     def _gate(self, state: State, sender: bytes, calls: Sequence[Wire]) -> None:
         if all(isinstance(call, RELAY_CALLS) for call in calls):
-            _require(sender in self._relayers, "unknown-relayer", sender)
+            _require(self._is_relayer(state, sender), "unknown-relayer", sender)
             relaying.check_quota(state, sender)
-        elif all(isinstance(call, DECISIONS) for call in calls):
+        elif all(isinstance(call, _DECISIONS) for call in calls):
             _require(self._is_oracle(state, sender), "not-an-oracle", sender)
             relaying.check_quota(state, sender)
         elif all(isinstance(call, SubmitObservation) for call in calls):

@@ -22,6 +22,7 @@ from gridtokenx.oracle.chain.feeds import Feeds
 from gridtokenx.oracle.chain.meters import Meters
 from gridtokenx.oracle.chain.parameters import FeedSpec, MeterParameters
 from gridtokenx.oracle.chain.registry import Registry
+from gridtokenx.oracle.chain.relayers import MAX_RELAYERS, OracleRelayers
 from gridtokenx.oracle.chain.relaying import QuotedInterchain
 from gridtokenx.pbft.membership import Membership
 
@@ -35,7 +36,7 @@ class OracleGenesis(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     validators: Annotated[tuple[PublicKey, ...], Meta(min_length=1, max_length=100)]
     """The first oracles' keys: they run the chain, and observe."""
     relayers: tuple[PublicKey, ...]
-    """Keys that may relay, within their quota."""
+    """Keys that may relay at first, within their quota."""
     clock: GridClock
     clients: tuple[ClientGenesis, ...]
     """Light clients of the consortium and the public chain."""
@@ -59,6 +60,10 @@ class OracleGenesis(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         """
         if not self.validator_set.is_well_formed():
             raise LocalFault("oracle genesis: validators repeats a key; give each oracle its own")
+        if not len(set(self.relayers)) == len(self.relayers) <= MAX_RELAYERS:
+            raise LocalFault(
+                f"oracle genesis: relayers holds a key twice, or more than {MAX_RELAYERS} keys"
+            )
         names = {client.client_id for client in self.clients}
         for name in (self.consortium_client, self.public_client):
             if name not in names:
@@ -101,6 +106,7 @@ def oracle_chain(genesis: OracleGenesis, verifier: Verifier | None = None) -> Or
     registry = Registry(clock, parameters.grace_ms, consortium)
     meters = Meters(clock, parameters, dispatch, consortium, public)
     membership = Membership(genesis.validator_set, verifier)
+    relayers = OracleRelayers(genesis.relayers, membership.members)
     feeds = Feeds(genesis.feeds, membership, clock.network_genesis_ms)
     for port in (meter_report.PORT, attestation.PORT):
         interchain.register(OutgoingPort(port, dispatch))
@@ -115,9 +121,14 @@ def oracle_chain(genesis: OracleGenesis, verifier: Verifier | None = None) -> Or
             dispatch,
             interchain,
             Council(membership.members),
+            relayers,
         ),
         OracleAdmission(
-            clock, parameters.ahead_ms, genesis.feeds, membership.is_member, genesis.relayers
+            clock,
+            parameters.ahead_ms,
+            genesis.feeds,
+            membership.is_member,
+            relayers.is_relayer,
         ),
         membership.reference,
     )
