@@ -25,7 +25,6 @@ from gridtokenx.pbft.journal import Journal
 from gridtokenx.pbft.log import Slot, VoteLog
 from gridtokenx.pbft.marks import MarkedSigner, SigningRefused
 from gridtokenx.pbft.messages import (
-    MAX_REPLICAS,
     MAX_WINDOW,
     Ballot,
     Equivocation,
@@ -34,6 +33,7 @@ from gridtokenx.pbft.messages import (
 )
 from gridtokenx.pbft.requests import Application, Requests
 from gridtokenx.pbft.sync import Sync
+from gridtokenx.pbft.terms import Term, ValidatorsOf, checked_term, load_terms
 from gridtokenx.pbft.timing import Timing
 from gridtokenx.pbft.turn import Turn
 from gridtokenx.pbft.verification import Verification
@@ -60,8 +60,10 @@ class ReplicaBase:
 
     Args:
         application: executes blocks; `ledger.runtime.Ledger`.
-        validators: the set that finalises, this replica's key among them.
-        signer: this replica's key; nothing else may sign with it.
+        validators: the chain's first set.
+        validators_of: see `ValidatorsOf`.
+        signer: this replica's key; nothing else may sign with it. Without a seat in the present set
+            it signs nothing: the replica is an observer.
         genesis: block 0.
         reader: what earlier lives of this replica persisted.
         timing: how long to wait for what.
@@ -72,6 +74,7 @@ class ReplicaBase:
         self,
         application: Application,
         validators: ValidatorSet,
+        validators_of: ValidatorsOf,
         signer: Signer,
         genesis: ExecutedBlock,
         reader: Reader,
@@ -82,29 +85,39 @@ class ReplicaBase:
             raise LocalFault(f"window {timing.window}: 1 to {MAX_WINDOW} heights may be in flight")
         self._application: Final = application
         self._chain_id: Final = application.chain_id
-        self._validators: Final = validators
-        self._me: Final = _own_index(validators, signer)
+        self._validators_of: Final = validators_of
+        self._key: Final = signer.public_key
         self._genesis: Final = genesis
         self._reader: Final = reader
         self._timing: Final = timing
-        self._verification: Final = Verification(self._chain_id, {validators.set_id: validators})
+        first = checked_term(Term(validators=validators, root=genesis.header))
+        self._terms: Final = load_terms(reader, first)
+        self._verification: Final = Verification(self._chain_id, self._terms)
         self._signer: Final = MarkedSigner(signer, reader)
         self._journal: Final = Journal(reader)
-        self._log: Final = VoteLog(self._chain_id, validators)
-        self._views: Final = Views(validators, self._me)
         self._sync: Final = Sync(timing.fetch_timeout_ms)
         self._requests: Final = Requests(application, pool)
         self._head = genesis
         self._head_proof: CommitCertificate | None = None
-        self._early: dict[tuple[int, int], PrePrepare] = {}
-        self._wanted: dict[tuple[int, bytes], tuple[int, ...]] = {}
         self._helped: dict[tuple[str, NodeId], Instant] = {}
-        self._reported: dict[int, int] = {}
         self._timers: dict[str, Instant] = {}
         self._moved_ms: Instant = 0
         self._asked = 0
-        self._omissions = 0
         self._idle = False
+        self._work_in(first)
+
+    def _work_in(self, term: Term) -> None:
+        """Begin a term: view 0, and nothing heard yet. What is of no set stays."""
+        self._terms[term.set_id] = term
+        self._term = term
+        self._validators = term.validators
+        self._me = term.validators.index_of(self._key)
+        self._log = VoteLog(self._chain_id, term.validators)
+        self._views = Views(term.validators, self._me)
+        self._early: dict[tuple[int, int], PrePrepare] = {}
+        self._wanted: dict[tuple[int, bytes], tuple[int, ...]] = {}
+        self._reported: dict[int, int] = {}
+        self._omissions = 0
         self._muted_view = -1
 
     # -- for hosts ---------------------------------------------------------------------------------
@@ -128,6 +141,22 @@ class ReplicaBase:
     def primary(self) -> NodeId:
         """The key of the view's primary."""
         return self._validators.members[self._views.primary]
+
+    @property
+    def validators(self) -> ValidatorSet:
+        """The set that finalises the next block."""
+        return self._validators
+
+    @property
+    def seated(self) -> bool:
+        """Whether this replica has a seat in that set; if not, it observes."""
+        return self._me is not None
+
+    @property
+    def _seat(self) -> int:
+        """This replica's index; only for what members do."""
+        assert self._me is not None, "observers have no index"
+        return self._me
 
     @property
     def pending(self) -> int:
@@ -188,6 +217,8 @@ class ReplicaBase:
         self, turn: Turn, domain: Domain, view: int, height: int, what: bytes
     ) -> bytes | None:
         """A signature, or None where the high-water mark refuses: better silent than twice."""
+        if self._me is None:
+            raise AssertionError("an observer is asked for nothing that it would have to sign")
         try:
             return self._signer.sign(turn, domain, (self._validators.set_id, view, height), what)
         except SigningRefused as refusal:
@@ -206,19 +237,7 @@ class ReplicaBase:
 
     def _set_silence(self, turn: Turn) -> None:
         """A block is due within the interval; patience doubles with every failed view (4.5.2)."""
+        if self._me is None:
+            return
         patience_ms = self._timing.patience_ms(max(0, self._views.attempts - 1))
         self._set_timer(turn, SILENCE, self._timing.interval_ms + patience_ms)
-
-
-def _own_index(validators: ValidatorSet, signer: Signer) -> int:
-    index = validators.index_of(signer.public_key)
-    if index is None:
-        raise LocalFault(
-            f"key {signer.public_key.hex()[:16]} is not among the {validators.size} replicas of this"
-            " chain; use the key that the genesis file names"
-        )
-    if validators.size > MAX_REPLICAS:
-        raise LocalFault(
-            f"{validators.size} replicas; PBFT here is made for at most {MAX_REPLICAS}"
-        )
-    return index

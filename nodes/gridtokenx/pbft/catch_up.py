@@ -9,12 +9,16 @@ certified block), the end of 4.4 (obtaining what is missing); Castro's thesis (M
 replicas show each other where they are, and whoever is ahead helps, here at most once per peer and
 half retransmission period.
 
+A set's last block hands over to the next set: it is committed like any other, and with it, in the same
+batch, the term of the next set begins (`terms.py`). A block of another set than the present one is
+never taken, however well it is certified.
+
 A header is what a certificate proves; a body is checked against it before it is kept, so a peer
 that exchanges transactions is refused. If this replica's execution of a certified block differs, it
 is this replica that is wrong, and it stops (`LocalFault`).
 """
 
-from gridtokenx.core.codec import decode_own, encode
+from gridtokenx.core.codec import Wire, decode_own, encode
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.machine import (
     Committed,
@@ -28,7 +32,15 @@ from gridtokenx.ledger.records import (
     load_finality,
 )
 from gridtokenx.ledger.runtime import ExecutedBlock, InvalidBlock
-from gridtokenx.pbft.base import EARLY_HEIGHTS, FETCH, OMISSION, ReplicaBase
+from gridtokenx.pbft.base import (
+    BLOCK,
+    EARLY_HEIGHTS,
+    FETCH,
+    NEW_VIEW,
+    OMISSION,
+    SILENCE,
+    ReplicaBase,
+)
 from gridtokenx.pbft.log import Slot
 from gridtokenx.pbft.messages import (
     FETCH_BLOCKS,
@@ -39,8 +51,12 @@ from gridtokenx.pbft.messages import (
     CertifiedBlocks,
     FetchBlocks,
     FetchBody,
+    NewView,
     Status,
+    Suspect,
+    ViewChange,
 )
+from gridtokenx.pbft.terms import following_term, hands_over, term_write
 from gridtokenx.pbft.turn import Turn
 from gridtokenx.pbft.verification import MessageFault
 from gridtokenx.pbft.view_change import primary_of
@@ -68,19 +84,62 @@ class CatchUp(ReplicaBase):
     def _commit(self, turn: Turn, executed: ExecutedBlock, proof: CommitCertificate) -> None:
         turn.write(*block_writes(executed, encode(proof)))
         turn.add(Committed(executed.height, executed))
-        self._head, self._head_proof = executed, proof
-        self._journal.forget(turn, executed.height)
-        self._log.forget(executed.height)
         proposer = primary_of(executed.header.round, self._validators)
         self._requests.committed(executed, self._validators.members[proposer], turn.now)
-        self._early = {k: m for k, m in self._early.items() if k[1] > executed.height}
-        self._wanted = {k: h for k, h in self._wanted.items() if k[0] > executed.height}
+        self._head, self._head_proof = executed, proof
+        self._journal.forget(turn, executed.height)
         self._idle = False
         self._moved_ms = turn.now
+        if hands_over(executed.header, self._validators):
+            self._hand_over(turn, executed)
+            return
+        self._log.forget(executed.height)
+        self._early = {k: m for k, m in self._early.items() if k[1] > executed.height}
+        self._wanted = {k: h for k, h in self._wanted.items() if k[0] > executed.height}
         self._views.reasons &= {OMISSION}
         if self._views.active:
             self._views.attempts = 0
             self._set_silence(turn)
+
+    # -- handing over ------------------------------------------------------------------------------
+
+    def _hand_over(self, turn: Turn, last: ExecutedBlock) -> None:
+        """The set's last block is committed: go on in the next one's term, from its view 0.
+
+        The term's record and the end of the old one's are in the batch of the block itself, before
+        anything is signed for the new set. The status is for those who wait for this block: other
+        members that lack it, and whoever just got a seat.
+        """
+        term = following_term(last, self._validators_of)
+        was_seated = self.seated
+        turn.write(term_write(term))
+        self._journal.clear(turn)
+        self._work_in(term)
+        for name in (SILENCE, BLOCK, NEW_VIEW):
+            self._cancel_timer(turn, name)
+        self._set_silence(turn)
+        self._requests.restart_waits(turn.now)
+        turn.broadcast(self._status())
+        turn.log(
+            "info",
+            "entered-set",
+            set_id=term.set_id,
+            members=term.validators.size,
+            above=last.height,
+            seated=self.seated,
+        )
+        if was_seated and not self.seated:
+            turn.log("warning", "seat-lost", set_id=term.set_id)
+
+    def _on_another_set(self, turn: Turn, sender: NodeId, message: Wire) -> None:
+        """Something that only members of another set can use: the sender is behind, or ahead.
+
+        Votes are late as a rule, and sent again only together with a status; who wants to leave a
+        view of a set that has ended waits for what will never come.
+        """
+        wants_to_leave = isinstance(message, Suspect | ViewChange | NewView)
+        if wants_to_leave and self._may_help(turn, "set", sender):
+            turn.send(sender, self._status())
 
     def _executed(
         self, turn: Turn, slot: Slot, hash_: bytes, holders: tuple[int, ...] = ()
@@ -121,6 +180,8 @@ class CatchUp(ReplicaBase):
             self._fetch(turn)
         elif message.height < self._head.height and self._may_help(turn, "height", sender):
             turn.send(sender, self._status())
+        if message.set_id != self._validators.set_id:
+            return
         views = self._views
         waits = message.view == views.view and views.active and not message.active
         if message.view < views.view or waits:
@@ -129,7 +190,7 @@ class CatchUp(ReplicaBase):
     def _help_with_view(self, turn: Turn, peer: NodeId) -> None:
         """Send a peer what lets it follow into this view."""
         views = self._views
-        proof = views.new_view if views.active else views.changes.get(self._me)
+        proof = views.new_view if views.active else views.own_change
         if proof is not None and self._may_help(turn, "view", peer):
             turn.send(peer, proof)
 
@@ -168,6 +229,8 @@ class CatchUp(ReplicaBase):
             block, proof = load_block(self._reader, height), load_finality(self._reader, height)
             if block is None or proof is None or size > FETCH_BYTES:
                 break
+            if blocks and block.header.set_id != blocks[0].block.header.set_id:
+                break
             blocks.append(CertifiedBlock(block, decode_own(proof, CommitCertificate)))
             size += sum(len(transaction.encoded) for transaction in block.transactions)
         turn.send(sender, CertifiedBlocks(first=message.first, blocks=tuple(blocks)))
@@ -187,6 +250,7 @@ class CatchUp(ReplicaBase):
     def _commit_fetched(self, turn: Turn, peer: NodeId, certified: CertifiedBlock) -> bool:
         block = certified.block
         try:
+            self._check_set(block)
             check_transactions(block)
         except MessageFault as fault:
             self._sync.distrust(peer)
@@ -199,6 +263,14 @@ class CatchUp(ReplicaBase):
             return False
         self._commit(turn, executed, certified.certificate)
         return True
+
+    def _check_set(self, block: Block) -> None:
+        """Whether the block is of the present set: former members may sign anything by now."""
+        if block.header.set_id != self._validators.set_id:
+            raise MessageFault(
+                "wrong-set",
+                f"block {block.height} of set {block.header.set_id}, ours is {self._validators.set_id}",
+            )
 
     # -- proposed blocks ---------------------------------------------------------------------------
 

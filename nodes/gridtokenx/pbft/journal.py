@@ -2,7 +2,8 @@
 
 Law of the file: **a restarted replica is one that was slow.** Everything it promised is in table "log"
 of the batch that preceded the promise; what is not there it never said. Votes for a height are
-forgotten when its block is committed, for the block's own records say more.
+forgotten when its block is committed, for the block's own records say more; all of it when the set
+hands over, in the batch that begins the next term (`terms.py`).
 
 =================================  =============================================================
 key in "log"                       value
@@ -114,6 +115,13 @@ class Journal:
     def ended_view(self, turn: Turn, slot: Slot) -> None:
         """The view of an accepted proposal ended; votes, bodies and what is prepared stay."""
         self._delete(turn, slot.height, {height_key(slot.height) + _ACCEPTED})
+
+    def clear(self, turn: Turn) -> None:
+        """The set handed over: its views and votes are of no more use."""
+        for key in (_VIEW, _VIEW_CHANGE, _NEW_VIEW):
+            turn.write(Write(LOG, key, None))
+        for height in list(self._keys):
+            self._delete(turn, height, set(self._keys[height]))
 
     def forget(self, turn: Turn, height: int) -> None:
         """A height is committed: its votes need not be remembered."""

@@ -20,6 +20,8 @@ Body                peer -> replica         link      answers it; the hash was a
 Transactions        replica -> all          senders   gossip of what clients submitted, one hop
 ==================  ======================  ========  ==================================================
 
+Observers (peers without a seat in the set) send what "replica" sends unsigned, and get what "all" get.
+
 Castro & Liskov (OSDI 1999) section 4.2 and 4.4 name the first, second, third, fifth and sixth.
 """
 
@@ -153,7 +155,7 @@ class ViewChangeBody(Wire, frozen=True):
     replica: Index16
     """The author's index in the set."""
     head: CertifiedHeader | None
-    """The paper's C: its last committed block; None at genesis."""
+    """The paper's C: its last committed block of this set; None before the set's first."""
     prepared: Annotated[tuple[PreparedCertificate, ...], Meta(max_length=MAX_WINDOW)]
     """The paper's P: per height above the head, the prepared certificate of the highest view."""
 
@@ -243,7 +245,8 @@ class CertifiedBlocks(Wire, frozen=True, tag="pbft.certified_blocks"):
     first: Height
     """The `first` of the question."""
     blocks: Annotated[tuple[CertifiedBlock, ...], Meta(max_length=FETCH_BLOCKS)]
-    """Consecutive from there; fewer than asked, or none, where the sender has no more."""
+    """Consecutive from there, all of one set: fewer than asked, or none, where the sender has no more,
+    or the set ends."""
 
 
 class FetchBody(Wire, frozen=True, tag="pbft.fetch_body"):
@@ -284,6 +287,21 @@ Message: TypeAlias = (
     | Transactions
 )
 """What a host decodes frames of this sub-protocol to."""
+
+
+def set_of(message: Wire) -> int | None:
+    """The set whose members alone a message is for; None if it is for everybody."""
+    match message:
+        case PrePrepare():
+            return message.block.header.set_id
+        case Prepare(ballot=vote) | Commit(vote=vote):
+            return vote.set_id
+        case ViewChange(body=body) | NewView(body=body):
+            return body.set_id
+        case Suspect(set_id=set_id):
+            return set_id
+        case _:
+            return None
 
 
 # -- evidence --------------------------------------------------------------------------------------

@@ -94,8 +94,10 @@ from gridtokenx.pbft.messages import (
     Suspect,
     Transactions,
     ViewChange,
+    set_of,
 )
 from gridtokenx.pbft.requests import Application, batches
+from gridtokenx.pbft.terms import ValidatorsOf, current_term, hands_over
 from gridtokenx.pbft.timing import Timing
 from gridtokenx.pbft.turn import Turn
 from gridtokenx.pbft.verification import MessageFault
@@ -116,15 +118,28 @@ class Replica(ViewChanging):
         genesis: ExecutedBlock,
         timing: Timing,
         pool: Pool | None = None,
+        validators_of: ValidatorsOf | None = None,
     ) -> "Replica":
         """A replica as its earlier lives left it, or a new one on an empty disk.
 
+        Args:
+            reader: what earlier lives persisted.
+            application: executes blocks.
+            validators: the chain's first set.
+            signer: the replica's key; one without a seat observes until it gets one.
+            genesis: block 0.
+            timing: how long to wait for what.
+            pool: where submissions wait; a new one if None.
+            validators_of: reads from the state after a block who finalises the next one. Without it
+                the first set stays for ever.
+
         Raises:
-            LocalFault: the key is not of the set, or the stored state is damaged or of another chain.
+            LocalFault: the stored state is damaged or of another chain.
         """
         replica = cls(
             application,
             validators,
+            validators_of or (lambda _state: validators),
             signer,
             genesis,
             reader,
@@ -159,7 +174,11 @@ class Replica(ViewChanging):
 
     def _receive(self, turn: Turn, sender: NodeId, message: Wire) -> None:
         try:
-            self._dispatch(turn, sender, message)
+            set_id = set_of(message)
+            if set_id is not None and set_id != self._validators.set_id:
+                self._on_another_set(turn, sender, message)
+            else:
+                self._dispatch(turn, sender, message)
         except RemoteFault as fault:
             turn.reject(sender, fault.reason, fault.detail)
 
@@ -190,7 +209,7 @@ class Replica(ViewChanging):
             case Body():
                 self._on_body(turn, message)
             case Transactions():
-                self._on_transactions(turn, sender, message)
+                self._on_transactions(turn, message)
             case _:
                 raise MessageFault("unexpected-message", type(message).__name__)
 
@@ -240,17 +259,18 @@ class Replica(ViewChanging):
                 " a backup or start with an empty data directory to fetch the chain from peers"
             )
         self._head_proof = None if raw is None else decode_own(raw, CommitCertificate)
+        self._work_in(current_term(self._terms, head, self._validators_of))
 
     def _restore_votes(self) -> None:
         memory = self._journal.views()
         views = self._views
         views.view, views.active = memory.record.view, memory.record.active
         if memory.view_change is not None and not views.active:
-            views.changes[self._me] = memory.view_change
+            views.changes[memory.view_change.body.replica] = memory.view_change
         if memory.new_view is not None and views.active:
             views.new_view = memory.new_view
             bodies = [change.body for change in memory.new_view.body.view_changes]
-            views.choice = choose(bodies, self._genesis.header)
+            views.choice = choose(bodies, self._term.root)
         self._journal.restore(self._log, self._head.height)
 
     def _on_start(self, turn: Turn) -> None:
@@ -350,7 +370,7 @@ class Replica(ViewChanging):
     def _vote_next(self, turn: Turn) -> bool:
         """Prepare, or commit, the lowest height in flight that waits for this replica's vote."""
         views = self._views
-        if not views.active:
+        if not views.active or not self.seated:
             return False
         for slot in self._in_flight():
             ballot = slot.ballot
@@ -369,7 +389,7 @@ class Replica(ViewChanging):
         signature = self._sign_ballot(turn, Domain.PBFT_PREPARE, ballot)
         if signature is None:
             return False
-        vote = Prepare(ballot=ballot, replica=self._me, signature=signature)
+        vote = Prepare(ballot=ballot, replica=self._seat, signature=signature)
         slot.own_prepare = vote
         self._log.add_prepare(vote)
         self._journal.voted(turn, vote)
@@ -392,7 +412,7 @@ class Replica(ViewChanging):
         )
         if signature is None:
             return False
-        commit = Commit(vote=vote, replica=self._me, signature=signature)
+        commit = Commit(vote=vote, replica=self._seat, signature=signature)
         slot.prepared, slot.own_commit = certificate, commit
         self._log.add_commit(commit)
         self._journal.prepared(turn, certificate)
@@ -456,7 +476,11 @@ class Replica(ViewChanging):
         return len(self._requests.pool) > 0 and not self._idle
 
     def _frontier(self) -> tuple[int, ExecutedBlock] | None:
-        """The next height that may be proposed in this view, and its parent; None if none may be."""
+        """The next height that may be proposed in this view, and its parent; None if none may be.
+
+        Nothing is proposed above a block that hands over before it is committed: what follows it is
+        the next set's.
+        """
         parent = self._head
         for slot in self._in_flight():
             if slot.ballot is None:
@@ -466,6 +490,8 @@ class Replica(ViewChanging):
                 return None
             parent = executed
         if parent.height >= self._head.height + self._timing.window:
+            return None
+        if parent is not self._head and hands_over(parent.header, self._validators):
             return None
         return parent.height + 1, parent
 
@@ -504,9 +530,7 @@ class Replica(ViewChanging):
         if GOSSIP not in self._timers:
             self._set_timer(turn, GOSSIP, self._timing.gossip_ms)
 
-    def _on_transactions(self, turn: Turn, sender: NodeId, message: Transactions) -> None:
-        if self._validators.index_of(sender) is None:
-            raise MessageFault("not-a-member", "clients submit, only members gossip")
+    def _on_transactions(self, turn: Turn, message: Transactions) -> None:
         refusals: set[str] = set()
         for transaction in message.transactions:
             try:
@@ -562,7 +586,7 @@ class Replica(ViewChanging):
     def _resend(self, turn: Turn) -> None:
         """Say again where this replica is and how it voted: any of it may have been lost."""
         turn.broadcast(self._status())
-        own_change = self._views.changes.get(self._me)
+        own_change = self._views.own_change
         if not self._views.active and own_change is not None:
             turn.broadcast(own_change)
         for slot in self._in_flight():

@@ -2,7 +2,8 @@
 
 Law of the file: **nothing signed enters `Replica.step` unchecked.** Keys are found by the message's
 own set id; a set that is not known yet makes the driver wait (`Unknown`). Every rule that must hold
-for a key to be nameable at all is checked here, the rest by the handlers.
+for a key to be nameable at all is checked here, the rest by the handlers: also whether the set is the
+present one, for the sets of all earlier terms stay known.
 
 A certified block's transactions are not checked again: a quorum checked them before it voted. The
 signatures of a message are listed once each, however often they are nested in it.
@@ -35,6 +36,7 @@ from gridtokenx.pbft.messages import (
     Transactions,
     ViewChange,
 )
+from gridtokenx.pbft.terms import Term
 from gridtokenx.pbft.view_change import check_view_change, primary_of
 
 
@@ -51,12 +53,12 @@ class Verification:
 
     Args:
         chain_id: of the chain.
-        sets: every known validator set by id.
+        terms: every known term by set id; the replica adds to it.
     """
 
-    def __init__(self, chain_id: bytes, sets: Mapping[int, ValidatorSet]) -> None:
+    def __init__(self, chain_id: bytes, terms: Mapping[int, Term]) -> None:
         self._chain_id: Final = chain_id
-        self._sets: Final = sets
+        self._terms: Final = terms
 
     def checks(self, message: Wire) -> Sequence[SignatureCheck] | Unknown:
         """What must verify before `message` may enter the replica.
@@ -83,6 +85,8 @@ class Verification:
             case NewView():
                 yield from self._new_view(message)
             case CertifiedBlocks(_, blocks):
+                if len({certified.block.header.set_id for certified in blocks}) > 1:
+                    raise MessageFault("mixed-sets", "an answer ends with the set of its blocks")
                 for certified in blocks:
                     yield from self._certificate(certified.certificate, certified.block.header)
             case Body(block):
@@ -109,7 +113,8 @@ class Verification:
 
     def _view_change(self, message: ViewChange) -> Iterator[SignatureCheck]:
         body = message.body
-        check_view_change(body, self._set(body.set_id))
+        term = self._term(body.set_id)
+        check_view_change(body, term.validators, term.root.height)
         key = self._member(body.set_id, body.replica)
         yield SignatureCheck(key, message.signed_bytes(self._chain_id), message.signature)
         if body.head is not None:
@@ -156,9 +161,12 @@ class Verification:
         return validators.members[index]
 
     def _set(self, set_id: int) -> ValidatorSet:
-        found = self._sets.get(set_id)
+        return self._term(set_id).validators
+
+    def _term(self, set_id: int) -> Term:
+        found = self._terms.get(set_id)
         if found is None:
-            if set_id < max(self._sets):
+            if set_id < max(self._terms):
                 raise MessageFault("wrong-set", f"set {set_id} never finalised here")
             raise _UnknownSet(f"validator set {set_id}")
         return found

@@ -20,7 +20,8 @@ can matter.
 Ours differs: prepares are chained (a replica prepares n + 1 only upon a prepared or committed
 parent), so honest Ps have no gaps and what lies beyond the first gap, or beyond a break in the
 chain, cannot have been committed. The paper's null requests never exist. And every committed block
-is a stable checkpoint, because its certificate proves the state: C is one certified header.
+is a stable checkpoint, because its certificate proves the state: C is one certified header of the
+view's own set. Who has committed none in it stands on the term's root, as everybody does.
 """
 
 from collections.abc import Iterable, Sequence
@@ -70,14 +71,14 @@ def primary_of(view: int, validators: ValidatorSet) -> int:
     return view % validators.size
 
 
-def choose(view_changes: Sequence[ViewChangeBody], genesis: Header) -> Choice:
+def choose(view_changes: Sequence[ViewChangeBody], root: Header) -> Choice:
     """What the new view proposes again; see the head of the file.
 
     Args:
         view_changes: a quorum's bodies, each valid by `check_view_change`.
-        genesis: the chain's block 0, which needs no certificate.
+        root: the block that the set's term stands on, which needs no certificate; see `terms.py`.
     """
-    tip = max((head_of(body, genesis) for body in view_changes), key=lambda h: (h.height, h.hash))
+    tip = max((head_of(body, root) for body in view_changes), key=lambda h: (h.height, h.hash))
     base = tip.height
     best = _highest_views(view_changes)
     headers: list[Header] = []
@@ -87,9 +88,9 @@ def choose(view_changes: Sequence[ViewChangeBody], genesis: Header) -> Choice:
     return Choice(base, tuple(headers))
 
 
-def head_of(body: ViewChangeBody, genesis: Header) -> Header:
+def head_of(body: ViewChangeBody, root: Header) -> Header:
     """The last block that the author proves committed."""
-    return genesis if body.head is None else body.head.header
+    return root if body.head is None else body.head.header
 
 
 def _highest_views(view_changes: Iterable[ViewChangeBody]) -> dict[int, PreparedCertificate]:
@@ -137,8 +138,13 @@ def check_prepared(certificate: PreparedCertificate, validators: ValidatorSet) -
         )
 
 
-def check_view_change(body: ViewChangeBody, validators: ValidatorSet) -> None:
+def check_view_change(body: ViewChangeBody, validators: ValidatorSet, root_height: int = 0) -> None:
     """All rules of a view-change but its signatures and the certificate of its head.
+
+    Args:
+        body: what its author says.
+        validators: the set of the view.
+        root_height: of the block that the set's term stands on.
 
     Raises:
         ViewChangeFault: wrong set or author, heights out of order or out of the window, a
@@ -150,7 +156,9 @@ def check_view_change(body: ViewChangeBody, validators: ValidatorSet) -> None:
         raise ViewChangeFault("unknown-replica", f"index {body.replica} of {validators.size}")
     if body.view == 0:
         raise ViewChangeFault("bad-view", "nobody changes to view 0")
-    head = 0 if body.head is None else body.head.header.height
+    if body.head is not None and body.head.header.set_id != validators.set_id:
+        raise ViewChangeFault("wrong-set", f"its head is of set {body.head.header.set_id}")
+    head = root_height if body.head is None else body.head.header.height
     heights = [certificate.header.height for certificate in body.prepared]
     if any(later <= earlier for earlier, later in pairwise([head, *heights])):
         raise ViewChangeFault("bad-heights", "prepared heights do not ascend above the head")
@@ -162,7 +170,7 @@ def check_view_change(body: ViewChangeBody, validators: ValidatorSet) -> None:
         check_prepared(certificate, validators)
 
 
-def check_new_view(body: NewViewBody, validators: ValidatorSet, genesis: Header) -> Choice:
+def check_new_view(body: NewViewBody, validators: ValidatorSet, root: Header) -> Choice:
     """All rules of a new-view but signatures; recomputes the choice (section 4.4).
 
     Returns:
@@ -182,8 +190,8 @@ def check_new_view(body: NewViewBody, validators: ValidatorSet, genesis: Header)
     for change in body.view_changes:
         if change.body.view != body.view:
             raise ViewChangeFault("bad-view", f"a view-change to {change.body.view}")
-        check_view_change(change.body, validators)
-    choice = choose([change.body for change in body.view_changes], genesis)
+        check_view_change(change.body, validators, root.height)
+    choice = choose([change.body for change in body.view_changes], root)
     if tuple(proposal.ballot for proposal in body.proposals) != ballots(choice, body.view):
         raise ViewChangeFault("wrong-choice", "its proposals are not what its view-changes demand")
     return choice

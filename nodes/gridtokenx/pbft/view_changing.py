@@ -46,7 +46,7 @@ class ViewChanging(CatchUp):
     def _suspect(self, turn: Turn, reason: str) -> None:
         """This replica's own patience is over: ask the others to leave the view."""
         views = self._views
-        if not views.active:
+        if not views.active or not self.seated:
             return
         if reason not in views.reasons:
             turn.log("warning", "suspect", view=views.view, reason=reason, height=self._head.height)
@@ -95,6 +95,8 @@ class ViewChanging(CatchUp):
 
     def _consider_views(self, turn: Turn) -> None:
         """Leave, start the new-view timer, or open the view, as `views.py` says."""
+        if not self.seated:
+            return
         views = self._views
         while (destination := views.destination(turn.now)) is not None:
             if not self._leave(turn, destination):
@@ -109,6 +111,8 @@ class ViewChanging(CatchUp):
 
     def _leave(self, turn: Turn, view: int) -> bool:
         """Take no further part in the view: sign what may have been committed in it (4.4)."""
+        if self._me is None:
+            return False
         body = ViewChangeBody(
             set_id=self._validators.set_id,
             view=view,
@@ -133,7 +137,7 @@ class ViewChanging(CatchUp):
         return True
 
     def _certified_head(self) -> CertifiedHeader | None:
-        if self._head_proof is None:
+        if self._head_proof is None or self._head.hash == self._term.root.hash:
             return None
         return CertifiedHeader(header=self._head.header, certificate=self._head_proof)
 
@@ -153,7 +157,7 @@ class ViewChanging(CatchUp):
     def _open(self, turn: Turn, quorum: tuple[ViewChange, ...]) -> None:
         """As the new primary: prove the view, and propose again what its proof demands (4.4)."""
         view, set_id = self._views.view, self._validators.set_id
-        choice = choose([change.body for change in quorum], self._genesis.header)
+        choice = choose([change.body for change in quorum], self._term.root)
         proposals: list[Reproposal] = []
         for ballot in ballots(choice, view):
             signature = self._sign_ballot(turn, Domain.PBFT_PRE_PREPARE, ballot)
@@ -175,7 +179,7 @@ class ViewChanging(CatchUp):
         body = message.body
         if self._is_past(body.view) or (body.view == self._views.view and self._views.active):
             return
-        choice = check_new_view(body, self._validators, self._genesis.header)
+        choice = check_new_view(body, self._validators, self._term.root)
         self._enter(turn, message, choice)
 
     def _enter(self, turn: Turn, new_view: NewView, choice: Choice) -> None:

@@ -35,10 +35,10 @@ class Views:
 
     Args:
         validators: the set whose primaries take turns.
-        me: this replica's index.
+        me: this replica's index; None for an observer, which only follows.
     """
 
-    def __init__(self, validators: ValidatorSet, me: int) -> None:
+    def __init__(self, validators: ValidatorSet, me: int | None) -> None:
         self._validators: Final = validators
         self._me: Final = me
         self._suspects: dict[int, Instant] = {}
@@ -65,6 +65,11 @@ class Views:
         """Whether this replica proposes now."""
         return self.active and self.primary == self._me
 
+    @property
+    def own_change(self) -> ViewChange | None:
+        """The own view-change by which this replica left for `view`."""
+        return None if self._me is None else self.changes.get(self._me)
+
     # -- hearing -----------------------------------------------------------------------------------
 
     def note_suspect(self, replica: int, until: Instant) -> None:
@@ -86,6 +91,8 @@ class Views:
 
     def destination(self, now: Instant) -> int | None:
         """The view to leave for, if enough others want to leave this one."""
+        if self._me is None:
+            return None
         beyond = {i: c.body.view for i, c in self.changes.items() if c.body.view > self.view}
         weak = self._validators.faulty + 1
         if len(beyond) >= weak:
@@ -106,7 +113,9 @@ class Views:
 
     def _suspecting(self, now: Instant) -> set[int]:
         suspecting = {i for i, until in self._suspects.items() if until > now}
-        return suspecting | {self._me} if self.reasons else suspecting
+        if self.reasons and self._me is not None:
+            suspecting.add(self._me)
+        return suspecting
 
     # -- moving ------------------------------------------------------------------------------------
 
@@ -115,7 +124,7 @@ class Views:
         self.view, self.active = change.body.view, False
         self.attempts += 1
         self.new_view, self.choice = None, NOTHING
-        self.changes[self._me] = change
+        self.changes[change.body.replica] = change
         self._clear()
 
     def enter(self, new_view: NewView, choice: Choice) -> None:
@@ -123,8 +132,8 @@ class Views:
         self.view, self.active = new_view.body.view, True
         self.new_view, self.choice = new_view, choice
         self._clear()
-        if self.changes.get(self._me) is not None:
-            del self.changes[self._me]
+        if self._me is not None:
+            self.changes.pop(self._me, None)
 
     def _clear(self) -> None:
         self._suspects.clear()
