@@ -54,6 +54,20 @@ _PENDING_BYTES: Final = 16 * MEBIBYTE
 Fatal = Callable[[str], NoReturn]
 
 
+class Damaged(LocalFault):
+    """What lies on the disk is not what was written there."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRecord:
+    """A record as it lies on disk."""
+
+    table: str
+    key: bytes
+    value: bytes | None
+    """None: it fails its checksum."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoreLimits:
     """Sizes of the memory map. The file itself grows only with what is written."""
@@ -285,6 +299,19 @@ class Store:
         """
         return sum(1 for _ in self._merge(b"", 0, {}))
 
+    def records(self) -> Iterator[StoredRecord]:
+        """Every record on disk, in order, the damaged ones too; for checks.
+
+        Raises:
+            LocalFault: not even the pages can be read.
+        """
+        for full, stored in self._raw(b""):
+            name = full[1 : 1 + full[0]]
+            value: bytes | None = stored[_CHECKSUM.size :]
+            if not _is_sealed(full, stored):
+                value = None
+            yield StoredRecord(name.decode("utf-8", "replace"), full[1 + len(name) :], value)
+
     # -- internals: reading ------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -296,7 +323,7 @@ class Store:
 
     def _unseal(self, full: bytes, stored: bytes) -> bytes:
         value = stored[_CHECKSUM.size :]
-        if len(stored) < _CHECKSUM.size or stored[: _CHECKSUM.size] != _checksum(full, value):
+        if not _is_sealed(full, stored):
             table = full[1 : 1 + full[0]].decode("utf-8", "replace") if full else ""
             raise _damaged(
                 self._directory,
@@ -326,11 +353,14 @@ class Store:
                 yield key[strip:], late
 
     def _stored(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        for key, stored in self._raw(start):
+            yield key, self._unseal(key, stored)
+
+    def _raw(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         after: bytes | None = None
         while True:
             chunk = self._chunk(start, after)
-            for key, stored in chunk:
-                yield key, self._unseal(key, stored)
+            yield from chunk
             if len(chunk) < _SCAN_CHUNK:
                 return
             after = chunk[-1][0]
@@ -476,10 +506,15 @@ def _checksum(full: bytes, value: bytes) -> bytes:
     return _CHECKSUM.pack(zlib.crc32(value, zlib.crc32(full)))
 
 
-def _damaged(directory: Path, what: str) -> LocalFault:
-    return LocalFault(
-        f"{directory}: damaged: {what}; move the directory away and start again"
-        " (the node then catches up from its peers)"
+def _is_sealed(full: bytes, stored: bytes) -> bool:
+    """Whether a stored value carries the checksum of its key and of what follows."""
+    checksum, value = stored[: _CHECKSUM.size], stored[_CHECKSUM.size :]
+    return len(checksum) == _CHECKSUM.size and checksum == _checksum(full, value)
+
+
+def _damaged(directory: Path, what: str) -> Damaged:
+    return Damaged(
+        f"{directory}: damaged: {what}; restore a backup, or fetch the chain anew: gtx backup reset"
     )
 
 
