@@ -263,18 +263,23 @@ def find_password(
     """
     development = directory / DEVELOPMENT_PASSWORD_FILE
     if password_file is not None:
-        return _password_in(password_file)
+        return read_password(password_file)
     if environment.get(PASSWORD_VARIABLE):
         return environment[PASSWORD_VARIABLE]
     if development.is_file():
-        return _password_in(development)
+        return read_password(development)
     raise LocalFault(
         f"{directory}: no password for these keys: set {PASSWORD_VARIABLE}, or name a file with"
         " --keys-password-file"
     )
 
 
-def _password_in(path: Path) -> str:
+def read_password(path: Path) -> str:
+    """The one line of a password file.
+
+    Raises:
+        LocalFault: it cannot be read, or holds no line or several.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
