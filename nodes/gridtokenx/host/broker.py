@@ -166,6 +166,8 @@ class BrokerClient(aiomqtt.Client):
     def _on_disconnect(
         self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
     ) -> None:
+        if not self._lock.locked():
+            return  # nobody waits any more
         if not self._connected.done():
             self._connected.set_exception(aiomqtt.MqttError(self._broken(str(reason_code))))
             return

@@ -36,6 +36,7 @@ from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import Ed25519Verifier
 from gridtokenx.host.config import Setting
 from gridtokenx.host.files import read_file
+from gridtokenx.host.log_limit import LogLimit
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.readiness import READY, Readiness
@@ -47,8 +48,15 @@ MAX_FRAME_BYTES: Final = 64 * 1024
 """A reading has about 350 bytes; nothing that we publish comes near this."""
 MAX_SUBSCRIPTIONS: Final = 16
 """Different filters that one client may hold."""
-FIRST_FRAME_S: Final = 10.0
+FIRST_FRAME_S: Final = 5.0
 """A connection that has not logged in by then is closed."""
+
+
+MQTT_5: Final = 5
+_PROTOCOL_NAME: Final = b"\x00\x04MQTT"
+_HEAD_BYTES: Final = 16
+_UNSUPPORTED_VERSION: Final = bytes((0x20, 3, 0, 0x84, 0))
+"""A CONNACK of MQTT 5: reason 132, no properties."""
 
 
 class BrokerSettings(ProcessSettings, frozen=True, kw_only=True):
@@ -79,6 +87,8 @@ class Clients(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     oracles: tuple[str, ...]
     """Nodes that read everything and publish watermarks."""
+    concentrators: tuple[str, ...] = ()
+    """Who carries the readings of many devices."""
     devices: tuple[str, ...] | None = None
     """The only devices that may connect; absent: any, for what they say is checked elsewhere."""
 
@@ -95,7 +105,7 @@ def read_clients(path: Path | None) -> Clients:
         clients = msgspec.json.decode(read_file(path), type=Clients)
     except msgspec.DecodeError as error:
         raise LocalFault(f"{path}: is no clients file: {error}") from None
-    for name in (*clients.oracles, *(clients.devices or ())):
+    for name in (*clients.oracles, *clients.concentrators, *(clients.devices or ())):
         if broker_access.client_key(name) is None:
             raise LocalFault(f"{path}: {name!r} is no public key of 64 hexadecimal digits")
     return clients
@@ -112,6 +122,7 @@ class Access(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # amqtt is
         """amqtt hands plugins their settings in this form."""
 
         oracles: list[str] = field(default_factory=list)
+        concentrators: list[str] = field(default_factory=list)
         devices: list[str] | None = None
         observers: bool = False
 
@@ -120,6 +131,7 @@ class Access(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # amqtt is
         config = context.config
         assert isinstance(config, Access.Config), "amqtt builds the Config that we declare"
         self._oracles = frozenset(config.oracles)
+        self._concentrators = frozenset(config.concentrators)
         self._devices = None if config.devices is None else frozenset(config.devices)
         self._observers = config.observers
         self._verifier = Ed25519Verifier()
@@ -156,7 +168,9 @@ class Access(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # amqtt is
         return self._may_read(session, topic)
 
     def _is_admitted(self, name: str) -> bool:
-        return self._devices is None or name in self._devices or name in self._oracles
+        if self._devices is None or name in self._devices:
+            return True
+        return name in self._oracles or name in self._concentrators
 
     def _may_publish(self, session: Session, topic: str) -> bool:
         key = broker_access.client_key(session.username)
@@ -164,16 +178,24 @@ class Access(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # amqtt is
             return False
         if session.username in self._oracles:
             return broker_access.oracle_may_publish(topic)
+        if session.username in self._concentrators:
+            return broker_access.concentrator_may_publish(key, topic)
         return broker_access.device_may_publish(key, topic)
 
     def _may_read(self, session: Session, topic: str) -> bool:
         key = broker_access.client_key(session.username)
         if key is None or session.username in self._oracles:
             return broker_access.is_ours(topic)
+        if session.username in self._concentrators:
+            return broker_access.concentrator_may_read(key, topic)
         return broker_access.device_may_read(key, topic)
 
 
 # -- the guard before amqtt ------------------------------------------------------------------------
+
+
+class _WrongVersionError(Exception):
+    """A client speaks a version that amqtt does not; amqtt lets this one through."""
 
 
 class BoundedReader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt is untyped
@@ -182,6 +204,14 @@ class BoundedReader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt is unty
     def __init__(self, reader: asyncio.StreamReader) -> None:
         super().__init__(reader)
         self._over = False
+        self._head = b""
+
+    @property
+    def version(self) -> int:
+        """The protocol level in the client's first frame; 0 before it has come."""
+        name = self._head.find(_PROTOCOL_NAME)
+        level = self._head[name + len(_PROTOCOL_NAME) :][:1]
+        return level[0] if name >= 0 and level else 0
 
     async def read(self, n: int = -1) -> bytes:
         """Exactly `n` bytes."""
@@ -189,6 +219,10 @@ class BoundedReader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt is unty
         if self._over:
             raise asyncio.IncompleteReadError(b"", n)
         data: bytes = await super().read(n)
+        if len(self._head) < _HEAD_BYTES:
+            self._head += data[:_HEAD_BYTES]
+            if self.version == MQTT_5:
+                raise _WrongVersionError("it speaks MQTT 5, this broker 3.1.1")
         return data
 
     def end(self) -> None:
@@ -219,6 +253,7 @@ class GuardedBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
         super().__init__(config)
         self._metrics = metrics
         self._log = log
+        self._limit = LogLimit()
         self._subscriptions = _Subscriptions()
 
     @property
@@ -254,6 +289,9 @@ class GuardedBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
                     reader, writer, remote_address, remote_port
                 )
         except Exception as error:
+            if isinstance(error, _WrongVersionError):
+                writer.write(_UNSUPPORTED_VERSION)
+                await writer.drain()
             self._refuse("no-login", error)
             # The one kind of error after which amqtt gives the connection's place free again.
             raise MQTTError(str(error)) from error
@@ -320,8 +358,11 @@ class GuardedBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
             await super()._publish_retained_messages_for_subscription(subscription, session)
 
     def _refuse(self, reason: str, detail: object) -> None:
+        """Count it; tell of it, unless there is a flood of them."""
         self._metrics.count("broker_refused", reason=reason)
-        self._log.info("refused", reason=reason, detail=str(detail))
+        more = self._limit.admit(reason)
+        if more is not None:
+            self._log.info("refused", reason=reason, detail=str(detail)[:160], **more)
 
 
 # -- the process -----------------------------------------------------------------------------------
@@ -335,6 +376,7 @@ def broker_config(settings: BrokerSettings, clients: Clients) -> BrokerConfig:
     """
     access = {
         "oracles": list(clients.oracles),
+        "concentrators": list(clients.concentrators),
         "devices": None if clients.devices is None else list(clients.devices),
         "observers": settings.observers,
     }

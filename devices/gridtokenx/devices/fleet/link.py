@@ -10,7 +10,7 @@ from gridtokenx.core.codec import encode
 from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.keys import Signer
 from gridtokenx.devices.fleet.journal import SignedReading
-from gridtokenx.devices.fleet.outbox import Outbox, Pace
+from gridtokenx.devices.fleet.outbox import Feed, Outbox
 from gridtokenx.host.broker import (
     BrokerAddress,
     BrokerState,
@@ -112,29 +112,15 @@ class DeviceLink:
 
     async def _send(self, client: aiomqtt.Client) -> None:
         """Birth; then new readings at once, and those that stay uncommitted again and again."""
-        outbox, pace = self._outbox, Pace()
         birth = self._announcement(online=True)
         await client.publish(self._announce_topic, birth, qos=1, retain=True)
         await client.subscribe(watermark_topic(self._signer.public_key), qos=1)
         await self._await_watermark()
-        sent = repeated = 0
-        repeat_at = time.monotonic() + pace.wait_s
+        feed = Feed(self._outbox, time.monotonic())
         while True:
-            fresh = outbox.after(sent)
-            for reading in fresh:
+            for reading in feed.due(time.monotonic()):
                 await self._publish(client, reading)
-            sent = max(sent, outbox.watermark, *(each.sequence for each in fresh))
-            if fresh and outbox.waiting <= len(fresh):
-                # All that waits has just gone out for the first time.
-                pace = Pace()
-                repeat_at = time.monotonic() + pace.wait_s
-            if await outbox.wait_for_new(sent, repeat_at - time.monotonic()):
-                continue
-            for reading in outbox.batch_after(repeated):
-                await self._publish(client, reading)
-                repeated = reading.sequence
-            pace.note(outbox.watermark)
-            repeat_at = time.monotonic() + pace.wait_s
+            await self._outbox.wait_for_new(feed.sent, feed.repeat_at_s - time.monotonic())
 
     async def _await_watermark(self) -> None:
         try:

@@ -53,7 +53,7 @@ class Outbox:
     @property
     def waiting(self) -> int:
         """How many readings are not known to be committed."""
-        return sum(each.sequence > self.watermark for each in self._readings)
+        return min(len(self._readings), max(0, self.newest - self.watermark))
 
     def add(self, reading: SignedReading) -> None:
         """Take a reading that has just become durable."""
@@ -62,8 +62,9 @@ class Outbox:
 
     def after(self, sequence: int) -> list[SignedReading]:
         """The uncommitted readings above a sequence, oldest first."""
-        floor = max(sequence, self.watermark)
-        return [each for each in self._readings if each.sequence > floor]
+        # Sequences have no gaps, so the wanted ones are the last ones.
+        count = min(len(self._readings), self.newest - max(sequence, self.watermark))
+        return [self._readings[index] for index in range(-count, 0)]
 
     def batch_after(self, sequence: int) -> list[SignedReading]:
         """What to repeat next: from the oldest on, round and round, so that none starves."""
@@ -75,7 +76,14 @@ class Outbox:
         Raises:
             RemoteFault: it is none, is another device's, or covers what was never signed.
         """
-        watermark = decode(payload, Watermark, limit=256)
+        self.reached(decode(payload, Watermark, limit=256))
+
+    def reached(self, watermark: Watermark) -> None:
+        """Take a watermark that was read.
+
+        Raises:
+            RemoteFault: it is another device's, or covers what was never signed.
+        """
         if watermark.device != self._device:
             raise RemoteFault("watermark-device", watermark.device.hex())
         if watermark.sequence > self.newest:
@@ -93,6 +101,42 @@ class Outbox:
         except TimeoutError:
             return False
         return True
+
+
+class Feed:
+    """What to send of one outbox, and when: what is new at once, what stays uncommitted again.
+
+    Args:
+        outbox: whose readings.
+        now_s: any clock's time, in seconds.
+    """
+
+    def __init__(self, outbox: Outbox, now_s: float) -> None:
+        self._outbox = outbox
+        self._pace = Pace()
+        self._repeated = 0
+        self.sent = 0
+        """Up to here all has been sent at least once."""
+        self.repeat_at_s = now_s + self._pace.wait_s
+
+    def due(self, now_s: float) -> list[SignedReading]:
+        """What is to be sent now, oldest first; it counts as sent."""
+        outbox = self._outbox
+        fresh = outbox.after(self.sent)
+        self.sent = max(self.sent, outbox.watermark, *(each.sequence for each in fresh))
+        if fresh:
+            if outbox.waiting <= len(fresh):
+                # All that waits goes out for the first time.
+                self._pace = Pace()
+                self.repeat_at_s = now_s + self._pace.wait_s
+            return fresh
+        if now_s < self.repeat_at_s:
+            return []
+        batch = outbox.batch_after(self._repeated)
+        self._repeated = batch[-1].sequence if batch else self._repeated
+        self._pace.note(outbox.watermark)
+        self.repeat_at_s = now_s + self._pace.wait_s
+        return batch
 
 
 class Pace:
