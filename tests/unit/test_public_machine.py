@@ -249,8 +249,12 @@ def test_what_no_key_can_make_valid_is_refused_and_later_sets_wait() -> None:
     with pytest.raises(RemoteFault, match="unexpected-message"):
         machine.verification(sealed)
     assert isinstance(machine.verification(vote(set_id=1)), Unknown)
-    later = NewBlock(reseal(FORGE, sealed, set_id=1))
+    with pytest.raises(RemoteFault, match="wrong-set: set 1 where 0 is due"):
+        machine.verification(NewBlock(reseal(FORGE, sealed, set_id=1)))
+    elsewhere = {"parent": sha256(b"not here"), "height": 2}
+    later = NewBlock(reseal(FORGE, sealed, set_id=1, **elsewhere))
     assert isinstance(machine.verification(later), Unknown)
+    assert machine.verification(vote(set_id=2)) == [], "of no use yet, and no fault either"
 
 
 # -- bad input -------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from gridtokenx.finality.proofs import FinalityProof
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.host.follow_messages import Followed, FollowedBlock, Handover, Newest
 from gridtokenx.ledger.blocks import Block, Header
-from gridtokenx.ledger.records import load_block, load_events, load_finality
+from gridtokenx.ledger.records import SETS, load_block, load_events, load_finality
 from gridtokenx.ledger.runtime import ExecutedBlock
 
 RECENT: Final = 128
@@ -25,10 +25,6 @@ RECENT: Final = 128
 MAX_ANSWER_BYTES: Final = 1024 * 1024
 MAX_LOADED: Final = 32
 """Blocks read from disk for one answer: the loop does other things between two answers."""
-
-
-SETS: Final = "sets"
-"""The host's table of validator sets that were handed over to: set id -> encoded set."""
 
 ValidatorsOf = Callable[[StateTree], ValidatorSet]
 

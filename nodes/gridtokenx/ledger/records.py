@@ -8,6 +8,7 @@ hashes      block hash                 height (8 bytes)
 finality    height (8 bytes)           encoded finality proof, as the chain's engine makes it
 events      height (8 bytes)           encoded tuple of event records
 state       state key                  value, of the last final block
+sets        set id (8 bytes)           encoded validator set that a final block handed over to
 meta        ``b"head"``                height (8 bytes) of the last final block
 ==========  =========================  =====================================================
 
@@ -28,6 +29,7 @@ HASHES: Final = "hashes"
 FINALITY: Final = "finality"
 EVENTS: Final = "events"
 STATE: Final = "state"
+SETS: Final = "sets"
 META: Final = "meta"
 HEAD: Final = b"head"
 

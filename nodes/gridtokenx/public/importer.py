@@ -5,7 +5,7 @@ Blocks that cannot be judged yet wait in bounded stashes: for their parent, or f
 
     it is                                                       then
     not the transactions that its header names                  refused: wrong-body
-    known, or not above the root                                nothing
+    known, not above the root, or of a set that is over         nothing
     known to be bad, or the child of such                       refused: bad-ancestor
     more than `future_slots` ahead of the clock                 waits for its slot
     its parent is not in the tree                               waits for it; the parent is wanted
@@ -60,8 +60,9 @@ MAX_AUTHORSHIPS: Final = 4096
 K = TypeVar("K")
 V = TypeVar("V")
 
-Authorship = tuple[int, int, int]
-"""Set, slot, and index of the author in the set."""
+Authorship = tuple[int, bytes]
+"""Slot and key of the author. An index would not do: two branches may have elected two sets of one
+number, whose members of one index are different people."""
 
 ValidatorsOf = Callable[[StateTree], ValidatorSet]
 """Reads, from the state after a block, the set that authors and finalises the block's children."""
@@ -111,7 +112,7 @@ class Importer:
         self._surplus: OrderedDict[bytes, Offer] = OrderedDict()
         self._needed: OrderedDict[bytes, None] = OrderedDict()
         self._authorships: OrderedDict[Authorship, list[SealedHeader]] = OrderedDict()
-        self._askers: OrderedDict[Authorship, frozenset[bytes]] = OrderedDict()
+        self._askers: OrderedDict[tuple[int, int, int], frozenset[bytes]] = OrderedDict()
         self.refusals: list[Refusal] = []
         """What was refused since the caller last emptied this list."""
         self.evidence: list[tuple[bytes, SlotEquivocation]] = []
@@ -198,6 +199,7 @@ class Importer:
             epoch=parent.epoch.at(executed.header.round, self._rules).mix(claim.vrf_output),
             validators=self._validators_after(executed, parent),
             sealed=sealed,
+            author=parent.validators.members[claim.authority],
             primaries=parent.primaries + (claim.kind == PRIMARY),
         )
         self._tree.insert(node)
@@ -217,7 +219,10 @@ class Importer:
             RemoteFault: it is bad, and always will be.
         """
         sealed, header = offer.block, offer.block.header
-        if header.hash in self._tree or header.height <= self._tree.root.height:
+        root = self._tree.root
+        if header.hash in self._tree or header.height <= root.height:
+            return None
+        if header.set_id < root.validators.set_id:
             return None
         if header.hash in self._bad or header.parent in self._bad:
             raise RemoteFault("bad-ancestor", f"block {header.height} builds on a refused one")
@@ -246,7 +251,8 @@ class Importer:
 
     def _is_surplus(self, sealed: SealedBlock, claim: SlotClaim, validators: ValidatorSet) -> bool:
         """Notes who made a block; whether it is one too many, and nobody needs it."""
-        key = (validators.set_id, sealed.header.round, claim.authority)
+        author = validators.members[claim.authority]
+        key = (sealed.header.round, author)
         ours = SealedHeader(sealed.header, sealed.seal)
         made = self._authorships.get(key, [])
         if any(other.header == ours.header for other in made):
@@ -255,7 +261,6 @@ class Importer:
             return sealed.header.hash not in self._needed
         _remember(self._authorships, key, [*made, ours], MAX_AUTHORSHIPS)
         if made:
-            author = validators.members[claim.authority]
             self.evidence.append((author, SlotEquivocation(made[0], ours)))
         return False
 

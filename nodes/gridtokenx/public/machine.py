@@ -23,11 +23,16 @@ Transactions            admitted                                pool, not sent o
 Slots are authored at most once: the mark is in the batch that holds the block. What is final is
 persisted with its justification, one per finalised head; hash links prove the blocks below it.
 
+A block that announces another validator set ends its own: the set's votes stop there, so it becomes
+final by itself, with a justification of its own, and a new voter begins for the next set. A node
+without a seat does all of this but author and vote; it begins to when a set has its key.
+
 ==========  =======================  ======================================================
 table       key                      value
 ==========  =======================  ======================================================
             (final blocks: see `ledger/records.py`)
 seals       height                   the author's seal of the final block
+sets        set id                   encoded set that a final block handed over to
 unfinal     height, block hash       encoded `SealedBlock` above the last final one
 grandpa     (see `grandpa/voter.py`)
 meta        ``b"slot"``              the last slot that we authored (8 bytes)
@@ -68,13 +73,13 @@ from gridtokenx.core.machine import (
 )
 from gridtokenx.finality.justifications import (
     Justification,
-    justification_signatures,
     verify_justification,
 )
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.ledger.pool import Pool
 from gridtokenx.ledger.records import (
     META,
+    SETS,
     block_writes,
     final_height,
     height_key,
@@ -84,10 +89,10 @@ from gridtokenx.ledger.records import (
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger, Proposal, Standing
 from gridtokenx.ledger.state import State
 from gridtokenx.ledger.transactions import Transaction
+from gridtokenx.public.checkpoint import Checkpoint
 from gridtokenx.public.grandpa.messages import (
     CatchUp,
     CatchUpRequest,
-    SignedVote,
     Votes,
     VotesRequest,
 )
@@ -103,6 +108,7 @@ from gridtokenx.public.messages import (
     Status,
     Transactions,
 )
+from gridtokenx.public.naming import Checks, block_checks, both, justification_checks, vote_checks
 from gridtokenx.public.slots import (
     Epoch,
     SealedBlock,
@@ -112,9 +118,7 @@ from gridtokenx.public.slots import (
     VrfVerifier,
     claim_slot,
     encoded_claim,
-    read_claim,
     seal,
-    seal_check,
 )
 from gridtokenx.public.sync import SEALS, Sync, serve_branch, serve_final
 from gridtokenx.public.tree import BlockTree, TreeNode
@@ -149,6 +153,8 @@ class PublicConfig:
     gossip_ms: int | None = None
     """T: within it a message of an honest node reaches all others. None: an eighth of a slot, so
     that a block is final half a slot after it was made, but at most a second."""
+    checkpoint: Checkpoint | None = None
+    """The chain that is meant; below it a node neither authors nor votes, it only follows."""
 
     @property
     def tick_ms(self) -> int:
@@ -201,8 +207,7 @@ class PublicNode:
             self._tree, ledger, self._rules, keys.vrf_verifier, read_set
         )
         self._sync: Final = Sync(8 * config.tick_ms, 4 * self._rules.slot_ms)
-        root = self._tree.root.validators
-        self._sets = {validators.set_id: validators, root.set_id: root}
+        self._check_stored()
         self._load_unfinal()
         self._last_slot = int.from_bytes(reader.get(META, _SLOT) or b"", "big")
         self._followed = self._tree.best
@@ -223,13 +228,8 @@ class PublicNode:
 
     @property
     def leader(self) -> NodeId:
-        """The author of the best block; zeros for genesis."""
-        best = self._tree.best
-        if best.height == 0:
-            return NOBODY
-        authors = self._sets.get(best.header.set_id)
-        index = read_claim(best.header).authority
-        return NOBODY if authors is None else authors.members[index]
+        """The author of the best block; zeros for genesis, and just after a restart."""
+        return self._tree.best.author or NOBODY
 
     @property
     def round(self) -> int:
@@ -240,6 +240,13 @@ class PublicNode:
     def validators(self) -> ValidatorSet:
         """The set that finalises the next block."""
         return self._tree.root.validators
+
+    @property
+    def awaits(self) -> Checkpoint | None:
+        """The checkpoint, while the last final block is below it."""
+        checkpoint = self._config.checkpoint
+        below = checkpoint is not None and self._tree.root.height < checkpoint.height
+        return checkpoint if below else None
 
     @property
     def pending(self) -> int:
@@ -255,17 +262,17 @@ class PublicNode:
         """See `Machine.verification`."""
         match message:
             case NewBlock(block):
-                return self._check_blocks((block,))
+                return block_checks(self._tree, self._rules.chain_id, (block,))
             case Branch(_, blocks) | FinalBlocks(blocks, None):
-                return self._check_blocks(blocks)
-            case FinalBlocks(blocks, justification) if justification is not None:
-                return _both(self._check_blocks(blocks), self._check_justification(justification))
+                return block_checks(self._tree, self._rules.chain_id, blocks)
+            case FinalBlocks() as answer:
+                return self._final_checks(answer)
             case Votes(votes):
-                return self._check_votes(votes)
+                return vote_checks(votes, self._rules.chain_id, self._voter.validators)
             case CatchUp(completed):
                 if not completed.is_consistent:
                     raise RemoteFault("mixed-rounds", "a catch-up with votes of other rounds")
-                return self._check_votes(completed.votes)
+                return vote_checks(completed.votes, self._rules.chain_id, self._voter.validators)
             case Transactions(transactions):
                 return [transaction.signature_check() for transaction in transactions]
             case Status() | VotesRequest() | CatchUpRequest() | BranchRequest() | FinalRequest():
@@ -344,18 +351,26 @@ class PublicNode:
         same = head.header.next_set_hash == validators.hash
         return TreeNode(head, epoch, validators if same else read_set(head.state))
 
+    def _check_stored(self) -> None:
+        """A checkpoint may have been set after its block became final here."""
+        checkpoint = self._config.checkpoint
+        if checkpoint is None or checkpoint.height > self._tree.root.height:
+            return
+        stored = load_block(self._reader, checkpoint.height)
+        checkpoint.check(checkpoint.height, (self._genesis if stored is None else stored).hash)
+
     def _load_unfinal(self) -> None:
         """Imports again what was above the root; randomness and ranks are recomputed on the way."""
         for _, raw in self._reader.scan(UNFINAL):
             sealed = decode_own(raw, SealedBlock)
-            for node in self._importer.restore(_FOREVER, Offer(NOBODY, sealed)):
-                self._sets[node.validators.set_id] = node.validators
+            self._importer.restore(_FOREVER, Offer(NOBODY, sealed))
         self._importer.refusals.clear()
         self._importer.evidence.clear()
 
     def _new_voter(self) -> Voter:
         rules = self._rules
-        config = VoterConfig(rules.chain_id, self._config.tick_ms, rules.slot_ms)
+        silent_below = 0 if self._config.checkpoint is None else self._config.checkpoint.height
+        config = VoterConfig(rules.chain_id, self._config.tick_ms, rules.slot_ms, silent_below)
         validators = self._tree.root.validators
         return Voter(config, validators, self._keys.signer, self._tree, self._reader)
 
@@ -363,6 +378,9 @@ class PublicNode:
         if final_height(self._reader) is None:
             epoch = Write(META, _EPOCH, encode(self._tree.root.epoch))
             self._out.append(Persist((*block_writes(self._genesis, None), epoch)))
+        if self.awaits is not None:
+            fields = {"checkpoint": str(self.awaits), "height": self._tree.root.height}
+            self._out.append(Log("info", "syncing to checkpoint", fields))
         self._set_slot_timer(now)
         self._out.append(SetTimer(TICK_TIMER, now + self._config.tick_ms))
         self._out.append(Broadcast(self._status()))
@@ -422,7 +440,11 @@ class PublicNode:
         """Our right to author `slot`, unless we have used it or are behind the others."""
         validators = parent.validators
         index = validators.index_of(self._keys.signer.public_key)
-        if index is None or slot <= max(self._last_slot, parent.header.round):
+        if (
+            self.awaits is not None
+            or index is None
+            or slot <= max(self._last_slot, parent.header.round)
+        ):
             return None
         if self._sync.peers_above(parent.height) > validators.faulty:
             return None
@@ -451,8 +473,6 @@ class PublicNode:
         self._out.append(
             Persist(tuple(Write(UNFINAL, _unfinal_key(n), encode(n.sealed)) for n in nodes))
         )
-        for node in nodes:
-            self._sets[node.validators.set_id] = node.validators
         self._follow_best(now)
         self._apply(now, self._voter.on_chain(now))
 
@@ -499,10 +519,11 @@ class PublicNode:
     def _take_justification(
         self, now: Instant, sender: NodeId, justification: Justification
     ) -> None:
-        node = self._tree.get(justification.target_hash)
+        node, validators = self._tree.get(justification.target_hash), self._tree.root.validators
         if node is None or node is self._tree.root:
             return
-        validators = self._sets[node.header.set_id]
+        if not node.header.set_id == justification.set_id == validators.set_id:
+            return  # a later set's: the handover between must become final by itself
         try:
             verify_justification(justification, node.header, validators, _CheckedByDriver())
         except RemoteFault as fault:
@@ -513,6 +534,8 @@ class PublicNode:
     def _finalize(self, now: Instant, justification: Justification) -> None:
         if justification.target_hash not in self._tree:
             return
+        self._check_against_checkpoint(justification.target_hash)
+        awaited, ended = self.awaits, self._tree.root.validators
         final, pruned = self._tree.finalize(justification.target_hash)
         if not final:
             return
@@ -521,13 +544,29 @@ class PublicNode:
         self._importer.forget_final()
         self._follow_best(now)
         self._readmit(now, pruned)
-        root = self._tree.root.validators
-        if root.set_id != self._voter.validators.set_id:
-            self._sets = {k: v for k, v in self._sets.items() if k >= root.set_id}
-            self._voter = self._new_voter()
-            self._out += [CancelTimer(name) for name in TIMERS]
-            self._apply(now, self._voter.start(now))
+        if awaited is not None and self.awaits is None:
+            self._out.append(Log("info", "checkpoint reached", {"checkpoint": str(awaited)}))
+        if self._tree.root.validators.set_id != ended.set_id:
+            self._hand_over(now)
         self._apply(now, self._voter.on_chain(now))
+
+    def _hand_over(self, now: Instant) -> None:
+        """The last final block was the last of its set: the next set's rounds begin."""
+        self._out += [self._voter.retire(), *(CancelTimer(name) for name in TIMERS)]
+        self._voter = self._new_voter()
+        self._apply(now, self._voter.start(now))
+
+    def _check_against_checkpoint(self, target: bytes) -> None:
+        """Before a block on another history becomes final here.
+
+        Raises:
+            LocalFault: see `Checkpoint.check`.
+        """
+        node = self._tree.get(target)
+        if self._config.checkpoint is None or node is None:
+            return
+        for each in self._tree.path(node):
+            self._config.checkpoint.check(each.height, each.hash)
 
     # -- transactions ------------------------------------------------------------------------------
 
@@ -573,44 +612,14 @@ class PublicNode:
 
     # -- signatures --------------------------------------------------------------------------------
 
-    def _check_blocks(self, blocks: Iterable[SealedBlock]) -> Sequence[SignatureCheck] | Unknown:
-        checks: list[SignatureCheck] = []
-        for sealed in blocks:
-            header = sealed.header
-            if header.chain_id != self._rules.chain_id:
-                raise RemoteFault("wrong-chain", f"block {header.height} is of another chain")
-            validators = self._sets.get(header.set_id)
-            if validators is None and header.set_id > self.validators.set_id:
-                return Unknown(f"validator set {header.set_id}")
-            if validators is None:
-                continue  # finalised long ago: the importer will not look at it
-            checks.append(seal_check(header, sealed.seal, validators))
-            checks += [transaction.signature_check() for transaction in sealed.block.transactions]
-        return checks
-
-    def _check_justification(
-        self, justification: Justification
-    ) -> Sequence[SignatureCheck] | Unknown:
-        validators = self._sets.get(justification.set_id)
-        if validators is None:
-            return Unknown(f"validator set {justification.set_id}")
-        return justification_signatures(justification, self._rules.chain_id, validators)
-
-    def _check_votes(self, votes: Iterable[SignedVote]) -> Sequence[SignatureCheck] | Unknown:
-        validators = self._voter.validators
-        checks: list[SignatureCheck] = []
-        for vote in votes:
-            if vote.set_id > validators.set_id:
-                return Unknown(f"validator set {vote.set_id}")
-            if vote.set_id < validators.set_id:
-                continue  # the voter ignores it
-            if vote.authority >= validators.size:
-                raise RemoteFault("unknown-authority", f"authority {vote.authority}")
-            key = validators.members[vote.authority]
-            checks.append(
-                SignatureCheck(key, vote.signed_bytes(self._rules.chain_id), vote.signature)
-            )
-        return checks
+    def _final_checks(self, answer: FinalBlocks) -> Checks:
+        blocks = block_checks(self._tree, self._rules.chain_id, answer.blocks)
+        if answer.justification is None:
+            return blocks
+        validators = self._tree.root.validators
+        return both(
+            blocks, justification_checks(answer.justification, self._rules.chain_id, validators)
+        )
 
 
 class _CheckedByDriver:
@@ -619,14 +628,6 @@ class _CheckedByDriver:
     def verify(self, public_key: bytes, message: bytes, signature: bytes) -> bool:  # noqa: ARG002
         """See `core.keys.Verifier`."""
         return True
-
-
-def _both(
-    one: Sequence[SignatureCheck] | Unknown, other: Sequence[SignatureCheck] | Unknown
-) -> Sequence[SignatureCheck] | Unknown:
-    if isinstance(one, Unknown):
-        return one
-    return other if isinstance(other, Unknown) else [*one, *other]
 
 
 def _above(path: Iterable[TreeNode], block: TreeNode) -> list[TreeNode]:
@@ -645,6 +646,10 @@ def _final_writes(
         yield from block_writes(node.executed, encode(justification) if is_target else None)
         if node.sealed is not None:
             yield Write(SEALS, height_key(node.height), node.sealed.seal)
+    last = final[-1]
+    if last.validators.set_id != last.header.set_id:
+        key = last.validators.set_id.to_bytes(8, "big")
+        yield Write(SETS, key, encode(last.validators))
     for node in (*final, *pruned):
         yield Write(UNFINAL, _unfinal_key(node), None)
     yield Write(META, _EPOCH, encode(final[-1].epoch))

@@ -13,7 +13,9 @@ Who is asked next is who was asked longest ago.
     a completed round                         a standing two rounds ahead          CatchUpRequest
 
 A chunk of final blocks that ends below its justification is imported like any other blocks; the
-next chunk is asked for from there.
+next chunk is asked for from there. No answer passes a handover to another validator set: what comes
+after can be checked only once the block that hands over is here. A branch whose answer was of no use
+(it began beyond what is here, perhaps in a set that is not known) is asked for from the bottom next.
 """
 
 from collections.abc import Hashable, Iterable, Iterator
@@ -100,7 +102,9 @@ class Sync:
             return
         peer = self._pick(ahead, now)
         cursor = self._final_cursor[1] if self._final_cursor[0] == root else 0
-        with_blocks = self._seen[peer].status.final_hash not in tree
+        held = tree.get(self._seen[peer].status.final_hash)
+        # A justification alone helps only if it is the present set's.
+        with_blocks = held is None or held.header.set_id != tree.root.validators.set_id
         yield Send(peer, FinalRequest(max(cursor, root + 1), with_blocks))
 
     def final_answered(self, tree: BlockTree, answer: FinalBlocks) -> None:
@@ -189,19 +193,21 @@ class Sync:
         }
         if self._asked.get("final", now + 1) <= now:
             self._final_cursor = (0, 0)
-        self._asked = {need: until for need, until in self._asked.items() if until > now}
+        for need in [need for need, until in self._asked.items() if until <= now]:
+            del self._asked[need]
+            if isinstance(need, tuple) and need[1] in self._cursors:
+                self._cursors[need[1]] = 0
         self._last_asked = {p: t for p, t in self._last_asked.items() if p in self._seen}
 
 
 def serve_branch(tree: BlockTree, request: BranchRequest) -> Branch | None:
-    """The blocks of a branch of ours, lowest first; None if we do not have it."""
+    """The blocks of a branch of ours, lowest first, of one set; None if we do not have it."""
     head = tree.get(request.head)
     if head is None or head is tree.root:
         return None
     blocks = (node.sealed for node in tree.path(head) if node.height >= request.from_height)
-    return Branch(
-        request.head, tuple(_within_limits(block for block in blocks if block is not None))
-    )
+    wanted = _within_limits(block for block in blocks if block is not None)
+    return Branch(request.head, tuple(_of_one_set(wanted)))
 
 
 def serve_final(reader: Reader, final_height: int, request: FinalRequest) -> FinalBlocks | None:

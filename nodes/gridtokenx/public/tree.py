@@ -40,6 +40,8 @@ class TreeNode:
     """The set that authors and finalises this block's children."""
     sealed: SealedBlock | None = None
     """None for the block that was final when the tree was made."""
+    author: bytes = b""
+    """The session key that sealed it; empty for the block that was final when the tree was made."""
     primaries: int = 0
     """Primary blocks on the way from the tree's first root to here."""
     children: list[bytes] = field(default_factory=list)
@@ -92,6 +94,7 @@ class BlockTree:
         self._root = root
         self._best = root
         self._nodes = {root.hash: root}
+        self._sets = {root.validators.hash: root.validators}
         self._final: OrderedDict[bytes, Header] = OrderedDict()
         self._pruned: OrderedDict[bytes, Header] = OrderedDict()
 
@@ -115,11 +118,16 @@ class BlockTree:
         """A block of the tree."""
         return self._nodes.get(block_hash)
 
+    def set_of(self, set_hash: bytes) -> ValidatorSet | None:
+        """A set that authors and finalises children of a block of the tree."""
+        return self._sets.get(set_hash)
+
     def insert(self, node: TreeNode) -> None:
         """Adds a block whose parent is in the tree."""
         parent = self._nodes[node.header.parent]
         parent.children.append(node.hash)
         self._nodes[node.hash] = node
+        self._sets[node.validators.hash] = node.validators
         self._best = min(self._best, node, key=_rank)
 
     def path(self, head: TreeNode) -> list[TreeNode]:
@@ -151,6 +159,7 @@ class BlockTree:
         _remember(self._pruned, pruned)
         self._root = final[-1]
         self._nodes = {h: n for h, n in self._nodes.items() if h in kept}
+        self._sets = {n.validators.hash: n.validators for n in self._nodes.values()}
         self._best = min(self._nodes.values(), key=_rank)
         return Finalized(tuple(final), tuple(pruned))
 

@@ -96,6 +96,8 @@ class VoterConfig:
     """T of the paper: within it a message of an honest voter reaches all others."""
     retry_ms: int
     """A round for an unchanged best block starts this long after the last one."""
+    silent_below: int = 0
+    """No vote is cast before a block of this height is final here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +229,11 @@ class Voter:
                 self._ballots.put(round_)
                 self._enter_after(completed, now)
         return self._advance(now)
+
+    def retire(self) -> Persist:
+        """The set is over: what was kept of its votes is of no more use."""
+        keys = [_COMPLETED, *self._own_votes]
+        return Persist(tuple(Write(TABLE, key, None) for key in keys))
 
     # -- the rules ---------------------------------------------------------------------------------
 
@@ -426,6 +433,8 @@ class Voter:
 
     def _may_vote(self) -> bool:
         """Whether the estimate of round r-1 is known: it was seen completable, now or before."""
+        if self._chain.finalized.height < self._config.silent_below:
+            return False
         last = self._ballots.held(self._number - 1)
         seen = last is not None and last.state.completable
         return seen or self._number - 1 == self._trusted_round

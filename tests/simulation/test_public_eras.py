@@ -1,0 +1,144 @@
+"""Eras on the real ledger: joiners win seats, sets follow each other through crashes, loss and forks."""
+
+import random
+
+import pytest
+from tests.public_ledger import account, key
+from tests.simulation.era_network import ERA_SLOTS, NAMES, EraNetwork
+
+from gridtokenx.core.units import GRID
+from gridtokenx.lab.sim.network import LinkProfile
+from gridtokenx.public.staking import Bond, Chill, Nominate, SetSessionKey, prove_session_key
+
+
+def join(network: EraNetwork, name: str, stake_grid: int = 5_000) -> None:
+    network.call(name, Bond(stake_grid * GRID), network.stand(name))
+
+
+def test_without_a_change_nothing_is_handed_over() -> None:
+    network = EraNetwork(1)
+    network.start()
+    network.run_slots(3 * ERA_SLOTS)
+    assert network.handovers() == []
+    assert [era.set_id for era in network.eras()] == [0] * len(network.eras())
+    assert len(network.eras()) >= 2
+    network.settle()
+    assert network.rejections() == {}
+
+
+def test_a_full_node_wins_a_seat_and_validates_without_a_restart() -> None:
+    network = EraNetwork(2)
+    network.start()
+    network.run_slots(4)
+    join(network, "fay")
+    network.run_slots(2 * ERA_SLOTS)
+    assert "fay" in network.seated()
+    assert len(network.handovers()) == 1
+    network.run_slots(ERA_SLOTS)
+    assert any(author == network.id("fay") for author, _ in network.authored)
+    assert any(voter == network.id("fay") and set_id == 1 for voter, set_id, _, _ in network.said)
+    assert not any(voter == network.id("gus") for voter, *_ in network.said), "never elected"
+    network.settle()
+    assert network.rejections() == {}
+
+
+def test_three_sets_follow_each_other_and_a_newcomer_catches_up_across_them() -> None:
+    network = EraNetwork(3)
+    network.start(*(name for name in NAMES if name != "gus"))
+    for change in (lambda: join(network, "fay"), lambda: network.call("ann", Chill()), None):
+        network.run_slots(ERA_SLOTS)
+        if change is not None:
+            change()
+    network.call("eve", Bond(800 * GRID))
+    network.run_slots(2 * ERA_SLOTS)
+    assert len(network.handovers()) >= 3
+    network.start("gus")
+    network.settle()
+    assert network.node("gus").validators.set_id >= 3
+    assert network.follow_as_client("gus").set_id >= 3
+
+
+def test_a_rotated_session_key_takes_the_seat_over_at_the_next_era() -> None:
+    """The operator runs a second node with the new key; both nodes never hold the seat at once."""
+    network = EraNetwork(4)
+    network.start()
+    network.run_slots(3)
+    own = account("fay session")
+    proof = prove_session_key(own, network.genesis.chain_id, key("ann"))
+    network.call("ann", SetSessionKey(own.public_key, proof))
+    network.run_slots(2 * ERA_SLOTS)
+    assert network.seated() >= {"fay"}
+    assert "ann" not in network.seated()
+    network.settle()
+
+
+def test_two_branches_elect_different_sets_and_one_survives() -> None:
+    """Halves that hear different nominations cross the era boundary apart: two sets of one number."""
+    network = EraNetwork(5, names=NAMES)
+    network.start()
+    network.run_slots(4)
+    join(network, "fay")
+    join(network, "gus")
+    network.call("fay", Chill())
+    network.call("gus", Chill())
+    network.run_slots(2)
+    sides = (["ann", "ben", "fay"], ["cho", "dao", "eve", "gus"])
+    network.world.network.partition(*([network.id(n) for n in side] for side in sides))
+    network.call("fay", network.stand("fay"), to=sides[0])
+    network.call("gus", network.stand("gus"), to=sides[1])
+    network.run_slots(2 * ERA_SLOTS)
+    best = {side[0]: network.node(side[0]).best for side in sides}
+    sets = [network.set_after(block) for block in best.values()]
+    assert sets[0].set_id == sets[1].set_id == 1
+    assert sets[0].hash != sets[1].hash, "the two branches elected different sets"
+    network.settle(further=2 * ERA_SLOTS)
+    assert network.handovers()
+    assert network.rejections() == {}
+    assert not any(node.misbehaviours for node in network.world.nodes.values())
+
+
+def test_all_die_around_a_handover() -> None:
+    network = EraNetwork(6)
+    network.start()
+    network.run_slots(4)
+    join(network, "fay")
+    network.run_slots(2)
+    for _ in range(6):
+        network.world.run_for(1_300)
+        for name in NAMES:
+            network.crash(name)
+        network.start()
+    network.settle(further=ERA_SLOTS)
+    assert "fay" in network.seated()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_stakes_crashes_and_losses(seed: int) -> None:
+    """Seats change hands in most eras while nodes die, links lose, and halves part."""
+    draw = random.Random(seed)
+    profile = LinkProfile(delay_ms=(5, 250), loss=0.04, duplicate=0.02, reorder=0.02)
+    network = EraNetwork(100 + seed, profile=profile)
+    network.start()
+    network.run_slots(2)
+    for name in ("fay", "gus"):
+        join(network, name, draw.randint(150, 900))
+    for _ in range(14):
+        network.run_slots(draw.randint(1, 4))
+        if network.up() and draw.random() < 0.7:
+            targets = draw.sample(("ann", "ben", "cho", "dao", "eve"), draw.randint(1, 2))
+            network.call("nina", Nominate(tuple(map(key, targets))))
+        match draw.randrange(5):
+            case 0:
+                network.crash(draw.choice(NAMES))
+            case 1:
+                sides = draw.sample(NAMES, len(NAMES))
+                cut = draw.randint(2, 5)
+                parts = (sides[:cut], sides[cut:])
+                network.world.network.partition(*([network.id(n) for n in p] for p in parts))
+            case 2:
+                network.world.network.heal()
+            case _:
+                network.start()
+    network.settle(further=2 * ERA_SLOTS, slots=120)
+    assert not any(node.misbehaviours for node in network.world.nodes.values())
+    assert not {"bad-signature", "wrong-set"} & set(network.rejections()), "nobody lied"
