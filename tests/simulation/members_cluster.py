@@ -30,6 +30,7 @@ from gridtokenx.pbft.membership import (
     ReplaceMember,
     new_key,
     possession_bytes,
+    validators_of,
 )
 from gridtokenx.pbft.messages import Ballot, Commit, NewView, Prepare, PrePrepare, ViewChange
 from gridtokenx.pbft.replica import Replica
@@ -75,12 +76,12 @@ class Chain:
             signer(index),
             self.genesis,
             timing,
-            validators_of=self.membership.validators_of,
+            validators_of=validators_of,
         )
 
     def proposal(self, head: ExecutedBlock, change: Change, by: int) -> Transaction:
         """A member proposes; whoever joins agreed to it."""
-        members = self.membership.validators_of(head.state)
+        members = validators_of(head.state)
         what = possession_bytes(CHAIN_ID, members.set_id, change)
         newcomer = new_key(change)
         proof = None if newcomer is None else signer_of(newcomer).sign(what)
@@ -160,7 +161,7 @@ class MembersCluster:
         header = executed.header
         known = self.blocks.setdefault(effect.height, executed.hash)
         assert known == executed.hash, f"two blocks at height {effect.height}"
-        following = self.chain.membership.validators_of(executed.state)
+        following = validators_of(executed.state)
         assert following.hash == header.next_set_hash
         assert self.sets.setdefault(following.set_id, following) == following
         raw = load_finality(node.store, effect.height)

@@ -110,7 +110,13 @@ class ChainNode:
         )
         self._network = Network(
             NetworkParts(
-                identity, parts.security, parts.verifier, parts.metrics, parts.log, parts.limits
+                identity,
+                parts.security,
+                parts.verifier,
+                parts.metrics,
+                parts.log,
+                parts.limits,
+                parts.clock.now_ms,
             ),
             (*self._history.validators.members, *parts.others),
             parts.peers,
@@ -138,6 +144,7 @@ class ChainNode:
             self._late,
             self._lonely,
             self._full,
+            self._network.reasons,
         ]
         self._describe()
 
@@ -147,6 +154,21 @@ class ChainNode:
     def head(self) -> ExecutedBlock:
         """The last final block."""
         return self._history.head
+
+    @property
+    def seat(self) -> int | None:
+        """Index of this node's key in the set that finalises the next block; None: it observes."""
+        return self._history.validators.index_of(self._parts.signer.public_key)
+
+    def facts(self) -> dict[str, int | str]:
+        """Where it stands, for `/health`."""
+        seat = self.seat
+        return {
+            "height": self.head.height,
+            "set_id": self._history.validators.set_id,
+            "members": self._history.validators.size,
+            "seat": "observer" if seat is None else seat,
+        }
 
     @property
     def history(self) -> History:
@@ -204,11 +226,16 @@ class ChainNode:
                 identity=self._parts.signer.public_key.hex(),
             )
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._driver.run(), name="driver")
+                group.create_task(self._drive(), name="driver")
                 group.create_task(self._network.watch(), name="network")
                 group.create_task(self._tasks.watch(), name="clients")
         finally:
             await self._stop()
+
+    async def _drive(self) -> None:
+        """Run the machine, once it is known that no other process runs it with the same key."""
+        await self._network.settle()
+        await self._driver.run()
 
     async def _stop(self) -> None:
         await self._network.close()
@@ -225,7 +252,6 @@ class ChainNode:
         if link.role == "client":
             self._service.client_up(link)
             return
-        self._parts.log.info("peer up", peer=link.identity.hex()[:16], dialed=link.dialed)
         self._driver.peer_connected(link.identity)
 
     def link_down(self, link: Link) -> None:
@@ -299,6 +325,7 @@ class ChainNode:
 
     def _status(self) -> Status:
         header, machine = self.head.header, self._parts.status()
+        members = self._history.validators
         return Status(
             final_height=header.height,
             final_hash=header.hash,
@@ -308,6 +335,9 @@ class ChainNode:
             leader=machine.leader,
             peers=len(self._network.peers),
             pending=machine.pending,
+            set_id=members.set_id,
+            members=members.size,
+            seated=self.seat is not None,
         )
 
     def _describe(self) -> None:
@@ -315,6 +345,12 @@ class ChainNode:
         metrics.gauge("final_height", lambda: self.head.height)
         metrics.gauge("best_height", lambda: status().best_height)
         metrics.gauge("round", lambda: status().round)
+        metrics.gauge("set_id", lambda: self._history.validators.set_id)
+        metrics.gauge("members", lambda: self._history.validators.size)
+        metrics.gauge("seated", lambda: float(self.seat is not None))
+        metrics.describe("set_id", "Number of the validator set that finalises the next block.")
+        metrics.describe("members", "How many members that set has.")
+        metrics.describe("seated", "1 while this node's key has a seat in it, 0 while it observes.")
         metrics.gauge("pending_transactions", lambda: status().pending)
         metrics.gauge("peers", lambda: len(self._network.peers))
         metrics.gauge("clients", lambda: self._network.clients)

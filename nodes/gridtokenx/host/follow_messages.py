@@ -112,6 +112,12 @@ class Status(Wire, frozen=True, tag="follow.status"):
     """Members to which a link is up."""
     pending: UInt63
     """Submissions that wait for a block."""
+    set_id: UInt63
+    """The validator set that finalises the next block."""
+    members: UInt63
+    """How many members it has."""
+    seated: bool
+    """Whether the node has a seat in it; if not, it observes."""
 
 
 class Newest(Wire, frozen=True, tag="follow.newest"):

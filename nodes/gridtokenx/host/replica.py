@@ -19,6 +19,7 @@ from gridtokenx.host.security import mutual_security
 from gridtokenx.host.settings import PermissionedNodeSettings
 from gridtokenx.host.storage import Store
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
+from gridtokenx.pbft.membership import validators_of
 from gridtokenx.pbft.messages import Message
 from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.timing import Timing
@@ -31,6 +32,7 @@ class PbftChain:
     name: str
     ledger: Ledger
     validators: ValidatorSet
+    """The first set."""
     genesis: ExecutedBlock
 
 
@@ -69,7 +71,13 @@ def make_replica(
         refuse_foreign_store(store, chain.ledger, signer)
         timing = Timing(block_time_ms=settings.block_time_ms)
         replica = Replica.restore(
-            store, chain.ledger, chain.validators, signer, chain.genesis, timing
+            store,
+            chain.ledger,
+            chain.validators,
+            signer,
+            chain.genesis,
+            timing,
+            validators_of=validators_of,
         )
     except BaseException:
         store.close()
@@ -92,14 +100,21 @@ def make_replica(
         log=role.log,
         listen=HostPort.parse(settings.listen),
         peers=[NodeAddress.parse(text) for text in settings.peers],
+        validators_of=validators_of,
     )
+    if not replica.seated:
+        role.log.warning(
+            "observer: this key has no seat in the set; following",
+            key=signer.public_key.hex(),
+            set_id=replica.validators.set_id,
+        )
     return ReplicaProcess(ChainNode(parts), signer)
 
 
 @asynccontextmanager
 async def serving_node(role: Role, node: ChainNode) -> AsyncIterator[None]:
     """Answer over HTTP for a chain node while the context lasts."""
-    async with role.serving(node.readiness, lambda: {"height": node.head.height}):
+    async with role.serving(node.readiness, node.facts):
         yield
 
 

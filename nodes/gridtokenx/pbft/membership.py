@@ -207,6 +207,23 @@ OnHandover = Callable[[Context, ValidatorSet, ValidatorSet], None]
 """Called in a set's first block before anything else: (context, old set, new set)."""
 
 
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def current_set(state: State) -> ValidatorSet:
+    """The set that finalises the block in whose state this is."""
+    found = CURRENT.get(state)
+    assert found is not None, "the first set is in genesis"
+    return found
+
+
+def validators_of(tree: StateTree) -> ValidatorSet:
+    """The set that finalises the children of the block with this state."""
+    state = State(tree)
+    announced = NEXT.get(state)
+    return current_set(state) if announced is None else announced
+
+
 # -- the rules of one change -----------------------------------------------------------------------
 
 
@@ -290,30 +307,19 @@ class Membership(Module):
 
     # -- reading -----------------------------------------------------------------------------------
 
-    def current(self, state: State) -> ValidatorSet:
-        """The set that finalises the block in whose state this is."""
-        found = CURRENT.get(state)
-        return self._genesis if found is None else found
-
     def members(self, state: State) -> Sequence[bytes]:
-        """Its keys, which are also the accounts that decide for the chain."""
-        return self.current(state).members
-
-    def validators_of(self, tree: StateTree) -> ValidatorSet:
-        """The set that finalises the children of the block with this state."""
-        state = State(tree)
-        announced = NEXT.get(state)
-        return self.current(state) if announced is None else announced
+        """The accounts that decide for the chain: the keys of the present set."""
+        return current_set(state).members
 
     def reference(self, state: State) -> SetReference:
         """What a header says of validator sets."""
-        current = self.current(state)
+        current = current_set(state)
         announced = NEXT.get(state)
         return SetReference(current.set_id, (announced or current).hash)
 
     def is_member(self, state: State, account: bytes) -> bool:
         """Whether an account has a seat."""
-        return account != NOBODY and self.current(state).index_of(account) is not None
+        return account != NOBODY and current_set(state).index_of(account) is not None
 
     def decides(self, state: State, sender: bytes, calls: Sequence[Wire]) -> bool:
         """Whether a transaction is a member's part in decisions: chains may take it without fee."""
@@ -338,7 +344,7 @@ class Membership(Module):
             _close(ctx, expired, "expired")
 
     def _enter(self, ctx: Context, following: ValidatorSet) -> None:
-        before = self.current(ctx.state)
+        before = current_set(ctx.state)
         NEXT.delete(ctx.state)
         CURRENT.put(ctx.state, following)
         for key in before.members:
@@ -448,7 +454,7 @@ class Membership(Module):
 
     def _ready(self, ctx: Context) -> ValidatorSet:
         """The present set, if the sender may decide about it now."""
-        current = self.current(ctx.state)
+        current = current_set(ctx.state)
         if ctx.sender == NOBODY or current.index_of(ctx.sender) is None:
             raise CallFailed("not-a-member", f"account {ctx.sender.hex()[:16]} has no seat here")
         if NEXT.has(ctx.state):
@@ -492,7 +498,7 @@ class Membership(Module):
 
     def check_invariants(self, state: State) -> Iterator[str]:
         """The set and its successor are sound, and every open proposal is about the set."""
-        current, following = self.current(state), NEXT.get(state)
+        current, following = current_set(state), NEXT.get(state)
         yield from _check_set(self._genesis, current)
         if following is not None:
             yield from _check_set(self._genesis, following)

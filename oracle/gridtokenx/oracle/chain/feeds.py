@@ -24,7 +24,7 @@ from gridtokenx.oracle.chain.rounds import (
     round_at,
     skip_missed,
 )
-from gridtokenx.pbft.membership import Membership
+from gridtokenx.pbft.membership import Membership, current_set
 
 
 class SubmitObservation(Wire, frozen=True, tag="feeds.submit_observation"):
@@ -69,7 +69,7 @@ class Feeds(Module):
 
     Args:
         specs: the feeds, by genesis.
-        membership: which oracles there are; observations name them by index.
+        membership: tells of new sets of oracles; observations name them by index.
         genesis_ms: network time from which rounds are numbered.
     """
 
@@ -78,13 +78,12 @@ class Feeds(Module):
 
     def __init__(self, specs: Sequence[FeedSpec], membership: Membership, genesis_ms: int) -> None:
         self.specs: Final = {spec.feed: spec for spec in specs}
-        self._membership: Final = membership
         self._genesis_ms: Final = genesis_ms
         membership.on_handover(self._reseat)
 
     def genesis(self, ctx: Context) -> None:
         """Every feed starts stale."""
-        oracles = self._membership.current(ctx.state).size
+        oracles = current_set(ctx.state).size
         for name in self.specs:
             FEEDS.put(ctx.state, empty_feed(oracles), name)
 
@@ -97,7 +96,7 @@ class Feeds(Module):
     @handles(SubmitObservation)
     def submit_observation(self, ctx: Context, call: SubmitObservation) -> None:
         """Take one oracle's observation of the running round."""
-        oracle = self._membership.current(ctx.state).index_of(ctx.sender)
+        oracle = current_set(ctx.state).index_of(ctx.sender)
         if oracle is None:
             raise CallFailed("not-an-oracle", "only the chain's oracles observe")
         spec = self.specs.get(call.feed)
@@ -115,7 +114,7 @@ class Feeds(Module):
 
     def end_block(self, ctx: Context) -> None:
         """Close rounds that are complete or over."""
-        oracles = self._membership.current(ctx.state).size
+        oracles = current_set(ctx.state).size
         for spec in self.specs.values():
             feed = self._up_to_date(ctx, spec)
             if len(feed.observed) == oracles:
@@ -136,7 +135,7 @@ class Feeds(Module):
         return skipped
 
     def _close(self, ctx: Context, spec: FeedSpec, feed: Feed) -> Feed:
-        needed = 2 * self._membership.current(ctx.state).faulty + 1
+        needed = 2 * current_set(ctx.state).faulty + 1
         closed, outcome = close_round(feed, spec, needed, ctx.timestamp_ms)
         ctx.emit(RoundClosed(feed=spec.feed, outcome=outcome))
         if closed.published is not feed.published and closed.published is not None:
@@ -148,7 +147,7 @@ class Feeds(Module):
         for name, spec in self.specs.items():
             feed = _required(state, name)
             oracles = [each.oracle for each in feed.observed]
-            count = self._membership.current(state).size
+            count = current_set(state).size
             if len(feed.sources) != count or any(oracle >= count for oracle in oracles):
                 yield f"{name}: its sources are not the {count} oracles"
             if oracles != sorted(set(oracles)):

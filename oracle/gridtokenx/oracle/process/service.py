@@ -1,7 +1,8 @@
 """What makes a chain node an oracle: readings in, watermarks out, observations.
 
 The node itself (consensus, storage, peers) is another's; this is what is wired to it, through the
-few calls of `OracleNode`.
+few calls of `OracleNode`. A node whose key has no seat is no oracle: it neither takes readings nor
+observes feeds, until a set begins in which it has one, and stops when one begins in which it has none.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from typing import Final, Protocol
 
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Signer, Verifier
-from gridtokenx.host.broker import BrokerAddress
+from gridtokenx.host.broker import BrokerAddress, until_first
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.tasks import Tasks
@@ -24,6 +25,7 @@ from gridtokenx.oracle.process.broker import QUEUED_MESSAGES, BrokerLink
 from gridtokenx.oracle.process.intake import Intake, Kept
 from gridtokenx.oracle.process.observer import Observer, Source
 from gridtokenx.oracle.process.watermarks import Watermarks
+from gridtokenx.pbft.membership import validators_of
 
 BATCH: Final = 64
 """Readings judged before the event loop gets its turn: about ten milliseconds."""
@@ -58,7 +60,7 @@ class OracleService:
         log: of the process.
 
     Raises:
-        LocalFault: the key is no oracle's, or a source is for a feed that the chain lacks.
+        LocalFault: a source is for a feed that the chain lacks.
     """
 
     def __init__(
@@ -74,21 +76,18 @@ class OracleService:
         metrics: Metrics,
         log: Logger,
     ) -> None:
-        index = genesis.validator_set.index_of(signer.public_key)
-        if index is None:
-            raise LocalFault(
-                f"key {signer.public_key.hex()} is none of the oracles in the genesis; "
-                "use the key that this node was enrolled with"
-            )
+        self._key: Final = signer.public_key
         self._node: Final = node
         self._clock: Final = clock
         self._metrics: Final = metrics
         self._log: Final = log
         self._intake: Final = Intake(ledger, verifier)
         self._dropped = 0
-        self._watermarks: Final = Watermarks(ledger, index, len(genesis.validators))
+        self._watermarks: Final = Watermarks(ledger, self._key)
         self._queue: Final[deque[tuple[str, bytes]]] = deque()
         self._arrived: Final = asyncio.Event()
+        self._seated = self._has_seat(node.head)
+        self._seat_changed: Final = asyncio.Event()
         self._link: Final = BrokerLink(
             broker, signer, self._watermarks, self._enqueue, self._on_connect, metrics, log
         )
@@ -123,7 +122,19 @@ class OracleService:
     # -- running -----------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve until cancelled; a failure of any part is raised."""
+        """Serve until cancelled, whenever this key has a seat; a failure of any part is raised."""
+        while True:
+            if self._seated:
+                await until_first(self._serve(), self._until(seated=False))
+                self._queue.clear()
+            else:
+                self._log.warning(
+                    "no seat among the oracles: taking no readings, observing no feeds"
+                )
+                await self._until(seated=True)
+                self._log.info("seated among the oracles: beginning to serve")
+
+    async def _serve(self) -> None:
         tasks = Tasks()
         try:
             tasks.spawn(self._link.run(), "broker link")
@@ -134,8 +145,21 @@ class OracleService:
         finally:
             await tasks.close()
 
+    async def _until(self, *, seated: bool) -> None:
+        """Wait until this key has a seat, or has none."""
+        while self._seated != seated:
+            self._seat_changed.clear()
+            await self._seat_changed.wait()
+
+    def _has_seat(self, head: ExecutedBlock) -> bool:
+        return validators_of(head.state).index_of(self._key) is not None
+
     def committed(self, executed: ExecutedBlock) -> None:
         """A block is final and durable: call it for every one, in order."""
+        seated = self._has_seat(executed)
+        if seated != self._seated:
+            self._seated = seated
+            self._seat_changed.set()
         registered = self._watermarks.committed(executed)
         for key in registered:
             kept = self._intake.registered(key)

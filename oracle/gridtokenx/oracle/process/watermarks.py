@@ -18,6 +18,7 @@ from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
 from gridtokenx.ledger.state import State
 from gridtokenx.oracle.chain.admission import watermark
 from gridtokenx.oracle.chain.registry import ORDER, DeviceRegistered, walk_devices
+from gridtokenx.pbft.membership import validators_of
 
 ANSWER_AGAIN_MS: Final = 2_000
 """A device that keeps repeating itself is answered this often."""
@@ -29,14 +30,12 @@ class Watermarks:
 
     Args:
         ledger: decodes what blocks hold.
-        index: of this oracle in the validator set.
-        oracles: how many there are.
+        key: this oracle's; its seat after each block says which devices it publishes for.
     """
 
-    def __init__(self, ledger: Ledger, index: int, oracles: int) -> None:
+    def __init__(self, ledger: Ledger, key: bytes) -> None:
         self._ledger: Final = ledger
-        self._index: Final = index
-        self._oracles: Final = oracles
+        self._key: Final = key
         self._waiting: dict[bytes, Watermark] = {}
         self._answered_ms: dict[bytes, int] = {}
 
@@ -51,8 +50,10 @@ class Watermarks:
         registered = registered_keys(self._ledger, executed)
         for key in registered:
             self._publish(state, key)
+        oracles = validators_of(executed.state)
+        seat = oracles.index_of(self._key)
         for key in _readers(self._ledger, executed):
-            if self._is_on_duty(key, executed.height):
+            if _on_duty(key, executed.height, oracles.size) == seat:
                 self._publish(state, key)
         return registered
 
@@ -78,9 +79,10 @@ class Watermarks:
     def _publish(self, state: State, public_key: bytes) -> None:
         self._waiting[public_key] = watermark(state, public_key)
 
-    def _is_on_duty(self, public_key: bytes, height: int) -> bool:
-        turn = int.from_bytes(public_key[:4], "big") + height
-        return turn % self._oracles == self._index
+
+def _on_duty(public_key: bytes, height: int, oracles: int) -> int:
+    """Whose turn it is to publish for a device after a block."""
+    return (int.from_bytes(public_key[:4], "big") + height) % oracles
 
 
 def registered_keys(ledger: Ledger, executed: ExecutedBlock) -> list[bytes]:
