@@ -175,8 +175,8 @@ class MembersCluster:
     def _watch(self, envelope: Envelope) -> None:
         """Only members vote, and no honest one contradicts a vote of its own across all its lives."""
         index = self.ids.index(envelope.sender)
-        found = self._vote_in(envelope.message)
-        if index in self.faulty or found is None or found[1] != envelope.sender:
+        found = None if index in self.faulty else self._vote_in(envelope.message)
+        if found is None or found[1] != envelope.sender:
             return
         kind, author, set_id, view, height, what = found
         assert author in self.sets[set_id].members, f"{kind} of an observer"
