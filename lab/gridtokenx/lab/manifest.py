@@ -172,16 +172,26 @@ def load_manifest(path: Path) -> Manifest:
     return _convert(raw, str(path))
 
 
-def dump_manifest(manifest: Manifest) -> str:
-    """A manifest as TOML, with every value written out."""
+def dump_manifest(manifest: Manifest, *, brief: bool = False) -> str:
+    """A manifest as TOML.
+
+    Args:
+        manifest: what to write.
+        brief: leave out what is as by default, but for the name; else every value is written out.
+    """
     lines: list[str] = []
     tables: list[str] = []
+    usual = Manifest()
     for name in manifest.__struct_fields__:
-        value = getattr(manifest, name)
+        value, default = getattr(manifest, name), getattr(usual, name)
         if isinstance(value, Section):
-            tables += ["", f"[{name}]"]
-            tables += [f"{key} = {_toml(getattr(value, key))}" for key in value.__struct_fields__]
-        else:
+            written = [
+                f"{key} = {_toml(getattr(value, key))}"
+                for key in value.__struct_fields__
+                if not brief or getattr(value, key) != getattr(default, key)
+            ]
+            tables += ["", f"[{name}]", *written] if written else []
+        elif not brief or name == "name" or value != default:
             lines.append(f"{name} = {_toml(value)}")
     return "\n".join([*lines, *tables]) + "\n"
 

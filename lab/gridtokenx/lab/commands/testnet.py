@@ -14,6 +14,7 @@ import click
 import msgspec
 
 from gridtokenx.core.errors import LocalFault
+from gridtokenx.lab.commands import deploy
 from gridtokenx.lab.manifest import Manifest, load_manifest
 from gridtokenx.lab.testnet.layout import Layout
 
@@ -65,6 +66,10 @@ class Duration(click.ParamType[float]):
 @click.group()
 def command() -> None:
     """Make, run, watch and stop a local testnet of three chains."""
+
+
+for made in (deploy.compose, deploy.prepare, deploy.heartbeat):
+    command.add_command(made)
 
 
 @command.command()

@@ -31,13 +31,21 @@ class Heartbeat:
         Raises:
             LocalFault: the file is missing or unreadable.
         """
+        return cls(path, cls.read(path) - wall_ms())
+
+    @staticmethod
+    def read(path: Path) -> int:
+        """Network time of the last beat.
+
+        Raises:
+            LocalFault: the file is missing or unreadable.
+        """
         try:
-            last_ms = int(path.read_text(encoding="ascii"))
+            return int(path.read_text(encoding="ascii"))
         except (OSError, ValueError) as error:
             raise LocalFault(
                 f"{path}: not a heartbeat ({error}); use --fresh to start the network over"
             ) from None
-        return cls(path, last_ms - wall_ms())
 
     @property
     def now_ms(self) -> int:

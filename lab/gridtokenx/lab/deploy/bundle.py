@@ -1,0 +1,154 @@
+"""Homes of processes in transport: made on the operator's machine, unpacked where each runs.
+
+Law of the file: **a bundle never replaces a home.** It is unpacked where there is none, whole or not
+at all, and is ignored for ever after: keys and chains live in the process's own volume then.
+
+A bundle is compressed JSON, cut into parts that fit into any engine's secret::
+
+    DIR/parts/NAME.000, NAME.001, ...    one process: its own directory and the public files
+    DIR/operator/                        what no process reads: the wallet, the authorities' keys
+"""
+
+import gzip
+import shutil
+from collections.abc import Iterator, Mapping
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import msgspec
+
+from gridtokenx.core.errors import LocalFault
+from gridtokenx.host.files import read_file, write_file
+
+PART_BYTES: Final = 400_000
+"""Swarm allows 500 kB a secret, Kubernetes 1 MiB with all of its names."""
+MAX_BYTES: Final = 512 * 1024 * 1024
+PUBLIC: Final = "genesis"
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    mode: int
+    data: bytes
+
+
+class _Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    process: str
+    files: dict[str, _File]
+    """By path below the home, with slashes."""
+
+
+def pack(home: Path, name: str) -> list[bytes]:
+    """The parts of a process's bundle.
+
+    Args:
+        home: of the network.
+        name: of the process.
+
+    Raises:
+        LocalFault: a file cannot be read.
+    """
+    files = {
+        path.relative_to(home).as_posix(): _File(path.stat().st_mode & 0o777, read_file(path))
+        for directory in (home / PUBLIC, home / name)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+    whole = gzip.compress(msgspec.json.encode(_Bundle(name, files)), mtime=0)
+    return [whole[start : start + PART_BYTES] for start in range(0, len(whole), PART_BYTES)]
+
+
+def write_bundles(home: Path, names: Mapping[str, bool], directory: Path) -> dict[str, int]:
+    """Write the bundles of a network, and keep the rest of it for its operator.
+
+    Args:
+        home: of a network as `initialise` made it; its directories for the operator are moved.
+        names: every directory of it, and whether a process runs there.
+        directory: the bundles'; absent or empty.
+
+    Returns:
+        How many parts each process has.
+
+    Raises:
+        LocalFault: a file cannot be read or written.
+    """
+    parts: dict[str, int] = {}
+    for name, runs in names.items():
+        if runs:
+            packed = pack(home, name)
+            for index, part in enumerate(packed):
+                # Engines mount it as it is, into a container whose user is not the operator.
+                write_file(part_path(directory, name, index), part, mode=0o444)
+            parts[name] = len(packed)
+        else:
+            shutil.move(home / name, directory / "operator" / name)
+    shutil.copytree(home / PUBLIC, directory / "operator" / PUBLIC)
+    return parts
+
+
+def part_path(directory: Path, name: str, index: int) -> Path:
+    """Where a part of a bundle lies on the operator's machine."""
+    return directory / "parts" / part_name(name, index)
+
+
+def part_name(name: str, index: int) -> str:
+    """What a part is called everywhere."""
+    return f"{name}.{index:03}"
+
+
+def parts_of(directory: Path, name: str) -> list[Path]:
+    """The parts of a bundle in a directory, in order."""
+    return sorted(directory.glob(f"{name}.[0-9][0-9][0-9]"))
+
+
+def unpack(directory: Path, name: str, home: Path) -> bool:
+    """Unpack a process's bundle, unless its home is there already.
+
+    Args:
+        directory: where its parts are.
+        name: of the process.
+        home: of the network.
+
+    Returns:
+        Whether anything was written.
+
+    Raises:
+        LocalFault: there is no such bundle, it is damaged, or it is another process's.
+    """
+    if (home / name / "config.toml").exists():
+        return False
+    paths = parts_of(directory, name)
+    if not paths:
+        raise LocalFault(
+            f"{directory}: holds no bundle of {name}; make it with: gtx testnet bundle"
+        )
+    bundle = _decode(b"".join(map(read_file, paths)), name, directory)
+    for path, file in _checked(bundle, directory):
+        write_file(home / path, file.data, mode=file.mode)
+    return True
+
+
+def _decode(whole: bytes, name: str, directory: Path) -> _Bundle:
+    try:
+        with gzip.GzipFile(fileobj=BytesIO(whole)) as stream:
+            data = stream.read(MAX_BYTES)
+        bundle = msgspec.json.decode(data, type=_Bundle)
+    except (OSError, EOFError, msgspec.DecodeError) as error:
+        raise LocalFault(f"{directory}: the bundle of {name} is damaged: {error}") from None
+    if bundle.process != name:
+        raise LocalFault(f"{directory}: the bundle is of {bundle.process}, not of {name}")
+    return bundle
+
+
+def _checked(bundle: _Bundle, directory: Path) -> Iterator[tuple[PurePosixPath, _File]]:
+    """Its files, the settings last: they are what says that a home is there."""
+    config = f"{bundle.process}/config.toml"
+    for text in sorted(bundle.files, key=lambda text: text == config):
+        path = PurePosixPath(text)
+        if (
+            path.is_absolute()
+            or ".." in path.parts
+            or path.parts[0] not in (PUBLIC, bundle.process)
+        ):
+            raise LocalFault(f"{directory}: the bundle of {bundle.process} names {text!r}")
+        yield path, bundle.files[text]
