@@ -18,7 +18,12 @@ MISUSE_EXIT: Final = 2
 _COMMANDS: Final = {
     "testnet": ("gridtokenx.lab.commands.testnet", "Make, run, watch and stop a local testnet."),
     "tx": ("gridtokenx.lab.commands.tx", "Sign and send transactions; wait for finality."),
-    "keys": ("gridtokenx.lab.commands.keys", "Make and show keys."),
+    "stake": (
+        "gridtokenx.lab.commands.stake",
+        "Bond, nominate, stand for election; see who validates.",
+    ),
+    "keys": ("gridtokenx.lab.commands.keys", "Make, show, move and re-encrypt keys."),
+    "ca": ("gridtokenx.lab.commands.ca", "Run the authority of a permissioned chain."),
     "verify": ("gridtokenx.lab.commands.verify", "Re-execute a node's chain from its disk."),
     "node": ("gridtokenx.lab.commands.node", "Run a node of one of the three chains."),
     "relayers": ("gridtokenx.lab.commands.relayers", "Enrol relayers, and show who relays."),
@@ -66,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
         hint = f" (see: {where} --help)" if where else ""
-        click.echo(f"error: {error.format_message()}{hint}", err=True)
+        line = " ".join(error.format_message().split())
+        click.echo(f"error: {line}{hint}", err=True)
         sys.exit(MISUSE_EXIT)
     except click.Abort:
         click.echo("stopped", err=True)

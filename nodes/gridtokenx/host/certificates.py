@@ -76,7 +76,7 @@ class Authority:
     def create(cls, name: str, seed: bytes, *, days: int = VALID_DAYS) -> "Authority":
         """A self-signed authority with the key made from `seed`."""
         key = Ed25519PrivateKey.from_private_bytes(seed)
-        subject = _subject(name, Role.AUTHORITY)
+        subject = subject_name(name, Role.AUTHORITY)
         builder = _builder(subject, subject, key.public_key(), days).add_extension(
             x509.BasicConstraints(ca=True, path_length=0), critical=True
         )
@@ -115,7 +115,7 @@ class Authority:
             hosts: names and addresses of a server that strangers' software checks by name (MQTT).
         """
         subject_key = Ed25519PublicKey.from_public_bytes(public_key)
-        builder = _builder(_subject(name, role), self.certificate.subject, subject_key, days)
+        builder = _builder(subject_name(name, role), self.certificate.subject, subject_key, days)
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         builder = (
             builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -158,10 +158,21 @@ class Authority:
         return builder.sign(self.key, None)
 
 
+def subject_name(name: str, role: Role) -> x509.Name:
+    """Who a certificate is for: GridTokenX, the role, the name."""
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "GridTokenX"),
+            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role.value),
+            x509.NameAttribute(NameOID.COMMON_NAME, name[:NAME_LENGTH]),
+        ]
+    )
+
+
 def self_signed(seed: bytes, name: str = "ephemeral") -> x509.Certificate:
     """A short-lived certificate that only carries a key (public chain's servers)."""
     key = Ed25519PrivateKey.from_private_bytes(seed)
-    subject = _subject(name, Role.PEER)
+    subject = subject_name(name, Role.PEER)
     return _builder(subject, subject, key.public_key(), VALID_DAYS).sign(key, None)
 
 
@@ -447,16 +458,6 @@ def load_chain(context: ssl.SSLContext, certificate: x509.Certificate, seed: byt
 
 
 # -- internals -------------------------------------------------------------------------------------
-
-
-def _subject(name: str, role: Role) -> x509.Name:
-    return x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "GridTokenX"),
-            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role.value),
-            x509.NameAttribute(NameOID.COMMON_NAME, name[:NAME_LENGTH]),
-        ]
-    )
 
 
 def _host(name: str) -> x509.GeneralName:
