@@ -16,6 +16,7 @@ from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier, sha256
 from gridtokenx.devices.fleet.broker import BrokerSettings, serve_broker
 from gridtokenx.host.broker import BrokerAddress, parse_broker
+from gridtokenx.host.checking import CachingVerifier, SignatureChecker
 from gridtokenx.host.logs import NullLogger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.ledger.broker_access import connect_password
@@ -126,7 +127,7 @@ class Scene:
             self.node.world.ledger,
             self.node,
             ORACLE,
-            Ed25519Verifier(),
+            SignatureChecker(CachingVerifier(Ed25519Verifier())),
             parse_broker(f"mqtt://127.0.0.1:{port}"),
             sources or {},
             self.node.now_ms,

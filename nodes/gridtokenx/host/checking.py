@@ -76,14 +76,14 @@ class SignatureChecker:
     """
 
     def __init__(self, verifier: CachingVerifier, threads: int = 0) -> None:
-        self._verifier = verifier
+        self.verifier = verifier
         self._pool = ThreadPoolExecutor(threads, "verify") if threads else None
 
     async def all_valid(self, groups: Sequence[Sequence[SignatureCheck]]) -> list[bool]:
         """For each group, whether all its signatures are valid."""
         if self._pool is not None:
             await self._check_on_threads([check for group in groups for check in group])
-        verify = self._verifier.verify
+        verify = self.verifier.verify
         return [
             all(verify(check.public_key, check.message, check.signature) for check in group)
             for group in groups
@@ -96,16 +96,16 @@ class SignatureChecker:
 
     async def _check_on_threads(self, checks: Sequence[SignatureCheck]) -> None:
         """Fill the cache; what is invalid is found again, and refused, by the caller."""
-        missing = self._verifier.unknown(checks)
+        missing = self.verifier.unknown(checks)
         loop = asyncio.get_running_loop()
         jobs = [missing[at : at + JOB_CHECKS] for at in range(0, len(missing), JOB_CHECKS)]
         results = await asyncio.gather(
-            *(loop.run_in_executor(self._pool, self._verifier.check_uncached, job) for job in jobs)
+            *(loop.run_in_executor(self._pool, self.verifier.check_uncached, job) for job in jobs)
         )
         for job, valid in zip(jobs, results, strict=True):
             for check, holds in zip(job, valid, strict=True):
                 if holds:
-                    self._verifier.remember(check)
+                    self.verifier.remember(check)
 
 
 def _digest(public_key: bytes, message: bytes, signature: bytes) -> bytes:

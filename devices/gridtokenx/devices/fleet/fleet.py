@@ -11,7 +11,7 @@ Each device logs in for itself and signs with a key that only this process holds
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from gridtokenx.core.errors import LocalFault, Malformed
 from gridtokenx.core.gridtime import INTERVAL_MS, GridClock
 from gridtokenx.core.keys import Signer
 from gridtokenx.core.units import ceil_div
+from gridtokenx.devices.fleet.concentrator import FleetConcentrator
 from gridtokenx.devices.fleet.journal import (
     BoundaryRecord,
     Journal,
@@ -50,14 +51,16 @@ from gridtokenx.host.files import read_file
 from gridtokenx.host.keyfile import KeyRing, find_password
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
-from gridtokenx.host.readiness import READY, Readiness
+from gridtokenx.host.readiness import Readiness
 from gridtokenx.host.role import open_role
 from gridtokenx.host.settings import GridTimeSettings
 from gridtokenx.host.tasks import Tasks
 from gridtokenx.interchain.apps.registry import DeviceKind
-from gridtokenx.ledger.readings import FIRST_SEQUENCE
+from gridtokenx.ledger.readings import FIRST_SEQUENCE, RETAINED_BOUNDARIES
 from gridtokenx.ledger.transactions import Transaction, sign_transaction
 
+FULL_PERCENT: Final = 80
+"""Of what a device keeps: above this a fleet is not ready."""
 MAX_SLEEP_S: Final = 5.0
 """Longest sleep before the clock is looked at again: a laptop's sleep stops timers, not time."""
 
@@ -73,6 +76,13 @@ class FleetSettings(GridTimeSettings, frozen=True, kw_only=True):
         Setting("Directory of the devices' certificates for an mqtts broker: KEY.pem, a key each."),
     ] = None
     broker_password_file: BrokerPasswordFile = None
+    concentrator: Annotated[
+        str | None,
+        Setting(
+            "Name of a concentrator's key in `keys`: all devices then report through its one"
+            " connection, in batches, instead of one connection each."
+        ),
+    ] = None
     roster: Annotated[Path, Setting("JSON file of households and devices.")]
     profiles: Annotated[Path, Setting("Profile file, made by `gtx testnet init`.")]
     keys: Annotated[Path, Setting("Directory of the devices' keys.")]
@@ -170,6 +180,7 @@ class Fleet:
 
     Args:
         households: loaded ones.
+        concentrator: through which all of them report; None if each device has its connection.
         clock: network time in milliseconds.
         grid_clock: the map to grid time.
         metrics: of the process.
@@ -179,6 +190,7 @@ class Fleet:
     def __init__(
         self,
         households: tuple[Household, ...],
+        concentrator: Login | None,
         clock: Callable[[], int],
         grid_clock: GridClock,
         metrics: Metrics,
@@ -189,9 +201,23 @@ class Fleet:
         self._grid_clock = grid_clock
         self._metrics = metrics
         self._log = log
-        devices = sum(len(household.devices) for household in households)
-        self._broker = BrokerState(log, devices)
-        self._links = tuple(
+        devices = [device for household in households for device in household.devices]
+        self._broker = BrokerState(log, len(devices) if concentrator is None else 1)
+        self._concentrator: FleetConcentrator | None = None
+        self._links: tuple[DeviceLink, ...] = ()
+        if concentrator is None:
+            self._links = tuple(self._make_links(households))
+        else:
+            outboxes = [device.outbox for device in devices]
+            self._concentrator = FleetConcentrator(
+                concentrator.broker, concentrator.signer, outboxes, self._broker, metrics
+            )
+        metrics.gauge("devices_connected", lambda: float(self.connected))
+        metrics.gauge("readings_waiting", lambda: float(self.waiting))
+        metrics.gauge("broker_buffered", lambda: float(self.fullest))
+
+    def _make_links(self, households: Sequence[Household]) -> Iterator[DeviceLink]:
+        return (
             DeviceLink(
                 device.broker,
                 device.signer,
@@ -199,13 +225,11 @@ class Fleet:
                 household.entry.zone,
                 device.outbox,
                 self._broker,
-                metrics,
+                self._metrics,
             )
             for household in households
             for device in household.devices
         )
-        metrics.gauge("devices_connected", lambda: float(self.connected))
-        metrics.gauge("readings_waiting", lambda: float(self.waiting))
 
     @property
     def waiting(self) -> int:
@@ -215,15 +239,27 @@ class Fleet:
         )
 
     @property
+    def fullest(self) -> int:
+        """Signed readings that wait in the fullest outbox; the oldest beyond the bound are lost."""
+        return max(
+            device.outbox.waiting for household in self.households for device in household.devices
+        )
+
+    @property
     def connected(self) -> int:
-        """Devices that the broker knows at present."""
+        """Connections to the broker at present."""
         return self._broker.connected
 
     @property
     def readiness(self) -> Readiness:
-        """Whether every device is connected."""
-        reason = self._broker.reason
-        return READY if reason is None else Readiness.unless([reason])
+        """Whether every device is connected, and none is about to lose readings."""
+        reasons = [] if self._broker.reason is None else [self._broker.reason]
+        if 100 * self.fullest > FULL_PERCENT * RETAINED_BOUNDARIES:
+            reasons.append(
+                f"{self.fullest} readings of a device wait to be committed; it keeps"
+                f" {RETAINED_BOUNDARIES}, and forgets the oldest beyond"
+            )
+        return Readiness.unless(reasons)
 
     async def run(self) -> None:
         """Live and report until cancelled."""
@@ -231,6 +267,8 @@ class Fleet:
         try:
             for link in self._links:
                 tasks.spawn(link.run(), "device link")
+            if self._concentrator is not None:
+                tasks.spawn(self._concentrator.run(), "concentrator")
             tasks.spawn(self._live(), "households")
             await tasks.watch()
         finally:
@@ -244,6 +282,8 @@ class Fleet:
                 if household.next_boundary_ms == boundary_ms:
                     made = await household.pass_boundary()
                     self._metrics.count("readings_signed", made)
+            if self._concentrator is not None:
+                self._concentrator.wake()
             self._log.debug("boundary", grid_ms=boundary_ms, waiting=self.waiting)
 
     async def _sleep_until(self, grid_ms: int) -> None:
@@ -287,7 +327,8 @@ async def open_fleet(
     try:
         households = load_households(settings)
         log.info("devices", households=len(households), broker=settings.broker)
-        yield Fleet(households, clock, settings.grid_clock, metrics, log)
+        concentrator = _concentrator(settings)
+        yield Fleet(households, concentrator, clock, settings.grid_clock, metrics, log)
     finally:
         for household in households:
             household.close()
@@ -303,8 +344,7 @@ def load_households(settings: FleetSettings) -> tuple[Household, ...]:
     chain_id = _chain_id(settings.chain_id)
     roster = read_roster(settings.roster)
     profiles = unpack_profiles(read_file(settings.profiles), str(settings.profiles)).households
-    password = find_password(settings.keys, settings.keys_password_file, os.environ)
-    ring = KeyRing.open(settings.keys, password)
+    ring = _ring(settings)
     broker = open_broker(settings)
     first_boundary_ms = ceil_div(settings.grid_epoch_ms, INTERVAL_MS) * INTERVAL_MS
     households: list[Household] = []
@@ -315,7 +355,8 @@ def load_households(settings: FleetSettings) -> tuple[Household, ...]:
                 f"{settings.profiles} holds {len(profiles)}"
             )
         logins = {
-            device.key: _login(settings, broker, ring, device.key) for device in entry.devices
+            device.key: _device_login(settings, broker, ring, device.key)
+            for device in entry.devices
         }
         path = settings.data / f"{entry.name}.journal"
         journal = Journal(path)
@@ -326,8 +367,26 @@ def load_households(settings: FleetSettings) -> tuple[Household, ...]:
     return tuple(households)
 
 
+def _ring(settings: FleetSettings) -> KeyRing:
+    password = find_password(settings.keys, settings.keys_password_file, os.environ)
+    return KeyRing.open(settings.keys, password)
+
+
+def _concentrator(settings: FleetSettings) -> Login | None:
+    if settings.concentrator is None:
+        return None
+    return _login(settings, open_broker(settings), _ring(settings), settings.concentrator)
+
+
+def _device_login(settings: FleetSettings, broker: BrokerAddress, ring: KeyRing, key: str) -> Login:
+    """A device behind a concentrator logs in nowhere."""
+    if settings.concentrator is not None:
+        return Login(ring.signer(key), broker)
+    return _login(settings, broker, ring, key)
+
+
 def _login(settings: FleetSettings, broker: BrokerAddress, ring: KeyRing, key: str) -> Login:
-    """How one device logs in: by its own certificate where there are any."""
+    """How a key's holder logs in: by its own certificate where there are any."""
     if settings.broker_certificates is not None:
         certificate = settings.broker_certificates / f"{key}.pem"
         broker = broker.with_certificate(certificate, ring.seed(key))

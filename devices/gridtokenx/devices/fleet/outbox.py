@@ -37,7 +37,7 @@ class Outbox:
     """
 
     def __init__(self, device: bytes, readings: Sequence[SignedReading]) -> None:
-        self._device = device
+        self.device = device
         self._readings: deque[SignedReading] = deque(readings, maxlen=COMPACT_AT)
         self._changed = asyncio.Event()
         self.heard = asyncio.Event()
@@ -84,7 +84,7 @@ class Outbox:
         Raises:
             RemoteFault: it is another device's, or covers what was never signed.
         """
-        if watermark.device != self._device:
+        if watermark.device != self.device:
             raise RemoteFault("watermark-device", watermark.device.hex())
         if watermark.sequence > self.newest:
             raise RemoteFault("watermark-ahead", f"{watermark.sequence} > {self.newest}")

@@ -3,15 +3,17 @@
 Readings come in through a bounded queue; watermarks go out from `Watermarks`. A connection that
 breaks is made again, with back-off; nothing is lost by it, because meters repeat what has no
 watermark and every connection starts by publishing all watermarks.
+
+So this node keeps nothing on disk of what it has received and not yet committed: the one copy that
+counts is the meter's journal (`devices/fleet/journal.py`), which is deleted by nobody's word.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import aiomqtt
 
-from gridtokenx.core.codec import encode
 from gridtokenx.core.keys import Signer
 from gridtokenx.host.broker import (
     BrokerAddress,
@@ -23,13 +25,15 @@ from gridtokenx.host.broker import (
 )
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
-from gridtokenx.ledger.readings import ALL_READINGS, watermark_topic
-from gridtokenx.oracle.process.watermarks import Watermarks
+from gridtokenx.ledger.readings import ALL_BATCHES, ALL_READINGS
+from gridtokenx.oracle.process.watermarks import Answer, Watermarks
 
 LAST_BACKOFF_S: Final = 10.0
 KEEPALIVE_S: Final = 15
 QUEUED_MESSAGES: Final = 2_048
-"""Readings that wait to be judged; what comes beyond is dropped, and sent again by its meter."""
+"""Messages between the connection and the inbox."""
+IN_FLIGHT: Final = 32
+"""Watermarks that wait for the broker's acknowledgement together."""
 
 
 class BrokerLink:
@@ -82,8 +86,9 @@ class BrokerLink:
     async def _connection(self) -> None:
         async with self._client() as client:
             heed_cancellation()
-            await client.subscribe(ALL_READINGS, qos=1)
-            heed_cancellation()
+            for topics in (ALL_READINGS, ALL_BATCHES):
+                await client.subscribe(topics, qos=1)
+                heed_cancellation()
             self._metrics.count("broker_connects")
             self.state.up(self._name)
             self._on_connect()
@@ -109,12 +114,22 @@ class BrokerLink:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while (waiting := self._watermarks.take()) is not None:
-                try:
-                    await client.publish(
-                        watermark_topic(waiting.device), encode(waiting), qos=1, retain=True
-                    )
-                except BaseException:
-                    self._watermarks.put_back(waiting)
-                    raise
-                self._metrics.count("watermarks_published")
+            while answers := self._watermarks.take(IN_FLIGHT):
+                await self._answer(client, answers)
+
+    async def _answer(self, client: aiomqtt.Client, answers: Sequence[Answer]) -> None:
+        """Publish some together; what the broker did not acknowledge goes back."""
+        ends: Sequence[BaseException | None] = [asyncio.CancelledError()] * len(answers)
+        try:
+            ends = await asyncio.gather(
+                *(client.publish(each.topic, each.payload, qos=1, retain=True) for each in answers),
+                return_exceptions=True,
+            )
+        finally:
+            for each, failure in zip(answers, ends, strict=True):
+                if failure is not None:
+                    self._watermarks.put_back(each)
+        for failure in ends:
+            if failure is not None:
+                raise failure
+            self._metrics.count("watermarks_published")

@@ -19,6 +19,7 @@ bad-signature        altered on the way, or forged
 ===================  ====================================================================
 
 Readings of a device that is not registered yet are kept a while, for registrations travel too.
+The signature of a good one is checked by the caller, together with others (`host.checking`).
 """
 
 from collections import OrderedDict
@@ -28,13 +29,11 @@ from typing import Final
 from gridtokenx.core.codec import decode
 from gridtokenx.core.errors import BadSignature, Malformed, RemoteFault
 from gridtokenx.core.keys import Verifier
-from gridtokenx.ledger.readings import SubmitReading, topic_device
+from gridtokenx.ledger.readings import MAX_READING_BYTES, SubmitReading
 from gridtokenx.ledger.runtime import Ledger
 from gridtokenx.ledger.state import State
 from gridtokenx.ledger.transactions import Transaction
 
-MAX_READING_BYTES: Final = 1_024
-"""A reading has about 350 bytes."""
 MAX_STRANGERS: Final = 1_024
 """Readings of devices that are not registered yet; the oldest give way."""
 PER_STRANGER: Final = 8
@@ -61,22 +60,24 @@ class Intake:
         self.dropped = 0
         """Kept ones that gave way to others, in all."""
 
-    def judge(self, state: State, now_ms: int, topic: str, payload: bytes) -> Transaction:
-        """The reading in a message, ready to be submitted.
+    def examine(self, state: State, now_ms: int, transaction: Transaction) -> None:
+        """Whether a reading may be submitted, if its signature holds.
+
+        Args:
+            state: the newest committed one.
+            now_ms: network time.
+            transaction: as `parse` gave it.
 
         Raises:
             Kept: its device is not registered, and it was kept, now or when it came first.
             RemoteFault: with one of the reasons above.
         """
-        transaction = _parse(topic, payload)
         try:
             self._ledger.admit(state, transaction, now_ms)
         except RemoteFault as fault:
             if fault.reason == "unknown-device" and self._keep(transaction):
                 raise Kept(fault.reason, fault.detail) from None
             raise RemoteFault(_RENAMED.get(fault.reason, fault.reason), fault.detail) from None
-        self._check_signature(transaction)
-        return transaction
 
     def registered(self, public_key: bytes) -> Sequence[Transaction]:
         """What was kept of a device that is known from now on; its signatures hold."""
@@ -105,16 +106,31 @@ class Intake:
     def _check_signature(self, transaction: Transaction) -> None:
         check = transaction.signature_check()
         if not self._verifier.verify(check.public_key, check.message, check.signature):
-            raise BadSignature(f"reading {transaction.body.nonce} of {check.public_key.hex()[:16]}")
+            raise forged(transaction)
 
 
-def _parse(topic: str, payload: bytes) -> Transaction:
+def forged(transaction: Transaction) -> BadSignature:
+    """The fault of a reading whose signature does not hold."""
+    body = transaction.body
+    return BadSignature(f"reading {body.nonce} of {body.sender.hex()[:16]}")
+
+
+def parse(payload: bytes, device: bytes | None) -> Transaction:
+    """The reading in some bytes.
+
+    Args:
+        payload: its canonical encoding.
+        device: under whose name it was published; None if a concentrator carried it.
+
+    Raises:
+        RemoteFault: it is none, or another's.
+    """
     if len(payload) > MAX_READING_BYTES:
         raise RemoteFault("oversized", f"{len(payload)} bytes, at most {MAX_READING_BYTES}")
     transaction = decode(payload, Transaction)
     if len(transaction.body.calls) != 1:
         raise Malformed("a reading is one call")
     decode(transaction.body.calls[0], SubmitReading)
-    if topic_device(topic) != transaction.body.sender:
-        raise RemoteFault("wrong-topic", topic[:128])
+    if device is not None and device != transaction.body.sender:
+        raise RemoteFault("wrong-topic", f"it is {transaction.body.sender.hex()[:16]}'s")
     return transaction

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Final
+from typing import Annotated, Final
 
 from gridtokenx.host.broker_address import (
     BrokerAddress,
@@ -15,7 +15,8 @@ from gridtokenx.host.broker_address import (
     BrokerUrl,
     open_broker,
 )
-from gridtokenx.host.checking import CachingVerifier
+from gridtokenx.host.checking import CachingVerifier, SignatureChecker
+from gridtokenx.host.config import Setting
 from gridtokenx.host.files import read_file
 from gridtokenx.host.replica import PbftChain, make_replica, serving_node
 from gridtokenx.host.role import open_key_seed, open_role
@@ -41,6 +42,15 @@ class OracleNodeSettings(PermissionedNodeSettings, frozen=True, kw_only=True):
     broker_certificate: BrokerCertificate = None
     broker_certificate_key: BrokerCertificateKey = None
     broker_password_file: BrokerPasswordFile = None
+    verify_threads: Annotated[
+        int,
+        Setting(
+            "Threads that check the signatures of readings; 0 uses the main one, which is best where"
+            " many nodes share a machine.",
+            minimum=0,
+            maximum=64,
+        ),
+    ] = 0
 
 
 async def run_oracle_node(settings: OracleNodeSettings, sources: Mapping[str, OpenSource]) -> None:
@@ -58,6 +68,7 @@ async def run_oracle_node(settings: OracleNodeSettings, sources: Mapping[str, Op
     role = open_role(settings, CHAIN)
     chain = _Chain(genesis)
     replica = make_replica(settings, role, chain.assemble)
+    checker = SignatureChecker(chain.verifier, settings.verify_threads)
     async with AsyncExitStack() as stack:
         opened = {
             feed: await stack.enter_async_context(
@@ -70,14 +81,16 @@ async def run_oracle_node(settings: OracleNodeSettings, sources: Mapping[str, Op
             chain.ledger,
             replica.node,
             replica.signer,
-            chain.verifier,
+            checker,
             broker,
             opened,
             role.clock.now_ms,
             role.metrics,
             role.log,
         )
+        stack.callback(checker.close)
         replica.node.on_final(service.committed)
+        replica.node.add_reasons(service.reasons)
         await stack.enter_async_context(serving_node(role, replica.node))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(replica.node.run(), name="node")

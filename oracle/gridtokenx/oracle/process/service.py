@@ -6,29 +6,46 @@ observes feeds, until a set begins in which it has one, and stops when one begin
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from gridtokenx.core.errors import LocalFault, RemoteFault
-from gridtokenx.core.keys import Signer, Verifier
+from gridtokenx.core.keys import Signer
 from gridtokenx.host.broker import BrokerAddress, until_first
+from gridtokenx.host.checking import SignatureChecker
+from gridtokenx.host.log_limit import LogLimit
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.tasks import Tasks
-from gridtokenx.ledger.readings import topic_device
+from gridtokenx.ledger.readings import topic_concentrator, topic_device
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
 from gridtokenx.ledger.state import State
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.oracle.chain.ledger import OracleGenesis
-from gridtokenx.oracle.process.broker import QUEUED_MESSAGES, BrokerLink
-from gridtokenx.oracle.process.intake import Intake, Kept
+from gridtokenx.oracle.process.broker import BrokerLink
+from gridtokenx.oracle.process.carriers import FAULTS, GUILTY, MUTED_S, Carriers, unpack
+from gridtokenx.oracle.process.inbox import Inbox
+from gridtokenx.oracle.process.intake import Intake, Kept, forged, parse
 from gridtokenx.oracle.process.observer import Observer, Source
 from gridtokenx.oracle.process.watermarks import Watermarks
 from gridtokenx.pbft.membership import validators_of
 
 BATCH: Final = 64
 """Readings judged before the event loop gets its turn: about ten milliseconds."""
+FULL_PERCENT: Final = 80
+"""Of the inbox: above this the node is not ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """One reading's bytes, and who brought them."""
+
+    payload: bytes
+    device: bytes | None
+    """Under whose name it was published; None if a concentrator carried it."""
+    concentrator: bytes | None
 
 
 class OracleNode(Protocol):
@@ -51,12 +68,14 @@ class OracleService:
         ledger: put together from it.
         node: the chain node.
         signer: the oracle's key.
-        verifier: checks devices' signatures.
+        checker: checks devices' signatures.
         broker: where readings come from.
         sources: this oracle's own source of each feed that it observes, by feed.
         clock: network time in milliseconds.
-        metrics: counts ``readings_received``, ``readings_verified``, ``readings_kept`` (until their
-            device is registered), ``readings_rejected`` (dropped for good) by reason, ``submissions_refused``, and what `BrokerLink` and `Observer` count.
+        metrics: counts ``readings_received`` (messages), ``batches_received``, ``readings_verified``,
+            ``readings_kept`` (until their device is registered), ``readings_rejected`` (dropped for
+            good) by reason, ``concentrator_faults`` by concentrator and reason,
+            ``submissions_refused``, and what `BrokerLink` and `Observer` count.
         log: of the process.
 
     Raises:
@@ -69,7 +88,7 @@ class OracleService:
         ledger: Ledger,
         node: OracleNode,
         signer: Signer,
-        verifier: Verifier,
+        checker: SignatureChecker,
         broker: BrokerAddress,
         sources: Mapping[str, Source],
         clock: Callable[[], int],
@@ -81,10 +100,13 @@ class OracleService:
         self._clock: Final = clock
         self._metrics: Final = metrics
         self._log: Final = log
-        self._intake: Final = Intake(ledger, verifier)
+        self._checker: Final = checker
+        self._intake: Final = Intake(ledger, checker.verifier)
+        self._carriers: Final = Carriers(time.monotonic)
+        self._limit: Final = LogLimit()
         self._dropped = 0
         self._watermarks: Final = Watermarks(ledger, self._key)
-        self._queue: Final[deque[tuple[str, bytes]]] = deque()
+        self._inbox: Final = Inbox()
         self._arrived: Final = asyncio.Event()
         self._seated = self._has_seat(node.head)
         self._seat_changed: Final = asyncio.Event()
@@ -93,6 +115,7 @@ class OracleService:
         )
         self._observers: Final = tuple(self._make_observers(genesis, sources, signer))
         metrics.gauge("broker_connected", lambda: float(self._link.state.connected))
+        metrics.gauge("broker_buffered", lambda: float(len(self._inbox)))
 
     def _make_observers(
         self, genesis: OracleGenesis, sources: Mapping[str, Source], signer: Signer
@@ -121,12 +144,24 @@ class OracleService:
 
     # -- running -----------------------------------------------------------------------------------
 
+    def reasons(self) -> Iterator[str]:
+        """Why this part of the process does not do its work, if it does not."""
+        if not self._seated:
+            return
+        if self._link.state.reason is not None:
+            yield self._link.state.reason
+        if self._inbox.full_percent > FULL_PERCENT:
+            yield (
+                f"{len(self._inbox)} messages of the broker wait to be judged,"
+                f" {self._inbox.full_percent} % of the room: this node is too slow, or is flooded"
+            )
+
     async def run(self) -> None:
         """Serve until cancelled, whenever this key has a seat; a failure of any part is raised."""
         while True:
             if self._seated:
                 await until_first(self._serve(), self._until(seated=False))
-                self._queue.clear()
+                self._inbox.clear()
             else:
                 self._log.warning(
                     "no seat among the oracles: taking no readings, observing no feeds"
@@ -173,45 +208,110 @@ class OracleService:
         self._watermarks.connected(State(self._node.head.state))
 
     def _enqueue(self, topic: str, payload: bytes) -> None:
-        self._metrics.count("readings_received")
-        if len(self._queue) >= QUEUED_MESSAGES:
-            self._metrics.count("readings_rejected", reason="overload")
+        batch = topic_concentrator(topic)
+        self._metrics.count("readings_received" if batch is None else "batches_received")
+        refused = self._inbox.put(topic, payload)
+        if refused is not None:
+            self._metrics.count("readings_rejected", reason=refused)
             return
-        self._queue.append((topic, payload))
         self._arrived.set()
 
     async def _judge_all(self) -> None:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            while self._queue:
-                batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-                self._judge(batch)
-                await asyncio.sleep(0)
+            while len(self._inbox):
+                arrived = self._take()
+                for cut in range(0, len(arrived), BATCH):
+                    await self._judge(arrived[cut : cut + BATCH])
+                    await asyncio.sleep(0)
 
-    def _judge(self, batch: Sequence[tuple[str, bytes]]) -> None:
+    def _take(self) -> list[Arrived]:
+        """Some messages' readings: at least one message's, and not many more than `BATCH`."""
+        arrived: list[Arrived] = []
+        while len(arrived) < BATCH and (taken := self._inbox.take()) is not None:
+            topic, payload = taken
+            concentrator = topic_concentrator(topic)
+            if concentrator is None:
+                arrived.append(Arrived(payload, topic_device(topic) or b"", None))
+            else:
+                arrived += self._unpack(concentrator, payload)
+        return arrived
+
+    def _unpack(self, concentrator: bytes, payload: bytes) -> list[Arrived]:
+        if self._carriers.is_muted(concentrator):
+            self._metrics.count("readings_rejected", reason="concentrator-muted")
+            return []
+        try:
+            readings = unpack(payload)
+        except RemoteFault as fault:
+            self._metrics.count("readings_rejected", reason=fault.reason)
+            self._blame(concentrator, fault, FAULTS)
+            return []
+        return [Arrived(reading, None, concentrator) for reading in readings]
+
+    async def _judge(self, batch: Sequence[Arrived]) -> None:
         state, now_ms = State(self._node.head.state), self._clock()
-        good: list[Transaction] = []
-        for topic, payload in batch:
+        candidates: list[tuple[Arrived, Transaction]] = []
+        for arrived in batch:
             try:
-                good.append(self._intake.judge(state, now_ms, topic, payload))
+                transaction = parse(arrived.payload, arrived.device)
+            except RemoteFault as fault:
+                self._refuse(state, now_ms, arrived, arrived.device, fault)
+                continue
+            try:
+                self._intake.examine(state, now_ms, transaction)
             except Kept:
                 self._metrics.count("readings_kept")
             except RemoteFault as fault:
-                self._refuse(state, now_ms, topic, fault)
+                self._refuse(state, now_ms, arrived, transaction.body.sender, fault)
+            else:
+                candidates.append((arrived, transaction))
         if self._intake.dropped > self._dropped:
             dropped, self._dropped = self._intake.dropped - self._dropped, self._intake.dropped
             self._metrics.count("readings_rejected", dropped, reason="unknown-device")
+        valid = await self._checker.all_valid([(each.signature_check(),) for _, each in candidates])
+        good: list[Transaction] = []
+        for (arrived, transaction), holds in zip(candidates, valid, strict=True):
+            if holds:
+                self._watermarks.heard(transaction.body.sender, arrived.concentrator)
+                good.append(transaction)
+            else:
+                sender = transaction.body.sender
+                self._refuse(state, now_ms, arrived, sender, forged(transaction))
         if good:
             self._submit(good)
 
-    def _refuse(self, state: State, now_ms: int, topic: str, fault: RemoteFault) -> None:
+    def _refuse(
+        self,
+        state: State,
+        now_ms: int,
+        arrived: Arrived,
+        device: bytes | None,
+        fault: RemoteFault,
+    ) -> None:
+        """Count it, and name who sent it."""
         self._metrics.count("readings_rejected", reason=fault.reason)
-        self._log.debug("reading refused", topic=topic[:128], why=str(fault))
-        device = topic_device(topic)
+        self._log.debug("reading refused", device=(device or b"").hex(), why=str(fault))
         if fault.reason == "replayed" and device is not None:
-            self._watermarks.repeated(state, device, now_ms)
+            self._watermarks.repeated(state, device, arrived.concentrator, now_ms)
             self._link.wake()
+        if arrived.concentrator is not None and fault.reason in GUILTY:
+            self._blame(arrived.concentrator, fault)
+
+    def _blame(self, concentrator: bytes, fault: RemoteFault, faults: int = 1) -> None:
+        name = concentrator.hex()
+        self._metrics.count("concentrator_faults", concentrator=name[:16], reason=fault.reason)
+        more = self._limit.admit(name)
+        if more is not None:
+            self._log.warning(
+                "concentrator carries what it should not",
+                concentrator=name,
+                why=str(fault)[:160],
+                **more,
+            )
+        if self._carriers.blame(concentrator, faults):
+            self._log.warning("concentrator muted", concentrator=name, for_s=MUTED_S)
 
     def _submit_one(self, transaction: Transaction) -> None:
         self._hand_over((transaction,))
