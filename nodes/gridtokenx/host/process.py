@@ -8,6 +8,7 @@ code  meaning
 2     the configuration, a key, a file or the data directory is wrong: one line says what
 70    a machine halted: nothing more was sent; the traceback is printed
 74    the store could not write (see `storage`): one line
+75    it wants to be started again: a restored node has caught up (see `restored`)
 ====  ==================================================================================
 """
 
@@ -22,13 +23,19 @@ from typing import Final, NoReturn
 
 import click
 
-from gridtokenx.core.errors import GridTokenXError
+from gridtokenx.core.errors import GridTokenXError, LocalFault
 from gridtokenx.host.crashpoints import arm_crash_points
 from gridtokenx.host.driver import MachineHalted
 
 BUG_EXIT: Final = 1
 FAULT_EXIT: Final = 2
 HALT_EXIT: Final = 70
+AGAIN_EXIT: Final = 75
+"""EX_TEMPFAIL of sysexits.h: start it again."""
+
+
+class StartAgain(LocalFault):
+    """All is well, and this process must be started again: what it reads at its start has changed."""
 
 
 def main(command: click.Command, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -114,6 +121,9 @@ def _tell(error: BaseException) -> int:
         traceback.print_exception(error)
         _say(f"fatal: {error}; nothing more was sent; start again to resume from the last commit")
         return HALT_EXIT
+    if isinstance(error, StartAgain):
+        _say(str(error))
+        return AGAIN_EXIT
     if isinstance(error, GridTokenXError):
         _say(f"error: {error}")
         return FAULT_EXIT

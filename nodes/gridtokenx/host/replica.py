@@ -14,6 +14,7 @@ from gridtokenx.host.chain_node import (
     refuse_foreign_store,
 )
 from gridtokenx.host.checking import CachingVerifier
+from gridtokenx.host.restored import Position, follow_first
 from gridtokenx.host.role import Role, open_key_seed
 from gridtokenx.host.security import mutual_security
 from gridtokenx.host.settings import PermissionedNodeSettings
@@ -70,21 +71,25 @@ def make_replica(
     try:
         refuse_foreign_store(store, chain.ledger, signer)
         timing = Timing(block_time_ms=settings.block_time_ms)
-        replica = Replica.restore(
-            store,
-            chain.ledger,
-            chain.validators,
-            signer,
-            chain.genesis,
-            timing,
-            validators_of=validators_of,
-        )
+
+        def restore(key_seed: bytes) -> Replica:
+            return Replica.restore(
+                store,
+                chain.ledger,
+                chain.validators,
+                Ed25519Signer(key_seed),
+                chain.genesis,
+                timing,
+                validators_of=validators_of,
+            )
+
+        replica, following = follow_first(store, seed, restore, chain.name, _position)
     except BaseException:
         store.close()
         raise
     parts = NodeParts(
         chain=chain.name,
-        machine=replica,
+        machine=following or replica,
         message_type=Message,
         ledger=chain.ledger,
         genesis=chain.genesis,
@@ -102,13 +107,17 @@ def make_replica(
         peers=[NodeAddress.parse(text) for text in settings.peers],
         validators_of=validators_of,
     )
-    if not replica.seated:
+    node = ChainNode(parts)
+    if following is not None:
+        node.add_reasons(following.reasons)
+        role.log.warning("restored: following, signing nothing yet", reason=following.reason)
+    elif not replica.seated:
         role.log.warning(
             "observer: this key has no seat in the set; following",
             key=signer.public_key.hex(),
             set_id=replica.validators.set_id,
         )
-    return ReplicaProcess(ChainNode(parts), signer)
+    return ReplicaProcess(node, signer)
 
 
 @asynccontextmanager
@@ -116,6 +125,10 @@ async def serving_node(role: Role, node: ChainNode) -> AsyncIterator[None]:
     """Answer over HTTP for a chain node while the context lasts."""
     async with role.serving(node.readiness, node.facts):
         yield
+
+
+def _position(replica: Replica) -> Position:
+    return Position(replica.validators, replica.view, replica.head.height)
 
 
 def _status(replica: Replica) -> MachineStatus:

@@ -43,7 +43,8 @@ MAX_KEY_BYTES: Final = 480
 """LMDB allows 511 for the whole key; the rest is the table's name."""
 
 FORMAT: Final = b"1"
-_META: Final = "store"
+META: Final = "store"
+"""The store's table of facts about itself: its format, and what it belongs to (`Store.bind`)."""
 _CHECKSUM: Final = struct.Struct(">I")
 _SCAN_CHUNK: Final = 256
 _GROUP_BATCHES: Final = 256
@@ -278,7 +279,7 @@ class Store:
         Raises:
             LocalFault: the directory was made for another value.
         """
-        known = self.get(_META, name.encode())
+        known = self.get(META, name.encode())
         if known == value:
             return
         if known is not None:
@@ -286,7 +287,7 @@ class Store:
                 f"{self._directory}: belongs to {name} {known.hex()}, but the configuration says"
                 f" {value.hex()}; use another directory, or remove this one to start afresh"
             )
-        self._put_now(Write(_META, name.encode(), value))
+        self._put_now(Write(META, name.encode(), value))
 
     def check(self) -> int:
         """Verify the checksum of every record.
@@ -389,9 +390,9 @@ class Store:
         return key, self._unseal(key, stored)
 
     def _check_format(self, *, read_only: bool) -> None:
-        known = self.get(_META, b"format")
+        known = self.get(META, b"format")
         if known is None and not read_only:
-            self._put_now(Write(_META, b"format", FORMAT))
+            self._put_now(Write(META, b"format", FORMAT))
         elif known != FORMAT:
             raise LocalFault(
                 f"{self._directory}: written in store format {(known or b'none').decode()},"
