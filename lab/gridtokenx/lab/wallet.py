@@ -80,6 +80,10 @@ class Wallet:
                 f"{name!r} is no address (grid1...) and no key here; keys: {known}"
             ) from None
 
+    def names(self) -> dict[bytes, str]:
+        """The keys of this wallet by public key, to show people names."""
+        return {public_key_of(path): path.stem for path in sorted(self._keys.glob("*.key"))}
+
     def signer(self, name: str) -> Signer:
         """The signer of a key of this wallet.
 
