@@ -191,7 +191,8 @@ def test_attestations_become_certificates(network: Network) -> None:
 def test_a_transfer_arrives_and_an_expired_one_comes_back(network: Network) -> None:
     public, consortium = network.chains["public"], network.chains["consortium"]
     bob = network.names["bob"].public_key
-    assert consortium.ledger.modules[0].balance(consortium.state, VOUCHER, bob) == 5_000
+    tokens = next(module for module in consortium.ledger.modules if module.name == "tokens")
+    assert tokens.balance(consortium.state, VOUCHER, bob) == 5_000
     refunds = all_events(public, TransferRefunded)
     assert [(event.amount, event.reason) for event in refunds] == [(7_000, "timeout")]
 

@@ -162,6 +162,29 @@ def test_relayers_pass_through_changes_of_the_validator_set(changes: int) -> Non
     assert client.set_id == changes
 
 
+@pytest.mark.parametrize("relayers", [1, 3])
+def test_clients_are_taken_to_each_new_set_without_packets(relayers: int) -> None:
+    """Former members have nothing to lose by lying to a client that still believes them."""
+    world = World(relayers=relayers)
+    chain = world.chains["consortium"]
+    world.run(5_000)
+    for number in range(1, 4):
+        newcomers = seed_signers(f"set {number}")
+        chain.signers[number] = newcomers
+        chain.sets[number] = structs.replace(
+            chain.sets[0], set_id=number, members=tuple(s.public_key for s in newcomers)
+        )
+        submit(world, "consortium", BOB, HandOver(chain.sets[number]))
+        world.run(40_000)
+        for other in ("public", "oracle"):
+            client = stores.CLIENTS.get(world.chains[other].state, "consortium")
+            assert client is not None
+            assert client.set_id == number
+    assert set(world.codes) == {"ok"}
+    assert sum(world.updates.values()) <= 3 * 2 * 2, "once per client and set, with the head"
+    assert all(driven.machine.waiting == 0 for driven in world.driven)
+
+
 def test_idle_clients_are_renewed_before_they_expire() -> None:
     world = World(relayers=2)
     for chain in world.chains.values():

@@ -11,8 +11,9 @@ One round per destination chain::
     prove      one read per client, at the one height that proves all its tasks (`plan.py`)
     submit     updates first, then tasks: one transaction in flight per chain
 
-*A client is updated only when packets wait* (or before it would expire), and then to the newest
-header; as one transaction is in flight at a time, at most once per destination block.
+*A client is updated only when packets wait* (or before it would expire, or when its chain's validator
+set has changed), and then to the newest header; as one transaction is in flight at a time, at most
+once per destination block.
 
 *Several relayers* share the lanes (a lane is one client of one chain): each lane has an order of
 relayers; the first acts at once, the k-th only on what has waited k staggers. So duplicates are
@@ -88,6 +89,8 @@ class _Proving:
 
 _Read = _Survey | _Proving
 _TaskName = tuple[str, str, str, int]
+_UPKEEP: Final = ("renew", "cross")
+"""Names of what is done for a client without a packet."""
 
 
 class Relayer:
@@ -135,7 +138,7 @@ class Relayer:
     @property
     def waiting(self) -> int:
         """Tasks that are known and not done; for metrics."""
-        return sum(name[2] != "renew" for name in self._patience)
+        return sum(name[2] not in _UPKEEP for name in self._patience)
 
     # -- hearing -----------------------------------------------------------------------------------
 
@@ -219,6 +222,7 @@ class Relayer:
             for client_id in book.spec.clients:
                 wanted |= {self._name(book, task) for task in self._tasks(book, client_id)}
                 wanted.add(_renewal(book, client_id))
+                wanted |= set(self._crossing(book, client_id))
         for name in [name for name in self._patience if name not in wanted]:
             del self._patience[name]
 
@@ -231,7 +235,10 @@ class Relayer:
         for client_id, client in book.clients.items():
             due, later = self._due(now, book, client_id)
             yield from later
-            renew = self._must_renew(now, book, client)
+            crossing_ms = self._crossing_ms(now, book, client)
+            if crossing_ms is not None and crossing_ms > now:
+                yield crossing_ms
+            renew = self._must_renew(now, book, client) or (crossing_ms or now + 1) <= now
             if client.frozen or not (due or renew):
                 continue
             lane = self._lane(now, book, client, due, must_update=renew)
@@ -326,11 +333,28 @@ class Relayer:
         name = _renewal(book, client.client_id)
         return self._patience.setdefault(name, _Patience(now)).next_ms <= now
 
+    def _crossing(self, book: Book, client_id: str) -> Iterator[_TaskName]:
+        """The name of taking a client to the present set of its chain, while it trusts an older one."""
+        client, other = book.clients.get(client_id), self._other(book, client_id)
+        if client is not None and other.head is not None:
+            present = other.head.header.set_id
+            if client.set_id < present and not client.frozen:
+                yield (book.spec.name, client_id, "cross", present)
+
+    def _crossing_ms(self, now: Instant, book: Book, client: ClientState) -> Instant | None:
+        """When to do that, packets or not: former members have nothing to lose by lying to it."""
+        for name in self._crossing(book, client.client_id):
+            patience = self._patience.setdefault(name, _Patience(now))
+            wait_ms = self._rank(book, client.client_id) * book.spec.stagger_ms
+            return max(patience.seen_ms + wait_ms, patience.next_ms)
+        return None
+
     def _back_off(self, now: Instant, chain: str, lane: LanePlan) -> None:
         """Let what was just tried rest, longer each time."""
         options, book = self._options, self._books[chain]
         names = [self._name(book, task) for task in lane.tasks]
-        for name in names or [_renewal(book, lane.client_id)]:
+        names = names or [_renewal(book, lane.client_id)]
+        for name in (*names, *self._crossing(book, lane.client_id)):
             patience = self._patience.get(name)
             if patience is not None:
                 pause_ms = options.first_retry_ms << min(patience.tries, 16)

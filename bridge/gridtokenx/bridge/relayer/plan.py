@@ -1,7 +1,8 @@
 """How a lane's tasks become calls: which header proves them, and what is sent.
 
-Law of the file: **a client is updated only if what is to be proved needs it**, then to the newest
-header known, through every header on the way that changed the validator set.
+Law of the file: **a client is updated only if what is to be proved needs it**, if it expires soon, or
+if it trusts a set that has ended; then to the newest header known, through every header on the way
+that changed the validator set, in order. None is ever passed over: the client would refuse the next.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
