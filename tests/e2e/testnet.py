@@ -312,10 +312,17 @@ def _is_free(port: int) -> bool:
     return True
 
 
-@pytest.fixture
-def alone() -> Iterator[None]:
+@contextlib.contextmanager
+def only_network() -> Iterator[None]:
     """One network at a time, whatever other test processes run."""
     path = Path(tempfile.gettempdir()) / f"gridtokenx-testnet-{os.getuid()}.lock"
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """`only_network` while a test lasts."""
+    with only_network():
         yield
