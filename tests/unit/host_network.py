@@ -7,6 +7,7 @@ from pathlib import Path
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier, sha256
 from gridtokenx.host.addresses import HostPort, NodeAddress
 from gridtokenx.host.certificates import Authority, Role, pem
+from gridtokenx.host.clock import wall_ms
 from gridtokenx.host.framing import Channel
 from gridtokenx.host.handshake import LinkIdentity
 from gridtokenx.host.link import Link, LinkLimits
@@ -64,6 +65,7 @@ class Node:
         limits: NetworkLimits | None = None,
         takes: bool = True,
         members: Sequence[bytes] = (),
+        now_ms: Callable[[], int] = wall_ms,
     ) -> None:
         self.signer = signer(number)
         self.metrics = Metrics()
@@ -75,6 +77,7 @@ class Node:
             metrics=self.metrics,
             log=NullLogger(),
             limits=limits or NetworkLimits(),
+            now_ms=now_ms,
         )
         known = [peer.identity for peer in peers if peer.identity]
         self.network = Network(self.parts, members or known, peers, self.recorder)

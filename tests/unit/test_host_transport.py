@@ -26,12 +26,13 @@ from tests.unit.host_network import (
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Ed25519Verifier
 from gridtokenx.host.addresses import HostPort, NodeAddress
+from gridtokenx.host.bans import Bans
 from gridtokenx.host.certificates import Authority, Role, anonymous_client_context
 from gridtokenx.host.framing import Channel, FrameFault, Splitter, frame
 from gridtokenx.host.handshake import Dialer, LinkIdentity
 from gridtokenx.host.link import Link, LinkLimits
 from gridtokenx.host.security import LinkSecurity, open_security
-from gridtokenx.host.transport import Bans, NetworkLimits, dial
+from gridtokenx.host.transport import NetworkLimits, dial
 
 
 @asynccontextmanager
@@ -326,13 +327,13 @@ async def test_plain_text_and_silence_before_tls_cost_little() -> None:
     async with running(host):
         silent = [await asyncio.open_connection("127.0.0.1", host.network.port) for _ in range(3)]
         await until(lambda: len(host.network._pending) == 3)
-        reader, writer = await asyncio.open_connection("127.0.0.1", host.network.port)
+        link = await connect(host, Node(1, role="client"))  # the oldest makes way
+        link.close("done")
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await reader.readexactly(1)  # no room: closed at once
-        writer.close()
+            await silent[0][0].readexactly(1)
         await until(lambda: not host.network._pending)
         assert host.faults["too-many-handshakes"] == 1
-        assert host.faults.get("timeout", 0) + host.faults.get("unreachable", 0) == 3
+        assert host.faults.get("timeout", 0) + host.faults.get("unreachable", 0) == 2
         talker = await asyncio.open_connection("127.0.0.1", host.network.port)
         talker[1].write(b"GET / HTTP/1.1\r\n\r\n")
         await until(lambda: host.faults.get("tls-failed"))
@@ -372,10 +373,12 @@ async def test_silent_links_are_cut_and_idle_ones_kept_by_pings() -> None:
     limits = NetworkLimits(link=times, client=times)
     first, second = await mesh(2, limits=limits)
     client = Node(9, role="client", limits=limits)
-    link = await connect(first, client)  # nobody tends this one, so it never pings
+    link = await connect(first, client)
+    link.transport.pause_reading()  # nobody tends this one, and it answers no pings
     async with running(first, second):
-        await until(lambda: link.closed)
+        await until(lambda: not first.network.clients)
         assert first.network.peers == (second.key,)
+    link.abort("done")
 
 
 async def test_repeated_faults_ban_a_key_for_a_while() -> None:

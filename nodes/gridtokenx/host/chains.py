@@ -6,8 +6,9 @@ what to trust, a `LinkSettings` where the nodes are, and everything that comes b
 """
 
 import asyncio
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +33,7 @@ from gridtokenx.host.client import (
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.files import read_file
 from gridtokenx.host.follow import Follower, Trust
-from gridtokenx.host.handshake import LinkIdentity
+from gridtokenx.host.handshake import INSTANCE_BYTES, LinkIdentity
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.security import LinkSecurity, mutual_security, open_security
@@ -181,6 +182,8 @@ class ClientParts:
     clock: NetworkClock
     metrics: Metrics
     log: Logger
+    instance: bytes = field(default_factory=lambda: secrets.token_bytes(INSTANCE_BYTES))
+    """Tells this process from another one with the same key."""
 
 
 def open_follower(
@@ -208,7 +211,11 @@ def open_follower(
     if not link.nodes:
         raise LocalFault(f"{facts.name}.nodes is empty: name at least one node to follow")
     identity = LinkIdentity(
-        Ed25519Signer(parts.seed), "client", facts.chain_id, facts.genesis_block.hash
+        Ed25519Signer(parts.seed),
+        "client",
+        facts.chain_id,
+        facts.genesis_block.hash,
+        parts.instance,
     )
     security = _security(facts, link, parts.seed)
     security.report_to(parts.log, parts.metrics, facts.name)
@@ -218,6 +225,7 @@ def open_follower(
         verifier=CachingVerifier(Ed25519Verifier()),
         metrics=parts.metrics,
         log=parts.log,
+        now_ms=parts.clock.now_ms,
     )
     addresses = [NodeAddress.parse(text) for text in link.nodes]
     return Follower(trust or facts.trust, addresses, network, from_newest=from_newest, first=first)

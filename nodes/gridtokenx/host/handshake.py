@@ -3,21 +3,26 @@
 ::
 
     dialer                                              listener
-      Hello(version, chain, genesis, role, key, nonce) ──>  refuses another chain at once
-      <── Welcome(key, nonce, signature)                    signs both nonces and the certificate
+      Hello(version, chain, genesis, role, key,
+            instance, nonce) ────────────────────────────>  refuses another chain at once
+      <── Welcome(key, instance, nonce, signature)          signs both nonces and the certificate
       Prove(signature) ──────────────────────────────────>
-      <── Accepted | Refused(reason, detail)
+      <── Accepted(twin) | Refused(reason, detail)
 
 Law of the file: **a link is up only after both ends have signed, with their identity keys, the same
 claim**: role, chain id, genesis, both nonces, both keys, and the hash of the certificate that the
 listener's TLS session used. A machine in the middle has its own certificate, so its claim differs.
+
+The **instance** is a random number that a process draws when it starts. Two processes that hold the
+same key are told apart by it (see `twins`).
 
 On links with certificates of an authority the same frames run, and in addition the key in the
 certificate must be the key that signs. Ours differs from TLS with a public-key pin only in that the
 public chain needs no authority at all.
 """
 
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field
 from typing import Annotated, Final
 
 from msgspec import Meta
@@ -28,17 +33,24 @@ from gridtokenx.core.keys import Domain, Signer, Verifier, sha256, signed_bytes
 from gridtokenx.core.types import (
     Hash32,
     Index16,
+    Millis,
     PublicKey,
     ShortText,
     SignatureBytes,
     Text,
+    UInt63,
 )
 
-LINK_VERSION: Final = 1
+LINK_VERSION: Final = 2
 MAX_CONTROL_BYTES: Final = 2048
+INSTANCE_BYTES: Final = 16
 OURSELVES: Final = "that-is-us"
 """The reason why we do not link to an address that is our own."""
 
+IN_USE: Final = "identity-in-use"
+"""The reason why one process is refused: another one with the same key is linked, and answers."""
+
+InstanceNumber = Annotated[bytes, Meta(min_length=INSTANCE_BYTES, max_length=INSTANCE_BYTES)]
 RoleName = Annotated[str, Meta(pattern="^(peer|client)$")]
 
 
@@ -49,8 +61,10 @@ class Hello(Wire, frozen=True, tag="link.hello"):
     chain_id: Hash32
     genesis_hash: Hash32
     role: RoleName
-    """``peer`` for a member of the chain, ``client`` for one who follows and submits."""
+    """``peer`` for a node of the chain, ``client`` for one who follows and submits."""
     identity: PublicKey
+    instance: InstanceNumber
+    """Drawn by the process when it started."""
     nonce: Hash32
 
 
@@ -58,6 +72,8 @@ class Welcome(Wire, frozen=True, tag="link.welcome"):
     """The listener proves itself."""
 
     identity: PublicKey
+    instance: InstanceNumber
+    """Drawn by the process when it started."""
     nonce: Hash32
     signature: SignatureBytes
 
@@ -71,6 +87,9 @@ class Prove(Wire, frozen=True, tag="link.prove"):
 class Accepted(Wire, frozen=True, tag="link.accepted"):
     """The link is up."""
 
+    twin: Text
+    """To a client: where another process with its key is linked from; empty if there is none."""
+
 
 class Refused(Wire, frozen=True, tag="link.refused"):
     """The last frame of a link that one end does not want."""
@@ -80,10 +99,22 @@ class Refused(Wire, frozen=True, tag="link.refused"):
 
 
 class Ping(Wire, frozen=True, tag="link.ping"):
-    """Keeps an idle link known to be alive; answered by nothing but the other's own pings."""
+    """Asks for a sign of life, and for the time."""
+
+    number: UInt63
+    """Grows with each ping of one end of a link."""
 
 
-Control = Hello | Welcome | Prove | Accepted | Refused | Ping
+class Pong(Wire, frozen=True, tag="link.pong"):
+    """Answers a `Ping`, at once."""
+
+    number: UInt63
+    """Of the ping."""
+    time_ms: Millis
+    """Network time of the one who answers. Shown to operators, never used for consensus."""
+
+
+Control = Hello | Welcome | Prove | Accepted | Refused | Ping | Pong
 
 
 class LinkClaim(Wire, frozen=True):
@@ -111,6 +142,7 @@ class LinkIdentity:
     role: str
     chain_id: bytes
     genesis_hash: bytes
+    instance: bytes = field(default_factory=lambda: secrets.token_bytes(INSTANCE_BYTES))
 
 
 def read_control(body: bytes) -> Control:
@@ -133,6 +165,9 @@ class Dialer:
     expected: bytes | None
     """The key that must answer; None if any node of the chain will do."""
     listener: bytes = b""
+    """Who answered, once that is proven."""
+    instance: bytes = b""
+    """Which of its lives."""
 
     def hello(self) -> bytes:
         """The first frame's body."""
@@ -143,6 +178,7 @@ class Dialer:
             genesis_hash=own.genesis_hash,
             role=own.role,
             identity=own.signer.public_key,
+            instance=own.instance,
             nonce=self.nonce,
         )
         return encode(hello)
@@ -158,14 +194,14 @@ class Dialer:
             raise LinkRefused(reply.reason, reply.detail)
         if not isinstance(reply, Welcome):
             raise LinkRefused("bad-handshake", f"{type(reply).__name__} in place of Welcome")
-        if reply.identity == self.own.signer.public_key:
+        if (reply.identity, reply.instance) == (self.own.signer.public_key, self.own.instance):
             raise LinkRefused(OURSELVES, "the address is our own")
         if self.expected is not None and reply.identity != self.expected:
             raise LinkRefused(
                 "wrong-identity",
                 f"key {reply.identity.hex()} answered, {self.expected.hex()} was expected",
             )
-        self.listener = reply.identity
+        self.listener, self.instance = reply.identity, reply.instance
         if not _holds(verifier, self._claim(reply, "listener"), self.own, reply.identity, reply):
             raise BadSignature("the listener's handshake")
         claim = self._claim(reply, self.own.role)
@@ -215,7 +251,12 @@ class Listener:
             )
         self.hello = first
         signature = own.signer.sign(_bytes(own, self._claim("listener")))
-        welcome = Welcome(identity=own.signer.public_key, nonce=self.nonce, signature=signature)
+        welcome = Welcome(
+            identity=own.signer.public_key,
+            instance=own.instance,
+            nonce=self.nonce,
+            signature=signature,
+        )
         return encode(welcome)
 
     def accept(self, proof: Control, verifier: Verifier) -> Hello:

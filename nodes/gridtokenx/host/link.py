@@ -7,9 +7,12 @@ Law of the file:
 - **Writing** is batched once per turn of the loop. What a slow peer does not take is kept up to a
   bound; beyond it the link is cut, so one slow peer can neither stall nor fill the others.
 - **A link ends once**, with one reason, which everyone who waits on it gets.
+- **Pings are answered at once**, with the time. Their answers say that the other end lives, and how
+  far its clock is from ours.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,16 +21,20 @@ from typing import Final, cast
 
 from gridtokenx.core.codec import MAX_MESSAGE_BYTES, encode
 from gridtokenx.core.errors import RemoteFault
+from gridtokenx.host.addresses import HostPort
+from gridtokenx.host.clock import wall_ms
 from gridtokenx.host.framing import Channel, FrameFault, Splitter, frame
 from gridtokenx.host.handshake import (
     MAX_CONTROL_BYTES,
     Ping,
+    Pong,
     Refused,
     read_control,
 )
 
 KIBIBYTE: Final = 1024
 _WRITE_CHUNK: Final = 256 * KIBIBYTE
+_SAMPLES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +47,14 @@ class LinkLimits:
     receive_queue_frames: int = 1024
     frames_per_s: int = 4000
     bytes_per_s: int = 32 * 1024 * KIBIBYTE
+    tls_s: float = 3.0
+    """For the TLS session of one who dials us."""
     handshake_s: float = 5.0
+    """For that and the first words together."""
     ping_s: float = 5.0
+    """A ping is sent on a link on which we were silent for so long."""
+    measure_s: float = 15.0
+    """A ping is sent at least so often, to compare clocks."""
     silence_s: float = 20.0
     """A link on which nothing arrived for so long is dead."""
     frame_s: float = 20.0
@@ -77,17 +90,23 @@ class Link(asyncio.Protocol):
         on_ready: Callable[["Link"], None] | None = None,
         on_fault: Callable[["Link", RemoteFault], None] | None = None,
         on_closed: Callable[["Link"], None] | None = None,
+        now_ms: Callable[[], int] = wall_ms,
     ) -> None:
         self.limits = limits
         self.identity = b""
         """The other end's proven key; empty until the handshake is over."""
         self.role = ""
+        self.instance = b""
+        """Which life of the other end, once it has proven itself."""
         self.dialed = False
         """Whether we opened it."""
         self.close_reason = ""
+        self.refusal: Refused | None = None
+        """What the other end said when it wanted the link no longer."""
         self.on_ready = on_ready
         self.on_fault = on_fault
         self.on_closed = on_closed
+        self._now_ms = now_ms
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._splitter = Splitter(MAX_CONTROL_BYTES)
@@ -104,7 +123,12 @@ class Link(asyncio.Protocol):
         now = time.monotonic()
         self._frames = Allowance(limits.frames_per_s, now)
         self._bytes = Allowance(limits.bytes_per_s, now)
-        self._heard_at = self._said_at = self._frame_began = now
+        self._made_at = self._heard_at = self._said_at = self._frame_began = now
+        self._pinged = self._answered = 0
+        self._pinged_at = now
+        self._asked: dict[int, tuple[float, int]] = {}
+        self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
+        self._pong = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Link {self.role} {self.identity.hex()[:12]} {self.close_reason or 'open'}>"
@@ -128,6 +152,18 @@ class Link(asyncio.Protocol):
         session = self.transport.get_extra_info("ssl_object")
         shown: bytes | None = session.getpeercert(binary_form=True) if session is not None else None
         return shown
+
+    @property
+    def where(self) -> str:
+        """The other end's address and for how long, for people."""
+        name = self.transport.get_extra_info("peername") if self._transport is not None else None
+        address = str(HostPort(*name[:2])) if name else "an unknown address"
+        return f"{address} for {time.monotonic() - self._made_at:.0f} s"
+
+    @property
+    def offset_ms(self) -> int | None:
+        """The other end's clock less ours, from the quickest of its last answers."""
+        return min(self._samples)[1] if self._samples else None
 
     @property
     def connected(self) -> bool:
@@ -252,10 +288,24 @@ class Link(asyncio.Protocol):
 
     def _take_control(self, body: bytes) -> None:
         message = read_control(body)
-        if isinstance(message, Refused):
-            self.abort(f"refused: {message.reason}: {message.detail}")
-        elif not isinstance(message, Ping):
-            raise FrameFault("bad-handshake", f"{type(message).__name__} on a link that is up")
+        match message:
+            case Refused(reason, detail):
+                self.refusal = message
+                self.abort(f"refused: {reason}: {detail}")
+            case Ping(number):
+                self.send(Channel.CONTROL, encode(Pong(number=number, time_ms=self._now_ms())))
+            case Pong(number, time_ms) if number <= self._pinged:
+                self._take_pong(number, time_ms)
+            case _:
+                raise FrameFault("bad-handshake", f"{type(message).__name__} on a link that is up")
+
+    def _take_pong(self, number: int, time_ms: int) -> None:
+        self._answered = max(self._answered, number)
+        asked = self._asked.pop(number, None)
+        if asked is not None:
+            way_s = time.monotonic() - asked[0]
+            self._samples.append((way_s, time_ms - asked[1] - int(way_s * 500)))
+        self._pong.set()
 
     def _consider_reading(self) -> None:
         """Read while there is room and allowance."""
@@ -338,8 +388,34 @@ class Link(asyncio.Protocol):
             self._fail(RemoteFault("slow-frame", f"unfinished after {self.limits.frame_s:g} s"))
         elif now - self._heard_at > self.limits.silence_s:
             self.abort(f"nothing heard for {self.limits.silence_s:g} s")
-        elif now - self._said_at > self.limits.ping_s:
-            self.send(Channel.CONTROL, encode(Ping()))
+        elif (
+            now - self._said_at > self.limits.ping_s
+            or now - self._pinged_at > self.limits.measure_s
+        ):
+            self.ping()
+
+    def ping(self) -> int:
+        """Ask for a sign of life; returns the ping's number."""
+        self._pinged += 1
+        self._pinged_at = time.monotonic()
+        self._asked[self._pinged] = (self._pinged_at, self._now_ms())
+        self._asked.pop(self._pinged - _SAMPLES, None)
+        self.send(Channel.CONTROL, encode(Ping(number=self._pinged)))
+        return self._pinged
+
+    async def answers(self, within_s: float) -> bool:
+        """Whether the other end gives a sign of life when asked for one now."""
+        if self.closed:
+            return False
+        number = self.ping()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while self._answered < number and not self.closed:
+                    self._pong.clear()
+                    await self._pong.wait()
+        if self._answered < number and not self._read_paused:
+            return False
+        return not self.close_reason
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -381,5 +457,6 @@ class Link(asyncio.Protocol):
         self._outbox.clear()
         self._outbox_bytes = 0
         self._arrival.set()
+        self._pong.set()
         if self.on_closed is not None:
             self.on_closed(self)

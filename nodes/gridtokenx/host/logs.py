@@ -4,7 +4,11 @@ structlog is imported when logging is set up, not before: it is heavy, and a too
 key has no use for it.
 """
 
+import math
 import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TextIO
 
 if TYPE_CHECKING:
@@ -76,6 +80,80 @@ def make_logger(
         cache_logger_on_first_use=True,
     ).bind(**context)
     return logger
+
+
+class SparseLog:
+    """A logger for what strangers can cause: one line per reason, then a number per minute.
+
+    The first line of an event and reason is written at once; what follows within a minute is counted,
+    and told in one line when the minute is over ("and 41 more in the last minute"), with the fields
+    of the last. Reasons beyond a bound share one line.
+
+    Args:
+        log: what is written to.
+        window_s: the minute.
+        clock: seconds that only grow.
+    """
+
+    REASONS: Final = 256
+
+    def __init__(
+        self, log: Logger, window_s: float = 60.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._log = log
+        self._window_s = window_s
+        self._clock = clock
+        self._held: dict[tuple[str, str], _Held] = {}
+        self._due = math.inf
+        """When the first of their minutes is over."""
+
+    def info(self, event: str, reason: str, **fields: object) -> None:
+        """For whoever watches. `reason` bounds, and is not written: name it in `fields`."""
+        self._say(self._log.info, event, reason, fields)
+
+    def warning(self, event: str, reason: str, **fields: object) -> None:
+        """For whoever should look soon."""
+        self._say(self._log.warning, event, reason, fields)
+
+    def flush(self) -> None:
+        """Tell the numbers of minutes that are over; call it now and then."""
+        now = self._clock()
+        if now < self._due:
+            return
+        for key, held in tuple(self._held.items()):
+            if held.until > now:
+                continue
+            if held.more == 0:
+                del self._held[key]
+                continue
+            held.write(f"{key[0]}: and {held.more} more in the last minute", **held.fields)
+            held.more, held.until = 0, now + self._window_s
+        self._due = min((held.until for held in self._held.values()), default=math.inf)
+
+    def _say(
+        self, write: Callable[..., object], event: str, reason: str, fields: Mapping[str, object]
+    ) -> None:
+        self.flush()
+        key = (event, reason)
+        if key not in self._held and len(self._held) >= self.REASONS:
+            key = (event, "")
+        held = self._held.get(key)
+        if held is None:
+            until = self._clock() + self._window_s
+            self._held[key], self._due = _Held(write, until, fields), min(self._due, until)
+            write(event, **fields)
+        else:
+            held.more, held.fields = held.more + 1, fields
+
+
+@dataclass(slots=True)
+class _Held:
+    """What was said of one event and reason, and is counted until when."""
+
+    write: Callable[..., object]
+    until: float
+    fields: Mapping[str, object]
+    more: int = 0
 
 
 def _printable(_logger: "WrappedLogger", _method: str, event: "EventDict") -> "EventDict":

@@ -16,6 +16,7 @@ from gridtokenx.host.addresses import NodeAddress
 from gridtokenx.host.follow_messages import Answer, Ask, Failed, Question, Reply
 from gridtokenx.host.framing import Channel
 from gridtokenx.host.link import Link
+from gridtokenx.host.logs import SparseLog
 from gridtokenx.host.transport import NetworkParts, as_fault, dial
 
 ANSWER_S: Final = 10.0
@@ -37,12 +38,17 @@ class Refusal(RemoteFault):
 class NodeConnection:
     """A link to one node, with answers matched to questions."""
 
-    def __init__(self, address: NodeAddress, parts: NetworkParts) -> None:
+    def __init__(
+        self, address: NodeAddress, parts: NetworkParts, log: SparseLog | None = None
+    ) -> None:
         self.address: Final = address
         self._parts = parts
+        self._log = log or SparseLog(parts.log)
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
-        self._link = Link(parts.limits.link, on_ready=self._take, on_closed=self._closed)
+        self._link = Link(
+            parts.limits.link, on_ready=self._take, on_closed=self._closed, now_ms=parts.now_ms
+        )
         self._tending: asyncio.Task[None] | None = None
 
     @property
@@ -63,7 +69,7 @@ class NodeConnection:
         """
         self._parts.security.refresh()
         try:
-            await dial(self._parts, self.address, self._link)
+            accepted = await dial(self._parts, self.address, self._link)
         except (RemoteFault, OSError, TimeoutError) as error:
             self._link.close("not opened")
             raise as_fault(error) from None
@@ -71,7 +77,21 @@ class NodeConnection:
             self._link.abort("cancelled")
             raise
         self._link.raise_up(self._link.identity, "node")
+        if accepted.twin:
+            self._warn_of_twin(accepted.twin)
         self._tending = asyncio.get_running_loop().create_task(self._tend(), name="tend")
+
+    def _warn_of_twin(self, where: str) -> None:
+        """Two processes that spend one account's nonces disturb each other; neither is stopped."""
+        self._parts.metrics.count("identity_in_use")
+        self._log.warning(
+            "identity in use",
+            "client",
+            node=str(self.address),
+            other=where,
+            key=self._parts.own.signer.public_key.hex()[:16],
+            hint="another process runs with this key: stop one, or give each its own",
+        )
 
     async def ask(self, question: Question, timeout_s: float = ANSWER_S) -> Reply:
         """Ask, and wait for the answer.
@@ -130,6 +150,7 @@ class NodeConnection:
                 if fault is not None:
                     self._link.close(str(fault))
             self._link.tend(time.monotonic())
+            self._log.flush()
 
 
 class NodeSet:
@@ -152,6 +173,7 @@ class NodeSet:
         self._connections: dict[NodeAddress, NodeConnection] = {}
         self._opening: dict[NodeAddress, asyncio.Lock] = {}
         self._shunned_until: dict[NodeAddress, float] = {}
+        self._log = SparseLog(parts.log)
 
     @property
     def size(self) -> int:
@@ -218,7 +240,7 @@ class NodeSet:
     def shun_liar(self, address: NodeAddress, lie: RemoteFault) -> None:
         """A node said what cannot be true."""
         self._parts.metrics.count("lies", reason=lie.reason)
-        self._parts.log.warning("a node lies", node=str(address), lie=str(lie))
+        self._log.warning("a node lies", f"{address} {lie.reason}", node=str(address), lie=str(lie))
         self.shun(address, LIAR_LEFT_ALONE_S)
 
     def close(self) -> None:
@@ -232,7 +254,7 @@ class NodeSet:
             known = self._connections.get(address)
             if known is not None and not known.closed:
                 return known
-            connection = NodeConnection(address, self._parts)
+            connection = NodeConnection(address, self._parts, self._log)
             await connection.open()
             self._connections[address] = connection
             return connection

@@ -10,7 +10,7 @@ changes with the chain: `Network.set_members`) or a **guest** (an observer, a fu
 has left): both exchange the machine's messages, but guests are few and bear less. Clients (gateways,
 relayers, agents) only dial; a node bounds how many it serves. Faults are counted by reason; whoever
 repeats them is cut off and refused for a while, by key and never by address, because all of a
-laptop's processes share one address.
+laptop's processes share one address. Two processes with one key are told apart: see `twins`.
 """
 
 import asyncio
@@ -19,17 +19,20 @@ import secrets
 import socket
 import ssl
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from gridtokenx.core.codec import encode
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Verifier
+from gridtokenx.core.quorum import max_faulty
 from gridtokenx.host.addresses import HostPort, NodeAddress
+from gridtokenx.host.bans import Bans
+from gridtokenx.host.clock import wall_ms
 from gridtokenx.host.framing import Channel, frame
 from gridtokenx.host.handshake import (
+    IN_USE,
     OURSELVES,
     Accepted,
     Dialer,
@@ -41,10 +44,12 @@ from gridtokenx.host.handshake import (
     read_control,
 )
 from gridtokenx.host.link import KIBIBYTE, Link, LinkClosed, LinkLimits
-from gridtokenx.host.logs import Logger
+from gridtokenx.host.logs import Logger, SparseLog
 from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.peer_clock import PeerClock
 from gridtokenx.host.security import LinkSecurity
 from gridtokenx.host.tasks import Tasks
+from gridtokenx.host.twins import PROBE_S, Twins
 
 _TEND_S: Final = 1.0
 _BACKLOG: Final = 128
@@ -81,8 +86,10 @@ class NetworkLimits:
     clients: int = 64
     guests: int = 8
     """Peers that are not members, at once; with 0 only members are linked as peers."""
+    same_client: int = 4
+    """Processes that are served at once as clients with one and the same key."""
     handshakes: int = 64
-    """Unfinished handshakes at once; further connections are closed at once."""
+    """Unfinished handshakes at once; the oldest makes way for a further one."""
     backoff_s: float = 5.0
     """The longest pause between two attempts to reach a peer."""
     fault_points: int = 64
@@ -104,47 +111,6 @@ class LinkHandler(Protocol):
         """A frame can be taken from a link that is up."""
 
 
-class Bans:
-    """Who misbehaved lately, and who is refused because of it. Bounded."""
-
-    REMEMBERED: Final = 4096
-    WINDOW_S: Final = 60.0
-    LONGEST_S: Final = 3600.0
-
-    def __init__(self, points: int, ban_s: float) -> None:
-        self._limit = points
-        self._ban_s = ban_s
-        self._records: OrderedDict[bytes, _Record] = OrderedDict()
-
-    def record(self, identity: bytes, points: int, now: float) -> bool:
-        """Note a fault; returns whether it bans."""
-        record = self._records.setdefault(identity, _Record(now))
-        self._records.move_to_end(identity)
-        if len(self._records) > self.REMEMBERED:
-            self._records.popitem(last=False)
-        elapsed = now - record.at
-        record.points = max(0.0, record.points - elapsed * self._limit / self.WINDOW_S) + points
-        record.at = now
-        if record.points < self._limit:
-            return False
-        duration = min(self.LONGEST_S, self._ban_s * 2**record.bans)
-        record.points, record.bans, record.until = 0.0, record.bans + 1, now + duration
-        return True
-
-    def banned_for(self, identity: bytes, now: float) -> float:
-        """Seconds that a ban still lasts; 0 without one."""
-        record = self._records.get(identity)
-        return max(0.0, record.until - now) if record is not None else 0.0
-
-
-@dataclass(slots=True)
-class _Record:
-    at: float
-    points: float = 0.0
-    bans: int = 0
-    until: float = 0.0
-
-
 @dataclass(frozen=True, slots=True)
 class NetworkParts:
     """What a `Network` is made of; all of it is shared with the rest of the process."""
@@ -155,6 +121,8 @@ class NetworkParts:
     metrics: Metrics
     log: Logger
     limits: NetworkLimits = field(default_factory=NetworkLimits)
+    now_ms: Callable[[], int] = wall_ms
+    """Network time, to compare with the others'."""
 
 
 class _Pause:
@@ -194,9 +162,14 @@ class Network:
         self._peers = tuple(peer for peer in peers if peer.identity != self._own_key)
         self._links: dict[bytes, Link] = {}
         self._clients: dict[bytes, Link] = {}
-        self._pending: set[Link] = set()
+        self._pending: dict[Link, asyncio.Task[None]] = {}
+        """Handshakes with those who dialed us, oldest first."""
+        self._dialing: set[Link] = set()
         self._down: dict[bytes, asyncio.Event] = {}
         self._bans = Bans(parts.limits.fault_points, parts.limits.ban_s)
+        self._log = SparseLog(parts.log)
+        self._twins = Twins(self._own_key, self._log, parts.metrics)
+        self._clock = PeerClock(parts.log, parts.metrics)
         self._tasks = Tasks()
         self._listener: socket.socket | None = None
         self._closing = False
@@ -224,7 +197,12 @@ class Network:
     async def close(self) -> None:
         """Tell everyone, close everything."""
         self._closing = True
-        for link in (*self._links.values(), *self._clients.values(), *self._pending):
+        for link in (
+            *self._links.values(),
+            *self._clients.values(),
+            *self._pending,
+            *self._dialing,
+        ):
             link.close("this node is stopping")
         await self._tasks.close()
         if self._listener is not None:
@@ -255,6 +233,20 @@ class Network:
     def clients(self) -> int:
         """How many clients are connected."""
         return len(self._clients)
+
+    async def settle(self) -> None:
+        """Hold until enough members have answered to know that nobody else runs with our key.
+
+        Raises:
+            LocalFault: somebody does.
+        """
+        needed = min(self._tolerated + 1, len(self._members))
+        await self._twins.settle(lambda: len(self.members), needed, self._tolerated)
+
+    def reasons(self) -> Iterator[str]:
+        """Why this process is not ready, as far as links tell."""
+        yield from self._twins.reasons(self._tolerated)
+        yield from self._clock.reasons()
 
     def set_members(self, keys: Collection[bytes]) -> None:
         """Other keys are the members from now on.
@@ -303,17 +295,24 @@ class Network:
     def fault(self, identity: bytes, fault: RemoteFault) -> None:
         """Count a fault of a link's other end; enough of them ban it."""
         self._parts.metrics.count("remote_faults", reason=fault.reason)
+        if identity:
+            self._log.info("remote fault", fault.reason, peer=identity.hex()[:16], fault=str(fault))
         points = 8 if fault.reason in _SERIOUS else 1
         if identity in self._links and identity not in self._members:
             points *= _GUEST_POINTS
         if not identity or not self._bans.record(identity, points, time.monotonic()):
             return
         self._parts.metrics.count("bans")
-        self._parts.log.warning("peer banned", peer=identity.hex()[:16], fault=str(fault))
-        for links in (self._links, self._clients):
-            link = links.get(identity)
-            if link is not None:
+        peer = identity.hex()[:16]
+        self._log.warning("peer banned", peer, peer=peer, fault=str(fault))
+        for link in (*self._links.values(), *self._clients.values()):
+            if link.identity == identity:
                 link.refuse(RemoteFault("banned", f"after repeated faults, last: {fault.reason}"))
+
+    @property
+    def _tolerated(self) -> int:
+        """How many members may be faulty, if this process is one of them."""
+        return max_faulty(len(self._members) + 1)
 
     # -- listening ---------------------------------------------------------------------------------
 
@@ -336,16 +335,22 @@ class Network:
                 connection, _ = await loop.sock_accept(listener)
             except OSError as error:  # out of descriptors, or gone before we took it
                 self._parts.metrics.count("remote_faults", reason="accept-failed")
-                self._parts.log.warning("cannot take a connection", why=str(error))
+                self._log.warning("cannot take a connection", "", why=str(error))
                 await asyncio.sleep(_ACCEPT_PAUSE_S)
                 continue
-            if len(self._pending) >= self._parts.limits.handshakes:
-                self._parts.metrics.count("remote_faults", reason="too-many-handshakes")
-                connection.close()
-                continue
+            self._make_room()
             link = self._new_link()
-            self._pending.add(link)
-            self._tasks.spawn(self._welcome(connection, link), "welcome")
+            self._pending[link] = self._tasks.spawn(self._welcome(connection, link), "welcome")
+
+    def _make_room(self) -> None:
+        """End the oldest unfinished handshake if there are too many: best one without TLS yet."""
+        if len(self._pending) < self._parts.limits.handshakes:
+            return
+        silent = (link for link in self._pending if not link.connected)
+        link = next(silent, next(iter(self._pending)))
+        self._parts.metrics.count("remote_faults", reason="too-many-handshakes")
+        self._log.info("link refused", "too-many-handshakes", fault="too-many-handshakes")
+        self._pending.pop(link).cancel()
 
     def _new_link(self) -> Link:
         return Link(
@@ -353,31 +358,32 @@ class Network:
             on_ready=self._handler.frames_ready,
             on_fault=lambda link, fault: self.fault(link.identity, fault),
             on_closed=self._link_closed,
+            now_ms=self._parts.now_ms,
         )
 
     async def _welcome(self, connection: socket.socket, link: Link) -> None:
-        handshake_s, security = self._parts.limits.link.handshake_s, self._parts.security
+        limits, security = self._parts.limits.link, self._parts.security
         server, shown = security.server, security.certificate_der  # both may be renewed meanwhile
         try:
-            async with asyncio.timeout(handshake_s):
+            async with asyncio.timeout(limits.handshake_s):
                 await asyncio.get_running_loop().connect_accepted_socket(
                     lambda: link,
                     connection,
                     ssl=server,
-                    ssl_handshake_timeout=handshake_s,
+                    ssl_handshake_timeout=min(limits.tls_s, limits.handshake_s),
                 )
                 await self._answer(link, shown)
         except (RemoteFault, OSError, TimeoutError) as error:
             fault = as_fault(error)
             if fault.reason not in ("duplicate", "closed"):
                 self.fault(b"", fault)
-                self._parts.log.info("link refused", fault=str(fault))
+                self._log.info("link refused", fault.reason, fault=str(fault))
             link.refuse(fault)
         except asyncio.CancelledError:
-            link.abort("this node is stopping")
+            link.abort("given up")
             raise
         finally:
-            self._pending.discard(link)
+            self._pending.pop(link, None)
 
     async def _answer(self, link: Link, shown: bytes) -> None:
         """The listener's half of the handshake; `shown` is the certificate of its TLS session."""
@@ -386,26 +392,64 @@ class Network:
         link.send(Channel.CONTROL, half.welcome(read_control((await link.receive())[1])))
         hello = half.accept(read_control((await link.receive())[1]), parts.verifier)
         parts.security.check_certificate(link.certificate, hello.identity, hello.role)
+        self._check_ban(hello.identity)
+        link.instance = hello.instance
+        if hello.role == "peer":
+            self._check_ourselves(hello, link)
+            await self._replace_dead(hello.identity, hello.instance)
         self._admit(hello)
-        link.send(Channel.CONTROL, encode(Accepted()))
+        link.send(Channel.CONTROL, encode(Accepted(twin=self._twin_of(hello))))
         self._link_up(link, hello.identity, hello.role)
 
     def _admit(self, hello: Hello) -> None:
         """Whether one who has proven its key may have a link.
 
         Raises:
-            RemoteFault: banned, not a member, too many clients, or the other link is the better.
+            RemoteFault: not a member, too many clients, or the other link is the better.
         """
-        banned_s = self._bans.banned_for(hello.identity, time.monotonic())
-        if banned_s > 0:
-            raise RemoteFault("banned", f"for {banned_s:.0f} more seconds")
         if hello.role == "peer":
             self._check_room(hello.identity)
             self._check_duplicate(hello.identity, dialed=False)
-        elif hello.identity not in self._clients and len(self._clients) >= (
-            self._parts.limits.clients
-        ):
-            raise RemoteFault("too-many-clients", f"at most {self._parts.limits.clients}")
+            return
+        limits = self._parts.limits
+        if hello.identity + hello.instance in self._clients:
+            return
+        if len(self._clients) >= limits.clients:
+            raise RemoteFault("too-many-clients", f"at most {limits.clients}")
+        same = [link for link in self._clients.values() if link.identity == hello.identity]
+        if len(same) >= limits.same_client:
+            raise RemoteFault(IN_USE, f"{len(same)} processes with this key are linked")
+
+    def _check_ban(self, identity: bytes) -> None:
+        banned_s = self._bans.banned_for(identity, time.monotonic())
+        if banned_s > 0:
+            raise RemoteFault("banned", f"for {banned_s:.0f} more seconds")
+
+    def _check_ourselves(self, hello: Hello, link: Link) -> None:
+        if hello.identity != self._own_key:
+            return
+        if hello.instance == self._parts.own.instance:
+            raise RemoteFault(OURSELVES, "the address is our own")
+        self._twins.met(link.where)
+        raise RemoteFault(IN_USE, "it answered at the address that was dialed")
+
+    async def _replace_dead(self, identity: bytes, instance: bytes) -> None:
+        """Make way for another process of a key, unless the one that is linked shows that it lives.
+
+        Raises:
+            RemoteFault: it does.
+        """
+        while (known := self._links.get(identity)) is not None and known.instance != instance:
+            if await known.answers(PROBE_S):
+                raise RemoteFault(IN_USE, f"linked from {known.where}")
+            known.abort("gave no sign of life, and another process with its key came")
+
+    def _twin_of(self, hello: Hello) -> str:
+        """Where another process with a client's key is linked from; they sign no votes, and stay."""
+        for link in self._clients.values():
+            if link.identity == hello.identity and link.instance != hello.instance:
+                return link.where
+        return ""
 
     def _check_room(self, identity: bytes) -> None:
         """Whether a key may be linked as a peer: a member always, a guest while there is room."""
@@ -443,9 +487,11 @@ class Network:
     def _not_reached(self, peer: NodeAddress, fault: RemoteFault, complaint: str) -> str:
         """Say why, unless it was said; return what was said last."""
         self._parts.metrics.count("dial_failures", reason=fault.reason)
-        if fault.reason == complaint:
-            return complaint
-        self._parts.log.info("peer not reached", peer=str(peer.where), why=str(fault))
+        if fault.reason != complaint:
+            where = str(peer.where)
+            self._log.info(
+                "peer not reached", f"{where} {fault.reason}", peer=where, why=str(fault)
+            )
         return fault.reason
 
     async def _until_down(self, identity: bytes) -> None:
@@ -455,14 +501,20 @@ class Network:
     async def _dial_peer(self, peer: NodeAddress) -> bytes:
         """Make a link to an address, if there is none yet, and return who is there."""
         link = self._new_link()
-        self._pending.add(link)
+        self._dialing.add(link)
         try:
             await dial(self._parts, peer, link)
+            await self._replace_dead(link.identity, link.instance)
             self._check_room(link.identity)
             self._check_duplicate(link.identity, dialed=True)
             self._link_up(link, link.identity, "peer")
-        except RemoteFault as fault:
+        except LinkRefused as fault:
             link.close(str(fault))
+            if fault.reason == IN_USE:
+                self._told_of_twin(link.identity, fault.detail)
+            raise
+        except RemoteFault as fault:
+            link.refuse(fault)
             if fault.reason != "duplicate":
                 raise
             await asyncio.sleep(_FIRST_BACKOFF_S)  # the other link may still be in its handshake
@@ -470,8 +522,12 @@ class Network:
             link.close(str(error) or type(error).__name__)
             raise
         finally:
-            self._pending.discard(link)
+            self._dialing.discard(link)
         return link.identity
+
+    def _told_of_twin(self, identity: bytes, detail: str) -> None:
+        if identity in self._members or identity == self._own_key:
+            self._twins.told(identity, detail)
 
     # -- the table of links ------------------------------------------------------------------------
 
@@ -487,30 +543,40 @@ class Network:
             raise RemoteFault("duplicate", "the link in the other direction stays")
 
     def _link_up(self, link: Link, identity: bytes, role: str) -> None:
-        links = self._links if role == "peer" else self._clients
-        old = links.pop(identity, None)
+        links, slot = self._slot(role, identity, link.instance)
+        old = links.pop(slot, None)
         if old is not None:
             old.refuse(RemoteFault("duplicate", "replaced by a newer link"))
         if link.closed:
             return
         link.identity, link.role = identity, role
-        links[identity] = link
+        links[slot] = link
         if role == "client":
             link.restrict(self._parts.limits.client)
         elif identity not in self._members:
             link.restrict(self._parts.limits.guest)
+        else:
+            self._twins.linked(identity)
+        peer = identity.hex()[:16]
+        self._log.info("link up", peer, peer=peer, role=role, dialed=link.dialed)
         self._handler.link_up(link)
         link.raise_up(identity, role)
+        link.ping()
+
+    def _slot(self, role: str, identity: bytes, instance: bytes) -> tuple[dict[bytes, Link], bytes]:
+        """The table of a link, and its key in it: one link per peer, and per process of a client."""
+        return (self._links, identity) if role == "peer" else (self._clients, identity + instance)
 
     def _link_closed(self, link: Link) -> None:
-        links = self._links if link.role == "peer" else self._clients
-        if links.get(link.identity) is not link:
+        links, slot = self._slot(link.role, link.identity, link.instance)
+        if links.get(slot) is not link:
             return
-        del links[link.identity]
+        del links[slot]
         if not self._closing:
-            self._parts.log.info(
-                "link down", peer=link.identity.hex()[:16], role=link.role, why=link.close_reason
-            )
+            peer = link.identity.hex()[:16]
+            self._log.info("link down", peer, peer=peer, role=link.role, why=link.close_reason)
+        if link.refusal is not None and link.refusal.reason == IN_USE:
+            self._told_of_twin(link.identity, link.refusal.detail)
         if link.role == "peer" and (waited_for := self._down.pop(link.identity, None)) is not None:
             waited_for.set()
         self._handler.link_down(link)
@@ -527,6 +593,16 @@ class Network:
             now = time.monotonic()
             for link in (*self._links.values(), *self._clients.values()):
                 link.tend(now)
+            self._log.flush()
+            self._compare_clocks()
+
+    def _compare_clocks(self) -> None:
+        offsets_ms = [
+            link.offset_ms
+            for key, link in self._links.items()
+            if key in self._members and link.offset_ms is not None
+        ]
+        self._clock.look(offsets_ms, self._tolerated)
 
     def _end_objectionable(self) -> None:
         """Refuse links whose certificate was revoked or has expired since they were made."""
@@ -537,7 +613,7 @@ class Network:
                 link.refuse(fault)
 
 
-async def dial(parts: NetworkParts, address: NodeAddress, link: Link) -> None:
+async def dial(parts: NetworkParts, address: NodeAddress, link: Link) -> Accepted:
     """Connect, and do the dialer's half of the handshake; the link's limits are still low then.
 
     Raises:
@@ -559,10 +635,9 @@ async def dial(parts: NetworkParts, address: NodeAddress, link: Link) -> None:
         shown = link.certificate
         half = Dialer(parts.own, secrets.token_bytes(32), shown or b"", address.identity)
         link.send(Channel.CONTROL, half.hello())
-        link.send(
-            Channel.CONTROL,
-            half.prove(read_control((await link.receive())[1]), parts.verifier),
-        )
+        proof = half.prove(read_control((await link.receive())[1]), parts.verifier)
+        link.instance = half.instance
+        link.send(Channel.CONTROL, proof)
         parts.security.check_certificate(shown, half.listener, "peer")  # only members listen
         link.identity = half.listener
         link.accept_full_frames()
@@ -571,6 +646,7 @@ async def dial(parts: NetworkParts, address: NodeAddress, link: Link) -> None:
         raise LinkRefused(reply.reason, reply.detail)
     if not isinstance(reply, Accepted):
         raise LinkRefused("bad-handshake", f"{type(reply).__name__} in place of Accepted")
+    return reply
 
 
 def as_fault(error: Exception) -> RemoteFault:
