@@ -54,13 +54,23 @@ class Chain:
         """The first validator set."""
         return self.facts.validators
 
-    def leader(self, header: Header) -> str | None:
-        """Who made a final block: the slot's claimant, or the primary of the view."""
-        members = self.validators.members
-        if header.set_id != self.validators.set_id:
+    def leader(self, header: Header, validators: ValidatorSet) -> str | None:
+        """Who made a final block: the slot's claimant, or the primary of the view.
+
+        Args:
+            header: of the block.
+            validators: the set that finalised it.
+
+        Returns:
+            Its name, or the beginning of its key if it came after genesis; None if nobody can be named.
+        """
+        members = validators.members
+        if header.set_id != validators.set_id:
             return None
         index = read_claim(header).authority if header.digest else header.round % len(members)
-        return self.leaders.get(members[index]) if index < len(members) else None
+        if index >= len(members):
+            return None
+        return self.leaders.get(members[index], members[index].hex()[:12])
 
     def route_to(self, client_id: str) -> str | None:
         """The route of a packet that this chain sends by one of its clients."""

@@ -17,9 +17,10 @@ import msgspec
 from gridtokenx.consortium.market import messages as market
 from gridtokenx.consortium.settlement import messages as settlement
 from gridtokenx.core.addresses import address
-from gridtokenx.core.codec import Wire, decode, encode
+from gridtokenx.core.codec import Wire, decode, decode_own, encode
 from gridtokenx.core.errors import Malformed
 from gridtokenx.core.units import GRID, WATT
+from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.gateway.facts import CONSORTIUM, ORACLE, Chain, NetworkFacts, market_name
 from gridtokenx.gateway.ports import VerifiedBlock
 from gridtokenx.gateway.schema import cursor_checksum
@@ -93,19 +94,19 @@ class BlockWriter:
         header, name = self._block.header, self._chain.name
         before = self._sql("SELECT * FROM cursors WHERE chain = ?", (name,)).fetchone()
         interval_ms = None if before is None else self._now_ms - before["timestamp_ms"]
-        leader = self._chain.leader(header)
+        current = (
+            self._chain.validators
+            if before is None
+            else decode_own(before["validators"], ValidatorSet)
+        )
+        leader = self._chain.leader(header, current)
         events = len(self._block.events)
         place = (name, self._height, header.hash, self._now_ms)
         self._sql(
             "INSERT INTO headers VALUES (?,?,?,?,?,?,?,?)",
             (*place, interval_ms, leader, events, encode(header)),
         )
-        if self._block.next_set is not None:
-            validators = encode(self._block.next_set)
-        elif before is not None:
-            validators = before["validators"]
-        else:
-            validators = encode(self._chain.validators)
+        validators = encode(self._block.next_set or current)
         cursor = (*place, validators)
         self._sql(
             "INSERT OR REPLACE INTO cursors VALUES (?,?,?,?,?,?)",

@@ -311,6 +311,10 @@ class Membership(Module):
         """The accounts that decide for the chain: the keys of the present set."""
         return current_set(state).members
 
+    def validators_of(self, tree: StateTree) -> ValidatorSet:
+        """The set that finalises the children of the block with this state."""
+        return validators_of(tree)
+
     def reference(self, state: State) -> SetReference:
         """What a header says of validator sets."""
         current = current_set(state)
