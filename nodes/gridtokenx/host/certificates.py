@@ -187,8 +187,8 @@ def load_certificate(path: Path) -> x509.Certificate:
     """
     if not path.exists():
         raise LocalFault(
-            f"{path}: no certificate is there; have the authority issue it (gtx ca issue REQUEST), or"
-            " name the file that holds it"
+            f"{path}: no certificate is there yet; put there what the chain's authority sent (it"
+            " answers a request with: gtx ca issue REQUEST)"
         )
     try:
         return x509.load_pem_x509_certificate(read_file(path))

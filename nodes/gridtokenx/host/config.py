@@ -408,6 +408,14 @@ def render(
     return "\n".join(lines) + "\n"
 
 
+def plain_values(settings: Settings) -> dict[str, object]:
+    """The value of every setting by its key."""
+    return {
+        field.key: functools.reduce(getattr, field.path, cast("Any", settings))
+        for field in fields(type(settings))
+    }
+
+
 def explain(schema: type[Settings], values: Mapping[str, object]) -> str:
     """A configuration file that teaches: every setting with its help, the given ones filled in.
 
@@ -434,7 +442,7 @@ def _explained(field: Field, values: Mapping[str, object]) -> Iterator[str]:
     name = field.path[-1]
     if field.key in values:
         yield f"{name} = {toml_value(values[field.key])}"
-    elif field.default is None or field.required:
+    elif field.default is None or field.required or field.setting.secret:
         yield f"#{name} ="
     else:
         yield f"#{name} = {toml_value(field.default)}"

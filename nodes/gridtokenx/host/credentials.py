@@ -77,8 +77,8 @@ class Credentials:
         self._log: Logger = NullLogger()
         self._troubles: dict[Path, str] = {}
         self._seen: dict[Path, object] = {}
-        self.authority: Final = load_certificate(files.authority)
         self.certificate: x509.Certificate = self._load_certificate()
+        self.authority: Final = load_certificate(files.authority)
         self.revocations: RevocationList | None = self._load_revocations()
         self._looked_s = self._rechecked_s = time.monotonic()
         self._warned_at: dt.datetime | None = None

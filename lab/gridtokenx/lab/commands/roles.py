@@ -1,0 +1,82 @@
+"""A role as a command: it runs, and its sub-command `init` prepares its home.
+
+Both take the same flags, made from the role's one schema.
+"""
+
+import os
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Final, TypeVar
+
+import click
+
+from gridtokenx.host.config import Settings, fields, given_flags, setting_option, settings_options
+from gridtokenx.host.process import serve
+
+S = TypeVar("S", bound=Settings)
+_HELP: Final = """Prepare a home for this role in the directory HOME.
+
+    Makes an identity key, a config.toml that explains every setting (what you give here is filled
+    in), and a request to the authority of each permissioned chain; copies genesis files in, after
+    checking them; and says what to do next. Nothing that exists is overwritten.
+
+    The password of the new keys comes from --keys-password-file, GTX_PASSWORD, or your terminal;
+    with --keys, keys that exist are used.
+    """
+
+
+def role_command(
+    name: str,
+    schema: type[S],
+    run: Callable[[S], Coroutine[object, object, None]],
+    help_: str,
+    *,
+    words: str,
+    chain: str = "",
+    afterwards: tuple[str, ...] = (),
+) -> click.Group:
+    """The command of a role.
+
+    Args:
+        name: of the command.
+        schema: its settings.
+        run: the role, until cancelled.
+        help_: for ``--help``.
+        words: the words of `gtx` that run it.
+        chain: of a node; empty for a client.
+        afterwards: see `homes.HomeKind`.
+    """
+
+    def start(settings: S) -> int:
+        return serve(lambda: run(settings))
+
+    group = click.group(name, invoke_without_command=True, help=help_)(
+        settings_options(schema)(start)
+    )
+    group.add_command(_init(schema, words, chain, afterwards))
+    return group
+
+
+def _init(
+    schema: type[Settings], words: str, chain: str, afterwards: tuple[str, ...]
+) -> click.Command:
+    def init(home: Path, *, name: str | None, development: bool, **given: object) -> None:
+        from gridtokenx.lab.homes import Given, HomeKind, make_home  # noqa: PLC0415 - not to run
+
+        kind = HomeKind(words, schema, chain, afterwards)
+        said = Given(given_flags(schema, given), os.environ, name or home.name, development)
+        click.echo(make_home(kind, home, said).told())
+
+    command: Callable[..., object] = init
+    for field in reversed(fields(schema)):
+        command = setting_option(field)(command)
+    command = click.option(
+        "--development",
+        is_flag=True,
+        help="Generate a password and leave it beside the keys. For play, never for value.",
+    )(command)
+    command = click.option(
+        "--name", help="Name of the holder in certificates.  [default: the directory's]"
+    )(command)
+    command = click.argument("home", type=click.Path(path_type=Path, file_okay=False))(command)
+    return click.command("init", help=_HELP)(command)
