@@ -1,13 +1,19 @@
 """Eras on the real ledger: joiners win seats, sets follow each other through crashes, loss and forks."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
 from tests.public_ledger import account, key
 from tests.simulation.era_network import ERA_SLOTS, NAMES, EraNetwork
 
+from gridtokenx.core.machine import Broadcast, Effect, Start, Write
 from gridtokenx.core.units import GRID
-from gridtokenx.lab.sim.network import LinkProfile
+from gridtokenx.finality.justifications import Stage
+from gridtokenx.lab.sim.network import Drop, Envelope, LinkProfile, Verdict
+from gridtokenx.lab.sim.store import SimulatedStore
+from gridtokenx.public.grandpa.messages import SignedVote, Votes
+from gridtokenx.public.machine import PublicNode
 from gridtokenx.public.staking import Bond, Chill, Nominate, SetSessionKey, prove_session_key
 
 
@@ -142,3 +148,70 @@ def test_random_stakes_crashes_and_losses(seed: int) -> None:
     network.settle(further=2 * ERA_SLOTS, slots=120)
     assert not any(node.misbehaviours for node in network.world.nodes.values())
     assert not {"bad-signature", "wrong-set"} & set(network.rejections()), "nobody lied"
+
+
+def test_every_prefix_of_a_disk_around_a_handover_restores() -> None:
+    """Whatever a crash leaves: the right set finalises next, and no vote contradicts what was said."""
+    network = EraNetwork(7)
+    node = network.world.nodes[network.id("ann")]
+    batches: list[tuple[Write, ...]] = []
+    write = node.store.write
+
+    def record(batch: tuple[Write, ...]) -> None:
+        batches.append(batch)
+        write(batch)
+
+    node.store.write = record  # type: ignore[method-assign]  # the test's own ear
+    network.start()
+    network.run_slots(3)
+    join(network, "fay")
+    network.run_slots(ERA_SLOTS + 2)
+    assert len(network.handovers()) == 1
+    store, sets = SimulatedStore(), set()
+    for batch in batches:
+        store.write(batch)
+        store.sync()
+        machine = node.build(store)
+        assert isinstance(machine, PublicNode)
+        assert machine.validators == network.set_after(network.chain[machine.head.height])
+        sets.add(machine.validators.set_id)
+        for vote in votes_of(machine.step(network.world.now, Start())):
+            place = (node.id, vote.set_id, vote.round, Stage(vote.stage))
+            assert network.said.get(place, vote.target_hash) == vote.target_hash
+    assert sets == {0, 1}
+
+
+def votes_of(effects: Sequence[Effect]) -> list[SignedVote]:
+    messages = [effect.message for effect in effects if isinstance(effect, Broadcast)]
+    return [vote for message in messages if isinstance(message, Votes) for vote in message.votes]
+
+
+def test_no_vote_passes_a_handover_and_the_new_set_builds_on_it_meanwhile() -> None:
+    """All precommits around the handover are lost, so the new set's blocks pile up above it."""
+    network = EraNetwork(8)
+    heard: list[SignedVote] = []
+    losing = False
+
+    def rule(envelope: Envelope) -> Verdict | None:
+        if not isinstance(envelope.message, Votes):
+            return None
+        heard.extend(envelope.message.votes)
+        return Drop() if losing else None
+
+    network.world.network.rules.append(rule)
+    network.start()
+    network.run_slots(3)
+    join(network, "fay")
+    network.run_slots(2)
+    losing = True
+    network.run_slots(ERA_SLOTS)
+    node = network.node("ann")
+    assert node.best.header.set_id == 1, "children of the handover are the new set's, final or not"
+    assert (node.head.header.set_id, node.validators.set_id) == (0, 0)
+    assert {vote.set_id for vote in heard} == {0}
+    losing = False
+    network.settle(further=ERA_SLOTS)
+    last_of_set_0 = network.handovers()[0]
+    assert max(vote.target_height for vote in heard if vote.set_id == 0) == last_of_set_0
+    assert min(vote.target_height for vote in heard if vote.set_id == 1) > last_of_set_0
+    assert network.rejections() == {}
