@@ -7,6 +7,7 @@ from typing import Final
 BENCHMARKS: Final = {
     "testnet": "the default network without orders: time to finality, memory, processor time",
     "orders": "a signed order to its final commit on the consortium chain, by real processes",
+    "meters": "ten thousand meters through concentrators, Mosquitto and four oracle processes",
     "primitives": "state tree, signatures, VRF, auction and packing, each beside a plain reference",
 }
 
