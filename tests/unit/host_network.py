@@ -11,7 +11,7 @@ from gridtokenx.host.clock import wall_ms
 from gridtokenx.host.framing import Channel
 from gridtokenx.host.handshake import LinkIdentity
 from gridtokenx.host.link import Link, LinkLimits
-from gridtokenx.host.logs import NullLogger
+from gridtokenx.host.logs import Logger, NullLogger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.security import LinkSecurity, mutual_security, open_security
 from gridtokenx.host.transport import Network, NetworkLimits, NetworkParts
@@ -66,6 +66,7 @@ class Node:
         takes: bool = True,
         members: Sequence[bytes] = (),
         now_ms: Callable[[], int] = wall_ms,
+        log: Logger | None = None,
     ) -> None:
         self.signer = signer(number)
         self.metrics = Metrics()
@@ -75,7 +76,7 @@ class Node:
             security=security or open_security(),
             verifier=Ed25519Verifier(),
             metrics=self.metrics,
-            log=NullLogger(),
+            log=log or NullLogger(),
             limits=limits or NetworkLimits(),
             now_ms=now_ms,
         )

@@ -27,8 +27,12 @@ MAX_LIMIT: Final = 500
 MAX_BODY_BYTES: Final = 2 * MAX_TRANSACTION_BYTES + 1_024
 """A transaction in hexadecimal, and the JSON around it."""
 BODY_TIMEOUT_S: Final = 10.0
+MAX_READING: Final = 64
+"""Bodies that are being read at once; the one that began first makes way for a further one."""
 MAX_REQUESTS: Final = 128
-"""Requests in progress at once; what comes beyond is told to come back."""
+"""Requests in progress at once, their bodies read; what comes beyond is told to come back."""
+OPERATORS: Final = frozenset({"/health", "/ready", "/metrics"})
+"""Always answered, however much else is asked."""
 MAX_QUERY_CHARACTERS: Final = 2_048
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -165,11 +169,7 @@ class TransactionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 async def read_transaction_bytes(request: web.Request) -> bytes:
     """The signed bytes in a submission's body."""
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            body = await request.read()
-    except TimeoutError:
-        raise bad("slow-body", f"the body took longer than {BODY_TIMEOUT_S:.0f} s") from None
+    body = await request.read()  # `Guard` has read it
     try:
         text = msgspec.json.decode(body, type=TransactionBody).transaction
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
@@ -199,21 +199,51 @@ class Guard:
         self._metrics: Final = metrics
         self._logger: Final = logger
         self._running = 0
+        self._reading: dict[asyncio.Timeout, None] = {}
 
     def middleware(self) -> Middleware:
         """For `web.Application`."""
 
         @web.middleware
         async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if self._running >= MAX_REQUESTS:
-                return self._count(error(503, "busy", "too many requests at once; try again"))
-            self._running += 1
-            try:
-                return self._count(await self._answer(request, handler))
-            finally:
-                self._running -= 1
+            async def bounded(request: web.Request) -> web.StreamResponse:
+                await self._read_body(request)
+                if self._running >= MAX_REQUESTS:
+                    raise Refusal(503, "busy", "too many requests at once; try again")
+                self._running += 1
+                try:
+                    return await handler(request)
+                finally:
+                    self._running -= 1
+
+            work = handler if request.path in OPERATORS else bounded
+            return self._count(await self._answer(request, work))
 
         return around
+
+    async def _read_body(self, request: web.Request) -> None:
+        """Have all of a body before anything else is spent on its request.
+
+        Raises:
+            Refusal: it comes too slowly.
+        """
+        if request.method != "POST":
+            return
+        if len(self._reading) >= MAX_READING:
+            oldest = next(iter(self._reading))
+            self._reading.pop(oldest)
+            oldest.reschedule(asyncio.get_running_loop().time())
+        limit = asyncio.timeout(BODY_TIMEOUT_S)
+        try:
+            async with limit:
+                self._reading[limit] = None
+                await request.read()
+        except TimeoutError:
+            raise bad(
+                "slow-body", f"the body took {BODY_TIMEOUT_S:.0f} s, or others waited for its place"
+            ) from None
+        finally:
+            self._reading.pop(limit, None)
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
