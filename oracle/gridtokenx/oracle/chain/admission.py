@@ -12,7 +12,8 @@ an oracle                    decisions, up to a weight per window: see `relaying
 an enrolled relayer          relay calls, up to a weight per window: see `relaying.py`
 ===========================  ======================================================================
 
-A device's readings are unique by sequence inside a window, in any order.
+A device's readings are unique by sequence inside a window, in any order. An oracle's observations are
+numbered apart from its decisions: rounds are small numbers, a person's are times of day.
 
 The watermark of a device is kept here, where its sequence numbers are used up, because a reading
 that fails (a register that runs backwards) is used up as well and must not be sent again.
@@ -27,6 +28,7 @@ from msgspec import Meta
 from gridtokenx.core.codec import Wire, decode
 from gridtokenx.core.errors import Malformed
 from gridtokenx.core.gridtime import GridClock, interval_at
+from gridtokenx.core.keys import sha256
 from gridtokenx.core.types import Millis, UInt63
 from gridtokenx.interchain.calls import RELAY_CALLS
 from gridtokenx.ledger.admission import NoFee, WindowNonce
@@ -141,16 +143,17 @@ class OracleAdmission(WindowNonce):
         self, state: State, body: TransactionBody, calls: Sequence[Wire], weight: int
     ) -> None:
         """Whether it could be included now, or soon; see `Admission`."""
-        if self.is_used(state, body.sender, body.nonce):
+        if self.is_used(state, _numbered_by(body.sender, calls), body.nonce):
             raise InvalidTransaction("nonce-used", f"{body.nonce} was used, or is too old")
         self._fees.check(state, body, calls, weight)
 
     def ready(self, state: State, body: TransactionBody) -> bool:
         """Whether the very next block could include it: its time has come."""
-        if self.is_used(state, body.sender, body.nonce):
+        timed = tuple(_timed_calls(body))
+        if self.is_used(state, _numbered_by(body.sender, timed), body.nonce):
             return False
         block_ms = SCHEDULE.get(state).block_ms
-        return all(self._is_due(call, block_ms) for call in _timed_calls(body))
+        return all(self._is_due(call, block_ms) for call in timed)
 
     def charge(
         self, ctx: Context, body: TransactionBody, calls: Sequence[Wire], weight: int
@@ -160,7 +163,7 @@ class OracleAdmission(WindowNonce):
         for call in calls:
             if not self._is_due(call, ctx.timestamp_ms):
                 raise InvalidTransaction("not-due", f"it is not for a block of {ctx.timestamp_ms}")
-        self._use(ctx.state, body.sender, body.nonce)
+        self._use(ctx.state, _numbered_by(body.sender, calls), body.nonce)
         self._count(ctx.state, body, calls, weight)
 
     def _count(
@@ -249,6 +252,12 @@ class OracleAdmission(WindowNonce):
     def _interval(self, state: State) -> int:
         """The interval of the last block's time, which pool and block know alike."""
         return interval_at(self._clock.grid_ms(SCHEDULE.get(state).block_ms))
+
+
+def _numbered_by(sender: bytes, calls: Sequence[Wire]) -> bytes:
+    """Under which name the nonces of a transaction count."""
+    observes = any(isinstance(call, SubmitObservation) for call in calls)
+    return sha256(b"observations of ", sender) if observes else sender
 
 
 def _require(allowed: bool, reason: str, sender: bytes) -> None:  # noqa: FBT001 - the condition
