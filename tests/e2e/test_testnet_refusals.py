@@ -131,7 +131,10 @@ HARMED_NODE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "cut key": (cut(f"{NODE}/keys/identity.key", 30), "identity.key"),
     "wrong password": (overwrite(f"{NODE}/keys/development-password.txt", "x"), "password"),
-    "cut configuration": (cut(f"{NODE}/config.toml", 100), "TOML"),
+    "cut configuration": (
+        edit(f"{NODE}/config.toml", b'keys = "keys"', b'keys = "ke'),
+        "TOML",
+    ),
     "binary configuration": (
         lambda home: (home / NODE / "config.toml").write_bytes(b"\xff\xfe"),
         "TOML",

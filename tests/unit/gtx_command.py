@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from gridtokenx.host.keyfile import KeyRing
 from gridtokenx.lab import cli, passwords
 
 
@@ -39,14 +40,17 @@ class Gtx:
     """Runs commands; nothing of the real environment reaches them."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path
+        self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], home: Path
     ) -> None:
-        self._patch, self._capsys = monkeypatch, capsys
+        self._patch, self._capfd = monkeypatch, capfd
         self.asked: list[str] = []
         for name in os.environ:
             if name.startswith("GTX_"):
                 monkeypatch.delenv(name)
         monkeypatch.chdir(home)
+        for costly in (KeyRing.create, KeyRing.change_password):
+            function = getattr(costly, "__func__", costly)
+            monkeypatch.setitem(function.__kwdefaults__, "scrypt_n", 1024)
 
     def __call__(
         self,
@@ -78,12 +82,12 @@ class Gtx:
             patch.setattr(click.termui, "visible_prompt_func", ask)
             with pytest.raises(SystemExit) as ended:
                 cli.main([str(each) for each in arguments])
-        said = self._capsys.readouterr()
+        said = self._capfd.readouterr()
         assert next(typed, None) is None, "not everything was asked for"
         return Said(int(ended.value.code or 0), said.out, said.err)
 
 
 @pytest.fixture
-def gtx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Gtx:
+def gtx(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Gtx:
     """Runs `gtx` in an empty directory."""
-    return Gtx(monkeypatch, capsys, tmp_path)
+    return Gtx(monkeypatch, capfd, tmp_path)
