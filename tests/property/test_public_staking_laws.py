@@ -5,6 +5,7 @@ from collections import defaultdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.public_ledger import VALIDATORS, key
+from tests.stages import examples
 from tests.unit.test_public_staking import ERA, Staked
 
 from gridtokenx.core.codec import Wire
@@ -88,7 +89,7 @@ class Model:
         assert at.public.tokens.supply(at.state, GRID_DENOM) == 9_000 * GRID
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(150))
 @given(st.lists(STEPS, max_size=30))
 def test_stake_is_conserved_and_comes_back_in_time(steps: list[tuple[str, str, object]]) -> None:
     model = Model(Staked())
@@ -102,7 +103,7 @@ def test_stake_is_conserved_and_comes_back_in_time(steps: list[tuple[str, str, o
         assert model.at.locked(name) == model.at.bonded(name), "all that waited is free by now"
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(150))
 @given(st.lists(STEPS, max_size=25))
 def test_every_era_seats_whom_an_election_from_scratch_would(
     steps: list[tuple[str, str, object]],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 from tests.public_ledger import account, key
 from tests.simulation.era_network import ERA_SLOTS, NAMES, EraNetwork
+from tests.stages import spread
 
 from gridtokenx.core.machine import Broadcast, Effect, Start, Write
 from gridtokenx.core.units import GRID
@@ -118,7 +119,7 @@ def test_all_die_around_a_handover() -> None:
     assert "fay" in network.seated()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", spread(range(24), 4))
 def test_random_stakes_crashes_and_losses(seed: int) -> None:
     """Seats change hands in most eras while nodes die, links lose, and halves part."""
     draw = random.Random(seed)
