@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import click
+from click.exceptions import NoSuchCommand
 
 from gridtokenx.core.errors import LocalFault, RemoteFault
 
@@ -26,6 +27,7 @@ _COMMANDS: Final = {
     "ca": ("gridtokenx.lab.commands.ca", "Run the authority of a permissioned chain."),
     "verify": ("gridtokenx.lab.commands.verify", "Re-execute a node's chain from its disk."),
     "node": ("gridtokenx.lab.commands.node", "Run a node of one of the three chains."),
+    "members": ("gridtokenx.lab.commands.members", "Change who runs a permissioned chain."),
     "relayers": ("gridtokenx.lab.commands.relayers", "Enrol relayers, and show who relays."),
     "bridge": ("gridtokenx.lab.commands.bridge", "Run a relayer between the chains."),
     "gateway": ("gridtokenx.lab.commands.gateway", "Run the HTTP gateway and its live page."),
@@ -42,9 +44,9 @@ class _Lazy(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
-            return None
+            raise NoSuchCommand(cmd_name, possibilities=_COMMANDS, ctx=ctx)
         module = importlib.import_module(_COMMANDS[cmd_name][0])
         command: click.Command = module.command
         return command

@@ -31,14 +31,18 @@ from gridtokenx.core.errors import LocalFault
 ENVIRONMENT_PREFIX: Final = "GTX_"
 OTHER_VARIABLES: Final = frozenset(
     {
+        "GTX_BUNDLE",
+        "GTX_CLOCK",
         "GTX_CONFIG",
         "GTX_CRASH_AT",
         "GTX_EXPORT_PASSWORD",
         "GTX_HOME",
         "GTX_IMPORT_PASSWORD",
         "GTX_KEYS",
+        "GTX_MANIFEST",
         "GTX_NEW_PASSWORD",
         "GTX_PASSWORD",
+        "GTX_PROCESS",
         "GTX_STAGES",
     }
 )

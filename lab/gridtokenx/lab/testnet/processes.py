@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from gridtokenx.core.errors import LocalFault
+from gridtokenx.host.config import ENVIRONMENT_PREFIX
 
 FIRST_BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 15.0
@@ -26,6 +27,8 @@ GIVE_UP_AFTER: Final = 6
 MISUSE_EXIT: Final = 2
 """A process that refuses its configuration would refuse it again: never restarted."""
 MEMORY_SAMPLE_S: Final = 3.0
+FOR_ALL: Final = frozenset({"GTX_CRASH_AT", "GTX_LOG_FORMAT", "GTX_LOG_LEVEL"})
+"""Variables of ours that reach every process of a testnet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,7 @@ class Processes:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
+            env=environment_for_all(os.environ),
         )
         ready = await self._next_event()
         if ready is None:
@@ -200,6 +204,18 @@ class Processes:
                 watched.peak_memory_kib = max(watched.peak_memory_kib, memory_kib)
                 watched.cpu_s = processor_time_s(watched.pid) or watched.cpu_s
             self.peak_memory_kib = max(self.peak_memory_kib, total)
+
+
+def environment_for_all(environment: Mapping[str, str]) -> dict[str, str]:
+    """What every process inherits: of our own variables only those that mean the same to all.
+
+    An address, a password or a configuration that somebody exported for one role would reach all.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in FOR_ALL
+    }
 
 
 def proportional_memory_kib(pid: int) -> int:
