@@ -44,6 +44,7 @@ from gridtokenx.ledger.admission import StrictNonce
 from gridtokenx.ledger.identity import is_genesis, parse_genesis
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
 from gridtokenx.oracle.chain.ledger import OracleGenesis, oracle_ledger
+from gridtokenx.pbft.membership import DECISIONS
 from gridtokenx.public.chain import PublicGenesis, public_ledger
 
 CHAINS: Final = ("public", "consortium", "oracle")
@@ -91,7 +92,9 @@ class ChainFacts:
         return Trust(self.chain_id, 0, self.genesis_block.hash, self.validators)
 
     def fee(self, calls: Sequence[Wire]) -> int:
-        """What carrying out these calls costs."""
+        """What carrying out these calls costs; the permissioned chains' members decide for free."""
+        if self.name != "public" and all(isinstance(call, DECISIONS) for call in calls):
+            return 0
         return self.fee_per_weight * self.ledger.weight(calls)
 
     def nonces(self, follower: Follower, account: bytes, clock: NetworkClock) -> Nonces:
