@@ -7,6 +7,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.unit.gtx_command import Gtx, gtx
 
+from gridtokenx.host.certificates import Role
+from gridtokenx.host.enrolment import read_request
 from gridtokenx.host.keyfile import public_key_of
 from gridtokenx.lab import passwords
 
@@ -153,6 +155,25 @@ def test_import_refuses(gtx: Gtx) -> None:
     )
     Path("file").write_bytes(foreign)
     gtx(*import_, GTX_PASSWORD=PASSWORD).refused("file: is no Ed25519 key")
+
+
+# -- request ---------------------------------------------------------------------------------------
+
+
+def test_a_key_asks_for_a_certificate(gtx: Gtx) -> None:
+    ring(gtx)
+    ask = ("keys", "request", "alice", "--keys", "ring", "--chain", "oracle", "--role", "broker")
+    hosts = ("--holder", "broker 1", "--host", "broker", "--host", "10.0.0.1")
+    gtx(*ask, *hosts, GTX_PASSWORD=PASSWORD).done()
+    found = read_request(Path("oracle-request.pem"))
+    assert found.public_key == public_key_of(Path("ring/alice.key"))
+    assert (found.name, found.role, found.chain) == ("broker 1", Role.BROKER, "oracle")
+    assert found.hosts == ("broker", "10.0.0.1")
+    gtx(*ask, GTX_PASSWORD=PASSWORD).refused("oracle-request.pem: exists")
+    gtx(*ask, "--out", "r.pem", GTX_PASSWORD="wrong").refused("wrong password")
+    gtx(*ask, "--out", "r.pem", "--holder", "a/b", GTX_PASSWORD=PASSWORD).refused("'a/b'")
+    gtx(*ask, "--out", "r.pem", "--host", "ü", GTX_PASSWORD=PASSWORD).refused("host 'ü'")
+    gtx("keys", "request", "alice", "--keys", "ring", "--chain", "x").refused("--role")
 
 
 # -- password --------------------------------------------------------------------------------------

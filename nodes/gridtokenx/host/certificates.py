@@ -127,7 +127,7 @@ class Authority:
             )
         )
         if hosts:
-            names = x509.SubjectAlternativeName([_host(each) for each in hosts])
+            names = x509.SubjectAlternativeName([host_name(each) for each in hosts])
             builder = builder.add_extension(names, critical=False)
         return builder.sign(self.key, None)
 
@@ -167,6 +167,14 @@ def subject_name(name: str, role: Role) -> x509.Name:
             x509.NameAttribute(NameOID.COMMON_NAME, name[:NAME_LENGTH]),
         ]
     )
+
+
+def host_name(name: str) -> x509.GeneralName:
+    """A host in a certificate: an address, or a name."""
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
 
 
 def self_signed(seed: bytes, name: str = "ephemeral") -> x509.Certificate:
@@ -458,13 +466,6 @@ def load_chain(context: ssl.SSLContext, certificate: x509.Certificate, seed: byt
 
 
 # -- internals -------------------------------------------------------------------------------------
-
-
-def _host(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)
 
 
 def _builder(

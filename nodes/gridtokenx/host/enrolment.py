@@ -21,10 +21,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 from cryptography.x509.oid import NameOID
 
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.host.certificates import NAME_LENGTH, Role, subject_name
+from gridtokenx.host.certificates import NAME_LENGTH, Role, host_name, subject_name
 from gridtokenx.host.files import read_file
 
 _NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9 ._:@+-]{{0,{NAME_LENGTH - 1}}}")
+_HOST: Final = re.compile(r"[A-Za-z0-9:][A-Za-z0-9.:-]{0,252}")
 _CHAIN_URI: Final = "gridtokenx:"
 MAX_REQUEST_BYTES: Final = 16 * 1024
 
@@ -59,7 +60,7 @@ def make_request(
         LocalFault: a name that no certificate can carry.
     """
     uri = x509.UniformResourceIdentifier(_CHAIN_URI + chain)
-    names: list[x509.GeneralName] = [uri, *(x509.DNSName(each) for each in hosts)]
+    names: list[x509.GeneralName] = [uri, *(host_name(_check_host(each)) for each in hosts)]
     return (
         x509.CertificateSigningRequestBuilder()
         .subject_name(subject_name(check_name(name), role))
@@ -114,6 +115,12 @@ def check_name(name: str) -> str:
     return name
 
 
+def _check_host(host: str) -> str:
+    if not _HOST.fullmatch(host):
+        raise LocalFault(f"host {host!r} is not allowed: a host name or an address, without a port")
+    return host
+
+
 def _is_signed(request: x509.CertificateSigningRequest) -> bool:
     try:
         return request.is_signature_valid
@@ -128,7 +135,8 @@ def _alternative_names(extensions: x509.Extensions) -> tuple[str, tuple[str, ...
         return "", ()
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     chains = [uri.removeprefix(_CHAIN_URI) for uri in uris if uri.startswith(_CHAIN_URI)]
-    return (chains[0] if chains else ""), tuple(names.get_values_for_type(x509.DNSName))
+    addresses = map(str, names.get_values_for_type(x509.IPAddress))
+    return (chains[0] if chains else ""), (*names.get_values_for_type(x509.DNSName), *addresses)
 
 
 def _text(request: x509.CertificateSigningRequest, oid: x509.ObjectIdentifier) -> str:

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 
 from gridtokenx.core.addresses import address
 from gridtokenx.core.errors import LocalFault
+from gridtokenx.host.certificates import Role
+from gridtokenx.host.enrolment import check_name, make_request, request_pem
 from gridtokenx.host.files import read_file, write_file
 from gridtokenx.host.keyfile import PASSWORD_VARIABLE, KeyRing, public_key_of
 from gridtokenx.lab.passwords import PasswordSource, create_ring, on_terminal, open_ring
@@ -124,7 +126,7 @@ def export(
         if clear or export_password_file is not None:
             raise LocalFault("--clear and --export-password-file are for --secret")
         public = Ed25519PublicKey.from_public_bytes(public_key_of(directory / f"{name}.key"))
-        _write(out or Path(STANDARD), _public_pem(public), mode=0o644)
+        _write(out or Path(STANDARD), _public_pem(public))
         return
     if out is None:
         raise LocalFault("where to? name a new file with --out FILE, or say --out -")
@@ -170,6 +172,44 @@ def import_(
     seed = _read_secret(data, str(file), source)
     ring = _open_or_create(directory, password_file, development=development)
     _tell(name, ring.put(name, seed))
+
+
+@command.command()
+@click.argument("name")
+@directory_option
+@password_option
+@click.option("--chain", required=True, help="Whose authority is asked: consortium, oracle, ...")
+@click.option(
+    "--role",
+    type=click.Choice([role.value for role in Role if role is not Role.AUTHORITY]),
+    required=True,
+    help="What the holder wants to do: a node is a peer; gateways, relayers and agents are clients.",
+)
+@click.option("--holder", help="Name of the holder in the certificate.  [default: NAME]")
+@click.option("--host", "hosts", multiple=True, help="Host name of a broker; may be repeated.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write; it must not exist.  [default: CHAIN-request.pem]",
+)
+def request(
+    name: str,
+    directory: Path,
+    password_file: Path | None,
+    chain: str,
+    role: str,
+    holder: str | None,
+    hosts: tuple[str, ...],
+    out: Path | None,
+) -> None:
+    """Ask a chain's authority for a certificate of the key NAME.
+
+    `gtx ca issue` answers the request. A node's first request is made by its `init`.
+    """
+    target = out or Path(f"{check_name(chain)}-request.pem")
+    _refuse_existing(target)
+    seed = open_ring(directory, password_file).seed(name)
+    _write(target, request_pem(make_request(seed, holder or name, Role(role), chain, hosts)))
 
 
 @command.command()
@@ -240,10 +280,10 @@ def _read_secret(data: bytes, name: str, source: PasswordSource) -> bytes:
 
 def _refuse_existing(path: Path) -> None:
     if str(path) != STANDARD and path.exists():
-        raise LocalFault(f"{path}: exists; a key is never written over another file")
+        raise LocalFault(f"{path}: exists; nothing is written over another file")
 
 
-def _write(path: Path, data: bytes, *, mode: int) -> None:
+def _write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     if str(path) == STANDARD:
         click.echo(data.decode(), nl=False)
         return
