@@ -25,6 +25,8 @@ PART_BYTES: Final = 400_000
 """Swarm allows 500 kB a secret, Kubernetes 1 MiB with all of its names."""
 MAX_BYTES: Final = 512 * 1024 * 1024
 PUBLIC: Final = "genesis"
+SETTINGS: Final = ("config.toml", "mosquitto.conf")
+"""What says, in a process's own directory, that the directory is whole."""
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,6 +103,11 @@ def parts_of(directory: Path, name: str) -> list[Path]:
     return sorted(directory.glob(f"{name}.[0-9][0-9][0-9]"))
 
 
+def is_home(home: Path, name: str) -> bool:
+    """Whether a process's own directory is whole."""
+    return any((home / name / settings).is_file() for settings in SETTINGS)
+
+
 def unpack(directory: Path, name: str, home: Path) -> bool:
     """Unpack a process's bundle, unless its home is there already.
 
@@ -115,7 +122,7 @@ def unpack(directory: Path, name: str, home: Path) -> bool:
     Raises:
         LocalFault: there is no such bundle, it is damaged, or it is another process's.
     """
-    if (home / name / "config.toml").exists():
+    if is_home(home, name):
         return False
     paths = parts_of(directory, name)
     if not paths:
@@ -142,8 +149,8 @@ def _decode(whole: bytes, name: str, directory: Path) -> _Bundle:
 
 def _checked(bundle: _Bundle, directory: Path) -> Iterator[tuple[PurePosixPath, _File]]:
     """Its files, the settings last: they are what says that a home is there."""
-    config = f"{bundle.process}/config.toml"
-    for text in sorted(bundle.files, key=lambda text: text == config):
+    settings = {f"{bundle.process}/{name}" for name in SETTINGS}
+    for text in sorted(bundle.files, key=lambda text: text in settings):
         path = PurePosixPath(text)
         if (
             path.is_absolute()

@@ -2,7 +2,7 @@
 
 Law of the file: **the text follows from the plan alone**, so that a file in a repository can be compared
 with what is generated. What may differ from place to place are variables with defaults:
-``GTX_VALIDATOR_IMAGE``, ``GTX_FULL_IMAGE``, ``PYTHON_IMAGE``, ``GTX_GATEWAY_PORT``.
+``GTX_VALIDATOR_IMAGE``, ``GTX_FULL_IMAGE``, ``BROKER_IMAGE``, ``PYTHON_IMAGE``, ``GTX_GATEWAY_PORT``.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from gridtokenx.lab.deploy.bundle import part_name
-from gridtokenx.lab.deploy.plan import EDGE, NETWORKS, Image, Life, Mount, Plan, Service, family
+from gridtokenx.lab.deploy.plan import (
+    EDGE,
+    NETWORKS,
+    USER,
+    Image,
+    Life,
+    Mount,
+    Plan,
+    Service,
+    family,
+)
 from gridtokenx.lab.deploy.text import Line, Shared, merged, to_yaml
 from gridtokenx.lab.testnet.placement import HTTP_PORT
 
@@ -20,6 +30,7 @@ Yaml = dict[str, Any]
 IMAGES: Final = {
     Image.VALIDATOR: "${GTX_VALIDATOR_IMAGE:-gridtokenx-validator:local}",
     Image.FULL: "${GTX_FULL_IMAGE:-gridtokenx-full:local}",
+    Image.BROKER: "${BROKER_IMAGE:-eclipse-mosquitto:2}",
 }
 BUILDERS: Final = {"init": Image.FULL, "heartbeat": Image.VALIDATOR}
 """The services that build an image; all others come after them and use it."""
@@ -91,7 +102,7 @@ class _Compose:
         builds = None if self._plan.bundled else BUILDERS.get(service.name)
         if builds is not None:
             own["build"] = self._build(builds)
-        own["command"] = Line(service.command)
+        own |= _command(service)
         if service.life is not Life.ALWAYS:
             own["restart"] = "no"
         if service.life is Life.ON_REQUEST:
@@ -101,12 +112,14 @@ class _Compose:
         own |= self._reached(service)
         own["volumes"] = [*map(_mount, service.mounts), self._tmp]
         if self._plan.bundled:
-            own["secrets"] = self._parts(service.name)
+            own["secrets"] = self._parts(service)
         own["healthcheck"] = _health(service)
         if service.after:
             own["depends_on"] = self._after(service.after)
         own["deploy"] = self._deploy(service)
-        return merged(self._common, {key: value for key, value in own.items() if value != {}})
+        return merged(
+            self._common, {key: value for key, value in own.items() if value not in ({}, [])}
+        )
 
     def _build(self, image: Image) -> Yaml:
         return {
@@ -143,14 +156,16 @@ class _Compose:
         deploy: Yaml = {"resources": {"limits": limits}}
         if self._plan.bundled:
             deploy["endpoint_mode"] = "dnsrr"
-            deploy["restart_policy"] = {"condition": "any", "delay": "2s"}
+            again = "any" if service.life is Life.ALWAYS else "on-failure"
+            deploy["restart_policy"] = {"condition": again, "delay": "2s"}
             if self._where.machines:
                 machine = machine_of(service.name, self._where.machines)
                 deploy["placement"] = {"constraints": [_constraint(machine)]}
         return deploy
 
-    def _parts(self, name: str) -> list[Yaml]:
-        count = dict(self._plan.parts)[name]
+    def _parts(self, service: Service) -> list[Yaml]:
+        name = dict(service.environment).get("GTX_PROCESS", "")
+        count = dict(self._plan.parts).get(name, 0)
         names = [part_name(name, index) for index in range(count)]
         return [{"source": part.replace(".", "-"), "target": part} for part in names]
 
@@ -180,7 +195,17 @@ def _mount(mount: Mount) -> str:
     return f"{mount.volume}:{mount.target}" + (":ro" if mount.read_only else "")
 
 
+def _command(service: Service) -> Yaml:
+    if service.image is not Image.BROKER:
+        return {"command": Line(service.command)}
+    user = f"{USER}:{USER}"
+    return {"user": user, "entrypoint": Line(["/bin/sh", "-ec"]), "command": list(service.command)}
+
+
 def _health(service: Service) -> Yaml:
+    if service.image is Image.BROKER:
+        listening = f"grep -q ':{service.peer_port:04X} 0*:0000 0A' /proc/net/tcp"
+        return {"test": Line(["CMD-SHELL", listening]), "interval": "15s", "start_period": "60s"}
     if not service.http_port:
         return {"disable": True}
     if service.http_port != HTTP_PORT:

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Final
 
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.lab.deploy.bundle import unpack
+from gridtokenx.lab.deploy.bundle import is_home, unpack
 from gridtokenx.lab.deploy.clock import is_current
 
 HOME: Final = Path("/home/gridtokenx/home")
@@ -51,21 +51,13 @@ class Process:
         bundle, clock = environment.get("GTX_BUNDLE"), environment.get("GTX_CLOCK")
         return cls(home, name, Path(bundle) if bundle else None, Path(clock) if clock else None)
 
-    @property
-    def config(self) -> Path:
-        """Written by `init` before the facts of the network, so it is whole when they are there."""
-        return self.home / self.name / "config.toml"
-
-    @property
-    def facts(self) -> Path:
-        """What `init` writes last."""
-        return self.home / "genesis" / "network.json"
-
     def missing(self) -> str | None:
         """What the process has to wait for, or None."""
-        for path in (self.facts, self.config):
-            if not path.is_file():
-                return f"{path}: not there yet; `gtx testnet prepare` writes it"
+        facts = self.home / "genesis" / "network.json"  # written last of all
+        if not facts.is_file():
+            return f"{facts}: not there yet; `gtx testnet prepare` writes it"
+        if not is_home(self.home, self.name):
+            return f"{self.home / self.name}: no home of {self.name} yet"
         if self.clock is not None and not is_current(self.clock):
             return f"{self.clock}: the clock of this machine's last life; the heartbeat sets it"
         return None

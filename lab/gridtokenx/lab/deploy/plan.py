@@ -42,6 +42,8 @@ class Image(Enum):
 
     VALIDATOR = "validator"
     FULL = "full"
+    BROKER = "broker"
+    """Somebody else's: Mosquitto."""
 
 
 class Life(Enum):
@@ -80,7 +82,7 @@ class Service:
     name: str
     image: Image
     command: tuple[str, ...]
-    """Arguments of `gtx`."""
+    """Arguments of `gtx`, or of a shell where the image is not ours."""
     life: Life
     limits: Limits
     networks: tuple[str, ...] = ()
@@ -121,7 +123,6 @@ class Plan:
 NODE_LIMITS: Final = Limits(memory_mib=384)
 _LIMITS: Final = {
     "gateway": Limits(memory_mib=512),
-    "broker": Limits(memory_mib=256),
     "market-data": Limits(memory_mib=128),
     "devices": Limits(memory_mib=512),
     "agents": Limits(memory_mib=384),
@@ -159,6 +160,7 @@ def plan_network(manifest: Manifest, parts: dict[str, int] | None = None) -> Pla
     )
     names = tuple(member.name for member in layout.members)
     if parts is not None:
+        members = (_broker_home(), *members)
         return Plan(manifest, placement, members, names, tuple(parts.items()))
     volumes = ("genesis", "clock", *OPERATOR_HOMES, *names)
     others = (_init(layout, volumes), _heartbeat(), _audit(layout))
@@ -185,7 +187,44 @@ def _check(layout: Layout, parts: dict[str, int] | None) -> None:
             )
 
 
+BROKER_SCRIPT: Final = """
+until [ -f {home}/mosquitto.conf ]; do echo "waiting: {home}/mosquitto.conf is not there yet"; sleep 2; done
+cd {home} && exec mosquitto -c mosquitto.conf
+"""
+
+
+def _broker(layout: Layout, *, bundled: bool) -> Service:
+    """Mosquitto from its own image, which knows nothing of us: a shell waits for the settings."""
+    member = layout.member("broker")
+    return Service(
+        name=member.name,
+        image=Image.BROKER,
+        command=(BROKER_SCRIPT.strip().format(home=HOME / member.name) + "\n",),
+        life=Life.ALWAYS,
+        limits=Limits(memory_mib=256),
+        networks=_NETWORKS[member.name],
+        mounts=(Mount(member.name, HOME if bundled else HOME / member.name),),
+        peer_port=member.peer_port,
+        after=() if bundled else ("init",),
+    )
+
+
+def _broker_home() -> Service:
+    """Unpacks the broker's bundle into its volume: its own image cannot."""
+    return Service(
+        name="broker-home",
+        image=Image.VALIDATOR,
+        command=("--version",),
+        life=Life.ONCE,
+        limits=Limits(memory_mib=96),
+        mounts=(Mount("broker", HOME),),
+        environment=(("GTX_PROCESS", "broker"), ("GTX_BUNDLE", "/run/secrets")),
+    )
+
+
 def _process(layout: Layout, member: Member, *, bundled: bool) -> Service:
+    if member.name == "broker":
+        return _broker(layout, bundled=bundled)
     config = HOME / member.name / "config.toml"
     environment = [("GTX_PROCESS", member.name)]
     if bundled:
@@ -194,7 +233,7 @@ def _process(layout: Layout, member: Member, *, bundled: bool) -> Service:
         environment.append(("GTX_CLOCK", str(HOME / "clock")))
     return Service(
         name=member.name,
-        image=Image.FULL if member.name == "broker" else Image.VALIDATOR,
+        image=Image.VALIDATOR,
         command=(*member.command, "--config", str(config)),
         life=Life.ALWAYS,
         limits=_LIMITS.get(member.name, NODE_LIMITS),

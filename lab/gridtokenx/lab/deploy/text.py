@@ -32,23 +32,29 @@ class _Merge(str):
     __slots__ = ()
 
 
+class _SharedNode(yaml.MappingNode):
+    """A mapping that was given a name of its own as anchor."""
+
+    name: str
+
+
 class _Writer(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return not isinstance(data, Shared)
 
     def anchor_node(self, node: Any) -> None:
         super().anchor_node(node)
-        name = getattr(node, "shared_as", None)
-        if name is not None:
-            self.anchors[node] = name
+        if isinstance(node, _SharedNode):
+            self.anchors[node] = node.name
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: FBT001, FBT002, ARG002 - PyYAML's
         super().increase_indent(flow, indentless=False)
 
 
 def _shared(writer: _Writer, data: Shared) -> yaml.Node:
-    node = writer.represent_dict(dict(data).items())
-    node.shared_as = data.anchor
+    plain = writer.represent_dict(dict(data).items())
+    node = _SharedNode(plain.tag, plain.value, flow_style=plain.flow_style)
+    node.name = data.anchor
     writer.represented_objects[id(data)] = node
     return node
 

@@ -5,6 +5,7 @@ public files. Secrets are made here, and kept only in the directory of the proce
 All of them are for development: their passwords lie beside them, and say so.
 """
 
+import secrets
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -17,15 +18,23 @@ from gridtokenx.devices.fleet.profiles import make_profiles, plan_neighbourhood
 from gridtokenx.devices.fleet.roster import Roster, household_name, make_roster
 from gridtokenx.devices.models.forecast import make_forecast
 from gridtokenx.devices.models.profiles import Profile, pack_profiles
-from gridtokenx.host.certificates import Authority, Role, pem
+from gridtokenx.host.certificates import VALID_DAYS, Authority, Role, pem
 from gridtokenx.host.config import Settings, render
-from gridtokenx.host.files import write_file
+from gridtokenx.host.enrolment import EnrolmentRequest
+from gridtokenx.host.files import read_file, write_file
 from gridtokenx.host.keyfile import KeyRing, create_development_password
+from gridtokenx.lab.authority import AuthorityHome
+from gridtokenx.lab.deploy.mosquitto import (
+    MosquittoPlan,
+    client_certificate,
+    write_client_certificates,
+    write_mosquitto,
+)
 from gridtokenx.lab.manifest import Manifest, dump_manifest
 from gridtokenx.lab.testnet.genesis import PEOPLE, WORKLOAD, Network, make_network
 from gridtokenx.lab.testnet.heartbeat import wall_ms, write_beat
 from gridtokenx.lab.testnet.layout import Layout
-from gridtokenx.lab.testnet.settings import settings_of
+from gridtokenx.lab.testnet.settings import BROKER, BROKER_CERTIFICATES, settings_of
 from gridtokenx.ledger.identity import render_genesis
 
 SCRYPT_N: Final = 1_024
@@ -62,13 +71,19 @@ def initialise(layout: Layout, report: Report) -> None:
     )
     roster = make_roster(neighbourhood.specs, [0] * manifest.devices.households)
     report("making keys and certificates (for development only)")
-    keys = _make_keys(layout, roster)
+    authorities = _Authorities(layout)
+    keys = _make_keys(layout, roster, authorities)
     genesis_ms = wall_ms()
     network = make_network(manifest, keys, roster, genesis_ms)
     _write_genesis(layout, network)
     _write_fleet(layout, roster, profiles)
+    if layout.placement.mosquitto:
+        authorities.write_broker(keys, roster)
+    else:
+        _write_clients(layout, network)
     for member in layout.members:
-        _write_settings(layout, member.name, settings_of(layout, member, network))
+        if layout.config_path(member.name).suffix == ".toml":
+            _write_settings(layout, member.name, settings_of(layout, member, network))
     write_file(layout.manifest_path, dump_manifest(manifest).encode())
     layout.heartbeat_path.parent.mkdir(parents=True, exist_ok=True)
     write_beat(layout.heartbeat_path, genesis_ms)
@@ -78,11 +93,10 @@ def initialise(layout: Layout, report: Report) -> None:
 # -- keys and certificates -------------------------------------------------------------------------
 
 
-def _make_keys(layout: Layout, roster: Roster) -> dict[str, bytes]:
+def _make_keys(layout: Layout, roster: Roster, authority: "_Authorities") -> dict[str, bytes]:
     """Every key in its owner's directory; returns the public keys by name."""
     manifest = layout.manifest
     keys: dict[str, bytes] = {}
-    authority = _Authorities(layout)
     for member in layout.members:
         if member.chain or member.name.startswith("relayer-") or member.name in CLIENTS:
             ring = _ring(layout, member.name)
@@ -107,24 +121,55 @@ def _make_keys(layout: Layout, roster: Roster) -> dict[str, bytes]:
 
 
 class _Authorities:
-    """The certificate authorities of the permissioned chains."""
+    """The certificate authorities of the permissioned chains, and of a broker that wants one."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        ring = _ring(layout, "authority")
+        ring, directory = _ring(layout, "authority"), layout.directory("authority")
         self._by_chain: dict[str, Authority] = {}
-        for chain in PERMISSIONED:
-            ring.generate(chain)
-            authority = Authority.create(f"{layout.manifest.name} {chain}", ring.seed(chain))
-            write_file(layout.authority_path(chain), pem(authority.certificate))
-            self._by_chain[chain] = authority
+        self._homes: dict[str, AuthorityHome] = {}
+        for chain in (*PERMISSIONED, BROKER) if layout.placement.mosquitto else PERMISSIONED:
+            name = f"{layout.manifest.name} {chain}"
+            home = AuthorityHome.create(directory, chain, ring, name, VALID_DAYS)
+            write_file(layout.authority_path(chain), read_file(home.certificate_path))
+            write_file(layout.revocations_path(chain), read_file(home.list_path))
+            self._by_chain[chain], self._homes[chain] = home.unlock(ring), home
 
     def certify(self, name: str, public_key: bytes, chains: tuple[str, ...], *, peer: bool) -> None:
         """Issue a certificate on each of the chains."""
         for chain in chains:
             role = Role.PEER if peer else Role.CLIENT
-            certificate = self._by_chain[chain].issue(public_key, name, role)
+            request = EnrolmentRequest(public_key, name, role, chain)
+            certificate = self._homes[chain].issue(
+                self._by_chain[chain], request, role, VALID_DAYS - 1
+            )
             write_file(self._layout.certificate_path(name, chain), pem(certificate))
+
+    def write_broker(self, keys: dict[str, bytes], roster: Roster) -> None:
+        """The broker's own files, and a certificate for each of its clients."""
+        layout, authority = self._layout, self._by_chain[BROKER]
+        oracles = [member.name for member in layout.nodes("oracle")]
+        for name in oracles:
+            certificate = client_certificate(authority, keys[name])
+            write_file(layout.certificate_path(name, BROKER), pem(certificate))
+        devices = {
+            device.key: keys[device.key]
+            for household in roster.households
+            for device in household.devices
+        }
+        directory = layout.directory("devices") / BROKER_CERTIFICATES
+        write_client_certificates(directory, authority, devices)
+        member = layout.member(BROKER)
+        plan = MosquittoPlan(
+            authority=authority,
+            server_seed=secrets.token_bytes(32),
+            hosts=(member.host,),
+            oracles=tuple(keys[name] for name in oracles),
+            devices=len(devices),
+            listen=member.listen_host,
+            port=member.peer_port,
+        )
+        write_mosquitto(layout.directory(BROKER), plan)
 
 
 def _ring(layout: Layout, name: str) -> KeyRing:
@@ -144,6 +189,10 @@ def _households(manifest: Manifest) -> list[str]:
 def _write_genesis(layout: Layout, network: Network) -> None:
     for chain, genesis in network.by_chain().items():
         write_file(layout.genesis_path(chain), render_genesis(genesis))
+
+
+def _write_clients(layout: Layout, network: Network) -> None:
+    """Whom the embedded broker lets in."""
     oracles = tuple(key.hex() for key in network.oracle.validators)
     devices = tuple(device.public_key.hex() for device in network.consortium.devices)
     clients = msgspec.json.encode(Clients(oracles=oracles, devices=devices))

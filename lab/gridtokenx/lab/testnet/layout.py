@@ -22,7 +22,14 @@ import msgspec
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.host.chains import CHAINS, read_chain
 from gridtokenx.lab.manifest import Manifest
-from gridtokenx.lab.testnet.placement import HTTP_PORT, LOCAL, LOOPBACK, PEER_PORT, Placement
+from gridtokenx.lab.testnet.placement import (
+    HTTP_PORT,
+    LOCAL,
+    LOOPBACK,
+    MQTTS_PORT,
+    PEER_PORT,
+    Placement,
+)
 from gridtokenx.lab.testnet.processes import ProcessSpec
 
 __all__ = ["LOOPBACK", "Layout", "Member"]
@@ -108,11 +115,15 @@ class Layout:
         return self.home / "genesis" / f"{chain}.json"
 
     def authority_path(self, chain: str) -> Path:
-        """The certificate of a permissioned chain's authority."""
+        """The certificate of the authority of a permissioned chain, or of the ``broker``."""
         return self.home / "genesis" / f"{chain}-authority.pem"
 
+    def revocations_path(self, chain: str) -> Path:
+        """Whom that authority no longer admits; `gtx ca revoke --out` writes it anew."""
+        return self.home / "genesis" / f"{chain}-revocations.pem"
+
     def certificate_path(self, name: str, chain: str) -> Path:
-        """A process's certificate on a permissioned chain."""
+        """A process's certificate on a permissioned chain, or at the ``broker``."""
         return self.directory(name) / f"{chain}-certificate.pem"
 
     @property
@@ -123,7 +134,8 @@ class Layout:
     @property
     def broker_url(self) -> str:
         """Where readings go."""
-        return f"mqtt://{self.member('broker').peer_address}"
+        scheme = "mqtts" if self.placement.mosquitto else "mqtt"
+        return f"{scheme}://{self.member('broker').peer_address}"
 
     def directory(self, name: str) -> Path:
         """The directory of one process."""
@@ -131,7 +143,8 @@ class Layout:
 
     def config_path(self, name: str) -> Path:
         """The settings of one process."""
-        return self.directory(name) / "config.toml"
+        foreign = name == "broker" and self.placement.mosquitto
+        return self.directory(name) / ("mosquitto.conf" if foreign else "config.toml")
 
     def log_path(self, name: str) -> Path:
         """Standard output and error of one process."""
@@ -215,7 +228,11 @@ def _members(manifest: Manifest, placement: Placement) -> Iterator[Member]:
         ("consortium", manifest.consortium.replicas),
         ("oracle", manifest.oracle.nodes),
     )
-    yield member("broker", "broker")
+    if placement.mosquitto:
+        host, listen = placement.host("broker"), placement.listen_host
+        yield Member("broker", ("mosquitto",), MQTTS_PORT, 0, host, listen)
+    else:
+        yield member("broker", "broker")
     yield member("market-data", "market-data")
     for chain, count in counts:
         for index in range(count):

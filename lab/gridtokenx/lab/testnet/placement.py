@@ -13,6 +13,7 @@ LOOPBACK: Final = "127.0.0.1"
 EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - inside a container's own network
 PEER_PORT: Final = 26_600
 HTTP_PORT: Final = 26_601
+MQTTS_PORT: Final = 8_883
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Placement:
     """Directory of the heartbeat below the home."""
     clock_file: str | None
     """Name of the clock file in that directory; None where a supervisor hands out the offset."""
+    mosquitto: bool
+    """Readings go through a Mosquitto over TLS; else through the embedded broker."""
 
     def host(self, name: str) -> str:
         """How the others reach a process."""
@@ -41,6 +44,7 @@ LOCAL: Final = Placement(
     public=PurePosixPath(),
     clock=PurePosixPath(),
     clock_file=None,
+    mosquitto=False,
 )
 """Processes of one supervisor on one machine."""
 
@@ -50,6 +54,7 @@ CONTAINERS: Final = Placement(
     public=PurePosixPath("genesis"),
     clock=PurePosixPath("clock"),
     clock_file="offset",
+    mosquitto=True,
 )
 """A container each on one machine; they share the volume of the clock."""
 
@@ -59,5 +64,6 @@ MACHINES: Final = Placement(
     public=PurePosixPath("genesis"),
     clock=PurePosixPath("genesis"),
     clock_file=None,
+    mosquitto=True,
 )
 """A container each on several machines, which share nothing: network time is wall time."""

@@ -14,6 +14,7 @@ from gridtokenx.devices.fleet.agents import AgentsSettings
 from gridtokenx.devices.fleet.broker import BrokerSettings
 from gridtokenx.devices.fleet.fleet import FleetSettings
 from gridtokenx.gateway.settings import GatewaySettings
+from gridtokenx.host.broker_address import Version
 from gridtokenx.host.settings import LinkSettings, ProcessSettings
 from gridtokenx.lab.testnet.genesis import WORKLOAD, Network
 from gridtokenx.lab.testnet.layout import Layout, Member
@@ -25,6 +26,8 @@ from gridtokenx.oracle.role import OracleSettings
 KEYS: Final = Path("keys")
 DATA: Final = Path("data")
 IDENTITY: Final = "identity"
+BROKER: Final = "broker"
+BROKER_CERTIFICATES: Final = Path("certificates")
 CREDENTIAL: Final = "local-testnet"
 """What the testnet's own price sources ask for."""
 
@@ -60,6 +63,10 @@ def _authority(chain: str) -> Path:
     return Path("..") / "genesis" / f"{chain}-authority.pem"
 
 
+def _revocations(chain: str) -> Path:
+    return Path("..") / "genesis" / f"{chain}-revocations.pem"
+
+
 def _certificate(chain: str) -> Path:
     return Path(f"{chain}-certificate.pem")
 
@@ -91,6 +98,7 @@ def _consortium(layout: Layout, member: Member, _network: Network) -> ProcessSet
         peers=_peers(layout, member),
         certificate=_certificate("consortium"),
         authority=_authority("consortium"),
+        revocations=_revocations("consortium"),
         block_time_ms=layout.manifest.consortium.block_time_ms,
     )
 
@@ -108,12 +116,19 @@ def _oracle(layout: Layout, member: Member, _network: Network) -> ProcessSetting
         peers=_peers(layout, member),
         certificate=_certificate("oracle"),
         authority=_authority("oracle"),
+        revocations=_revocations("oracle"),
         block_time_ms=layout.manifest.oracle.block_time_ms,
         broker=layout.broker_url,
-        broker_protocol="3.1.1",
+        broker_protocol=_protocol(layout),
+        broker_authority=_authority(BROKER) if layout.placement.mosquitto else None,
+        broker_certificate=_certificate(BROKER) if layout.placement.mosquitto else None,
         feed=ENERGY_PRICE,
         source=sources[index % len(sources)],
     )
+
+
+def _protocol(layout: Layout) -> Version:
+    return "5" if layout.placement.mosquitto else "3.1.1"
 
 
 def _link(layout: Layout, chain: str) -> LinkSettings:
@@ -123,6 +138,7 @@ def _link(layout: Layout, chain: str) -> LinkSettings:
         nodes=layout.addresses(chain),
         certificate=_certificate(chain) if permissioned else None,
         authority=_authority(chain) if permissioned else None,
+        revocations=_revocations(chain) if permissioned else None,
     )
 
 
@@ -179,7 +195,9 @@ def _devices(layout: Layout, member: Member, network: Network) -> ProcessSetting
     return FleetSettings(
         http=member.http_listen,
         broker=layout.broker_url,
-        broker_protocol="3.1.1",
+        broker_protocol=_protocol(layout),
+        broker_authority=_authority(BROKER) if layout.placement.mosquitto else None,
+        broker_certificates=BROKER_CERTIFICATES if layout.placement.mosquitto else None,
         roster=Path("roster.json"),
         profiles=Path("profiles.bin"),
         keys=KEYS,
