@@ -19,6 +19,7 @@ from gridtokenx.host.checking import CachingVerifier
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.follow import Follower, Trust
 from gridtokenx.host.handshake import LinkIdentity
+from gridtokenx.host.history import ValidatorsOf
 from gridtokenx.host.logs import NullLogger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.security import open_security
@@ -45,6 +46,7 @@ class TestChain:
     """What the nodes of one chain have in common."""
 
     __test__ = False
+    validators_of: ValidatorsOf | None = None
 
     def __init__(self, count: int = 4, genesis_ms: int | None = None) -> None:
         self.validators = ValidatorSet(0, tuple(node_signer(i).public_key for i in range(count)))
@@ -64,7 +66,15 @@ class TestChain:
         store = Store.open(home / str(index))
         signer = node_signer(index)
         refuse_foreign_store(store, self.ledger, signer)
-        replica = Replica.restore(store, self.ledger, self.validators, signer, self.genesis, TIMING)
+        replica = Replica.restore(
+            store,
+            self.ledger,
+            self.validators,
+            signer,
+            self.genesis,
+            TIMING,
+            validators_of=self.validators_of,
+        )
         parts = NodeParts(
             chain="consortium",
             machine=replica,
@@ -85,6 +95,7 @@ class TestChain:
             log=NullLogger(),
             listen=HostPort("127.0.0.1", ports[index]),
             peers=[NodeAddress(HostPort("127.0.0.1", port)) for port in ports],
+            validators_of=self.validators_of,
         )
         return ChainNode(parts)
 

@@ -259,7 +259,7 @@ class Driver:
             raise self._halted(error, f"verification of {type(message).__name__}") from error
         if isinstance(checks, Unknown):
             if not self._stash.add(sender, message):
-                self._links.fault(sender, RemoteFault("stash-full", checks.reason))
+                self._parts.metrics.count("stash_dropped")
             return None
         return _Pending(sender, message, checks)
 
@@ -414,24 +414,31 @@ class _Due:
 
 
 class _Stash:
-    """Messages whose keys cannot be named yet; bounded, and tried again after a commit."""
+    """Messages whose keys cannot be named yet; bounded, and tried again after a commit.
+
+    A peer's newest are kept: whoever is a set behind hears votes that it cannot use for as long as it
+    takes to catch up, and only the last of them still matter then. That is nobody's fault.
+    """
 
     def __init__(self) -> None:
-        self._messages: deque[tuple[NodeId, Wire]] = deque()
-        self._per_peer: dict[NodeId, int] = {}
+        self._messages: dict[NodeId, deque[Wire]] = {}
+        self._count = 0
 
     def add(self, sender: NodeId, message: Wire) -> bool:
-        count = self._per_peer.get(sender, 0)
-        if count >= STASHED_PER_PEER or len(self._messages) >= STASHED:
+        """Keep a message; False if it, or an older one of its sender, is forgotten for it."""
+        queue = self._messages.setdefault(sender, deque())
+        if self._count >= STASHED and not queue:
             return False
-        self._per_peer[sender] = count + 1
-        self._messages.append((sender, message))
-        return True
+        full = len(queue) >= STASHED_PER_PEER or self._count >= STASHED
+        if full:
+            queue.popleft()
+        queue.append(message)
+        self._count += not full
+        return not full
 
     def empty(self) -> Sequence[tuple[NodeId, Wire]]:
-        taken = tuple(self._messages)
-        self._messages.clear()
-        self._per_peer.clear()
+        taken = [(peer, message) for peer, queue in self._messages.items() for message in queue]
+        self._messages, self._count = {}, 0
         return taken
 
 

@@ -71,7 +71,9 @@ class SimulatedNode:
     outbox: Outbox = field(default_factory=Outbox)
     life: int = 0
     timers: dict[Hashable, int] = field(default_factory=dict)
-    stash: deque[tuple[NodeId, Wire]] = field(default_factory=deque)
+    stash: deque[tuple[NodeId, Wire]] = field(
+        default_factory=lambda: deque(maxlen=_STASH_MESSAGES)
+    )
     disk_free_ms: Instant = 0
     paused: bool = False
     waiting: deque[Callable[[], None]] = field(default_factory=deque)
@@ -265,8 +267,7 @@ class World:
             node.rejections[fault.reason] += 1
             return
         if isinstance(checks, Unknown):
-            if len(node.stash) < _STASH_MESSAGES:
-                node.stash.append((sender, message))
+            node.stash.append((sender, message))
             return
         if not all(map(self._holds, checks)):
             node.rejections["bad-signature"] += 1
