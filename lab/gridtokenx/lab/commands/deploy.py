@@ -4,13 +4,15 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType
+from typing import Final
 
 import click
+import msgspec
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab.manifest import Manifest, load_manifest, parse_manifest
 
-BEAT_S = 1.0
+BEAT_S: Final = 1.0
 
 manifest_option = click.option(
     "--manifest",
@@ -83,3 +85,30 @@ def heartbeat(clock: Path) -> None:
         beating.beat()
     except OSError as error:
         raise LocalFault(f"{clock}: cannot be written: {error.strerror}") from None
+
+
+@click.command()
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    required=True,
+    help="Where the volumes of the stopped nodes are mounted, one directory each.",
+)
+def audit(home: Path) -> int:
+    """Re-execute the chains of a stopped network of containers, and print a summary as JSON.
+
+    The exit code is 0 when every invariant held, else 1.
+    """
+    from gridtokenx.lab.testnet.audit import audit as judge  # noqa: PLC0415 - only here
+    from gridtokenx.lab.testnet.layout import Layout  # noqa: PLC0415 - only here
+    from gridtokenx.lab.testnet.placement import CONTAINERS  # noqa: PLC0415 - only here
+    from gridtokenx.lab.testnet.summary import summarise_chains  # noqa: PLC0415 - only here
+
+    layout = Layout(home, Manifest(), CONTAINERS)
+    layout = Layout(home, load_manifest(layout.manifest_path), CONTAINERS)
+    summary = {"network": layout.manifest.name, **summarise_chains(judge(layout))}
+    click.echo(msgspec.json.format(msgspec.json.encode(summary), indent=2).decode())
+    return 1 if summary["broken"] else 0
+
+
+COMMANDS: Final = (compose, prepare, heartbeat, audit)

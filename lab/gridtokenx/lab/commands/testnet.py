@@ -68,7 +68,7 @@ def command() -> None:
     """Make, run, watch and stop a local testnet of three chains."""
 
 
-for made in (deploy.compose, deploy.prepare, deploy.heartbeat):
+for made in deploy.COMMANDS:
     command.add_command(made)
 
 

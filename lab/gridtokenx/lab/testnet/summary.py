@@ -16,13 +16,26 @@ def summarise(layout: Layout, outcome: Outcome) -> tuple[Summary, bool]:
     audited = audit(layout)
     not_kept = (f"{name} could not be kept alive" for name in outcome.processes.failed)
     audited.verdicts.judge("processes_kept_alive", not_kept)
-    invariants = audited.verdicts.as_booleans()
     summary: Summary = {
         "network": layout.manifest.name,
         "seconds": round(outcome.elapsed_s, 1),
         "first_finality_s": {k: round(v, 1) for k, v in outcome.first_final_s.items()},
-        "chains": {name: chain_summary(audited, name) for name in CHAINS},
+        **summarise_chains(audited),
         "readings": _readings(audited, outcome),
+        "memory_peak_mib": round(outcome.processes.peak_memory_kib / 1024, 1),
+        "processes": _processes(outcome),
+    }
+    return summary, all(summary["invariants"].values())
+
+
+def summarise_chains(audited: Audit) -> Summary:
+    """What the chains themselves tell, whoever kept their processes."""
+    return {
+        "chains": {name: chain_summary(audited, name) for name in CHAINS},
+        "readings": {
+            "verified": audited.readings_verified,
+            "rejected": audited.readings_refused,
+        },
         "auctions": {
             "held": audited.auctions_held,
             "cleared": audited.auctions_cleared,
@@ -38,12 +51,9 @@ def summarise(layout: Layout, outcome: Outcome) -> tuple[Summary, bool]:
             "retired_wh": audited.retired_wh,
         },
         "packets": packet_summary(audited),
-        "invariants": invariants,
+        "invariants": audited.verdicts.as_booleans(),
         "broken": {k: v[:5] for k, v in audited.verdicts.against.items() if v},
-        "memory_peak_mib": round(outcome.processes.peak_memory_kib / 1024, 1),
-        "processes": _processes(outcome),
     }
-    return summary, all(invariants.values())
 
 
 def _readings(audited: Audit, outcome: Outcome) -> dict[str, int]:
