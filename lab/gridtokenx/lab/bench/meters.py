@@ -48,6 +48,8 @@ BLOCK_TIME_MS: Final = 1_000
 SIGN_CHUNK: Final = 200
 SINGLE_MESSAGES: Final = 2_000
 ZONE: Final = 1
+LONER: Final = signer("loner")
+"""A device with a connection of its own, for the reference."""
 OWNER: Final = bytes(31) + b"\x01"
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
@@ -95,7 +97,8 @@ def run() -> None:
 
 
 async def _run(home: Path) -> None:
-    bench = OracleBench(home, GRACE_MS, BLOCK_TIME_MS, CONCENTRATORS)
+    loner = {"loner": LONER.public_key}
+    bench = OracleBench(home, GRACE_MS, BLOCK_TIME_MS, CONCENTRATORS, loner)
     kind = "Mosquitto, TLS 1.3" if bench.mosquitto else "embedded broker"
     print(f"{METERS} meters, {CONCENTRATORS} concentrators, 4 oracles, {kind};", end=" ")
     print(f"a boundary every {PERIOD_S:.0f} s, {os.cpu_count()} cores")
@@ -214,7 +217,7 @@ async def _transport(bench: OracleBench, meter: Meter, pids: Mapping[str, int]) 
     """What batches save on the way to the broker: the same bytes, one message a reading."""
     payload = meter.outbox.after(0)[-1:] or [_last(meter, bench.genesis.chain_id)]
     reading = payload[0].transaction
-    own = bench.loner
+    own = LONER
     client = broker_client(
         bench.login("loner", seed("loner")), own, own.public_key.hex(),
         keepalive_s=30, queued_messages=10,

@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -87,17 +88,26 @@ class OracleBench:
         grace_ms: from an interval's end to its closing.
         block_time_ms: of the oracle chain.
         concentrators: how many log in at the broker.
+        devices: keys of devices with a connection of their own, by name.
+        time_scale: grid time per network time.
     """
 
-    def __init__(self, home: Path, grace_ms: int, block_time_ms: int, concentrators: int) -> None:
+    def __init__(
+        self,
+        home: Path,
+        grace_ms: int,
+        block_time_ms: int,
+        concentrators: int,
+        devices: Mapping[str, bytes] = MappingProxyType({}),
+        time_scale: int = TIME_SCALE,
+    ) -> None:
         self.home: Final = home
         self.mosquitto: Final = find_mosquitto() is not None
         self.concentrators: Final = tuple(
             signer("concentrator", index) for index in range(concentrators)
         )
-        self.loner: Final = signer("loner")
-        """A device with a connection of its own, for the reference."""
-        self.genesis: Final = _genesis(grace_ms)
+        self._devices: Final = devices
+        self.genesis: Final = _genesis(grace_ms, time_scale)
         ports = _free_ports(2 * NODES + 2)
         self.ports, self.http_ports = ports[:NODES], ports[NODES : 2 * NODES]
         self.broker_port, self._broker_http = ports[2 * NODES :]
@@ -105,7 +115,7 @@ class OracleBench:
         self._authority = Authority.create("bench", seed("authority"))
         self._broker_authority = Authority.create("bench broker", seed("broker authority"))
         self._processes: dict[str, asyncio.subprocess.Process] = {}
-        self._mosquitto = MosquittoProcess(home / "broker", self.broker_port)
+        self.broker = MosquittoProcess(home / "broker", self.broker_port)
         self._write()
 
     # -- files -------------------------------------------------------------------------------------
@@ -127,8 +137,9 @@ class OracleBench:
             (directory / "broker.pem").write_bytes(pem(login))
             _write_config(directory / "config.toml", self._oracle(index, directory))
         clients = {f"c{i}": one.public_key for i, one in enumerate(self.concentrators)}
-        clients["loner"] = self.loner.public_key
-        write_client_certificates(home / "clients", self._broker_authority, clients)
+        write_client_certificates(
+            home / "clients", self._broker_authority, {**clients, **self._devices}
+        )
         self._write_broker()
 
     def _oracle(self, index: int, directory: Path) -> OracleSettings:
@@ -148,7 +159,7 @@ class OracleBench:
             certificate=directory / "node.pem",
             authority=self.home / "ca.pem",
             block_time_ms=self._block_time_ms,
-            broker=self._broker_url,
+            broker=self.broker_url,
             broker_protocol="5" if self.mosquitto else "3.1.1",
             broker_authority=self.home / "broker-ca.pem" if self.mosquitto else None,
             broker_certificate=directory / "broker.pem" if self.mosquitto else None,
@@ -156,7 +167,8 @@ class OracleBench:
         )
 
     @property
-    def _broker_url(self) -> str:
+    def broker_url(self) -> str:
+        """Where the broker listens."""
         return f"mqtt{'s' if self.mosquitto else ''}://127.0.0.1:{self.broker_port}"
 
     def _write_broker(self) -> None:
@@ -170,6 +182,7 @@ class OracleBench:
                 hosts=("127.0.0.1",),
                 oracles=oracles,
                 concentrators=concentrators,
+                devices=len(self._devices),
                 listen="127.0.0.1",
                 port=self.broker_port,
                 run_as=own_user(),
@@ -188,8 +201,8 @@ class OracleBench:
     def login(self, name: str, key: bytes) -> BrokerAddress:
         """How one of the clients logs in at the broker."""
         if not self.mosquitto:
-            return parse_broker(self._broker_url)
-        address = parse_broker(self._broker_url, self.home / "broker-ca.pem", "5")
+            return parse_broker(self.broker_url)
+        address = parse_broker(self.broker_url, self.home / "broker-ca.pem", "5")
         return address.with_certificate(self.home / "clients" / f"{name}.pem", key)
 
     # -- processes ---------------------------------------------------------------------------------
@@ -199,19 +212,29 @@ class OracleBench:
         """All processes, by name with their ids, while the context lasts."""
         try:
             if self.mosquitto:
-                await self._mosquitto.start()
+                await self.broker.start()
             else:
                 await self._start("broker", "broker")
             for index in range(NODES):
-                await self._start(f"oracle-{index}", "node", "oracle")
+                await self.start_oracle(index)
             pids = {name: process.pid for name, process in self._processes.items()}
-            yield ({"broker": self._mosquitto.pid} if self.mosquitto else {}) | pids
+            yield ({"broker": self.broker.pid} if self.mosquitto else {}) | pids
         finally:
             for process in self._processes.values():
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
             await asyncio.gather(*(each.wait() for each in self._processes.values()))
-            await self._mosquitto.stop()
+            await self.broker.stop()
+
+    async def start_oracle(self, index: int) -> None:
+        """Start one, for the first time or after it ended."""
+        await self._start(f"oracle-{index}", "node", "oracle")
+
+    async def kill_oracle(self, index: int) -> None:
+        """End one at once."""
+        process = self._processes[f"oracle-{index}"]
+        process.kill()
+        await process.wait()
 
     async def _start(self, name: str, *command: str) -> None:
         directory = self.home / name
@@ -265,12 +288,12 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _genesis(grace_ms: int) -> OracleGenesis:
+def _genesis(grace_ms: int, time_scale: int) -> OracleGenesis:
     made = OracleGenesis(
         chain_id=bytes(32),
         validators=tuple(one.public_key for one in ORACLES),
         relayers=(RELAYER.public_key,),
-        clock=GridClock(wall_ms(), GRID_EPOCH_MS, TIME_SCALE),
+        clock=GridClock(wall_ms(), GRID_EPOCH_MS, time_scale),
         clients=(
             _client("consortium", ClientKind.PBFT),
             _client("public", ClientKind.GRANDPA),
