@@ -1,13 +1,15 @@
-"""`gtx verify`: does a node's disk hold what the rules make of its own blocks?"""
+"""`gtx verify`: does a process's disk hold what the rules make of it, and if not, what is to be done?"""
 
-import tomllib
+import time
 from pathlib import Path
+from typing import Final
 
 import click
 
-from gridtokenx.core.errors import LocalFault
-from gridtokenx.host.chains import recognise_chain
-from gridtokenx.lab.replay import Divergence, open_chain_store, replay
+from gridtokenx.lab.verify.home import homes_in, verify_home
+
+PROGRESS_S: Final = 5.0
+"""How often a long replay says how far it is."""
 
 
 @click.command()
@@ -17,52 +19,45 @@ from gridtokenx.lab.replay import Divergence, open_chain_store, replay
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
     multiple=True,
-    help="A stopped node's directory; may be given several times.",
+    help="A stopped process's directory, or a testnet's; may be given several times.",
 )
-def command(homes: tuple[Path, ...]) -> int:
-    """Re-execute a stopped node's chain from genesis and say where, if anywhere, it diverges.
+@click.option("--quiet", is_flag=True, help="Say nothing of the progress.")
+def command(homes: tuple[Path, ...], *, quiet: bool) -> int:
+    """Verify what stopped nodes and gateways keep, and say what is wrong, where, and what to do.
 
-    Checks every signature, every block's outcome, every stored proof of finality, the events, the
-    stored state, and the invariants of all modules. The exit code is 0 if everything agrees, 1 if
-    not.
+    A node: every record's checksum; every signature, block, event and proof of finality by
+    re-execution from genesis; the stored state; the invariants of all modules; the tables beside the
+    chain (head, hashes, sets, seals, randomness, unfinal blocks, evidence); votes in flight, and
+    whether the high-water marks still forbid to contradict them. A gateway: its index.
+
+    One line per finding. The exit code is 0 if everything agrees, 1 if not, 2 if an argument cannot
+    be used (no home, still running, another chain's genesis).
     """
-    return max(_verify(home) for home in homes)
+    every = [home for given in homes for home in homes_in(given)]
+    return max((_verify(home, quiet=quiet) for home in every), default=0)
 
 
-def _verify(home: Path) -> int:
-    genesis_path, data = _node_files(home)
-    chain = recognise_chain(genesis_path)
-    store = open_chain_store(data)
-    blocks = transactions = proofs = 0
-    broken: list[str] = []
-    try:
-        for replayed in replay(chain, store):
-            blocks += 1
-            transactions += len(replayed.executed.block.transactions)
-            proofs += replayed.proved
-            broken += replayed.broken
-    except Divergence as divergence:
-        click.echo(f"{home}: DIVERGES: {divergence}")
-        return 1
-    finally:
-        store.close()
-    for sentence in broken:
-        click.echo(f"{home}: BROKEN INVARIANT: {sentence}")
-    click.echo(
-        f"{home}: {chain.name} chain, {blocks} blocks, {transactions} transactions, {proofs} proofs of "
-        f"finality: {'invariants are broken' if broken else 'everything agrees'}"
-    )
-    return 1 if broken else 0
+def _verify(home: Path, *, quiet: bool) -> int:
+    verdict = verify_home(home, _Progress(home, quiet=quiet))
+    for finding in verdict.findings:
+        click.echo(f"{home}: {finding}")
+    count = len(verdict.findings)
+    outcome = "everything agrees" if not count else f"{count} finding{'s' if count > 1 else ''}"
+    click.echo(f"{home}: {verdict.summary}: {outcome}")
+    return 1 if count else 0
 
 
-def _node_files(home: Path) -> tuple[Path, Path]:
-    """The genesis file and the store of a node's home, from its configuration."""
-    path = home / "config.toml"
-    try:
-        config = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise LocalFault(f"{path}: cannot be read: {error}") from None
-    genesis, data = config.get("genesis"), config.get("data")
-    if not isinstance(genesis, str) or not isinstance(data, str):
-        raise LocalFault(f"{home}: is no node's home: its config.toml names no genesis and data")
-    return home / genesis, home / data
+class _Progress:
+    """Says now and then how far a replay is."""
+
+    def __init__(self, home: Path, *, quiet: bool) -> None:
+        self._home = home
+        self._quiet = quiet
+        self._next_s = time.monotonic() + PROGRESS_S
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._quiet or time.monotonic() < self._next_s:
+            return
+        self._next_s = time.monotonic() + PROGRESS_S
+        percent = 100 * done // max(total, 1)
+        click.echo(f"{self._home}: block {done} of {total} ({percent} %)", err=True)

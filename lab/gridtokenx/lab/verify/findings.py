@@ -61,10 +61,10 @@ def read_as(raw: bytes, type_: type[T]) -> T | None:
 
 def name_of(key: bytes) -> str:
     """A record's key for people: a height where it begins with one, text where it is text."""
-    if len(key) == 8:
-        return str(int.from_bytes(key, "big"))
-    if len(key) > 8 and key[8:9] == b"/":
-        return f"{int.from_bytes(key[:8], 'big')}{name_of(key[8:])}"
     if key.isascii() and key.decode("ascii").isprintable():
         return key.decode("ascii")
+    if len(key) == 8:
+        return str(int.from_bytes(key, "big"))
+    if key[8:9] == b"/":
+        return f"{int.from_bytes(key[:8], 'big')}{name_of(key[8:])}"
     return key.hex()
