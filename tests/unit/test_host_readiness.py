@@ -22,7 +22,9 @@ async def test_a_lonely_node_says_what_it_lacks(tmp_path: Path) -> None:
         )
         async with running(second):
             await until(lambda: first._network.members)
-            assert "linked to 1 of 3 other members, 2 are needed" in first.readiness().reasons
+            await until(lambda: first._network.unreached == {"unreachable": 2})
+            words = "linked to 1 of 3 other members, 2 are needed (not reached: 2 unreachable)"
+            assert words in first.readiness().reasons
             first.add_reasons(lambda: ["certificate revoked"])
             assert first.readiness().reasons[-1] == "certificate revoked"
 

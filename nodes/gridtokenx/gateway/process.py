@@ -20,7 +20,7 @@ from gridtokenx.host.addresses import HostPort
 from gridtokenx.host.chains import ClientParts, open_follower, read_chain
 from gridtokenx.host.follow import Follower, Trust
 from gridtokenx.host.http import HttpServer
-from gridtokenx.host.logs import Logger
+from gridtokenx.host.logs import Logger, SparseLog
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.role import Role, open_key_seed, open_role
 from gridtokenx.ledger.transactions import Transaction
@@ -48,7 +48,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
     def open_chain(name: str, trust: Trust) -> Follower:
         return open_follower(chains[name], links[name], parts, trust=trust, from_newest=False)
 
-    index = Index(_make_directory(settings.data) / INDEX_FILE, network)
+    index = _open_index(_make_directory(settings.data) / INDEX_FILE, network)
     try:
         gateway = Gateway(network, index, open_chain, role, settings.stale_after_ms)
         await gateway.run(role.http)
@@ -79,6 +79,9 @@ class Gateway:
         self._index: Final = index
         self._open_chain: Final = open_chain
         self._log: Final[Logger] = role.log
+        self._sparse: Final = SparseLog(role.log)
+        self._unwritten = ""
+        """Why the last block could not be indexed; empty if it could."""
         self._metrics: Final[Metrics] = role.metrics
         self._now_ms: Final = role.clock.now_ms
         self._stale_ms: Final = stale_ms
@@ -119,7 +122,7 @@ class Gateway:
 
     def troubles(self) -> list[str]:
         """Why the gateway is not ready, in words."""
-        found = []
+        found = [f"the index cannot be written: {self._unwritten}"] if self._unwritten else []
         for name, chain in self._followed.items():
             found += chain.credential_troubles()
             trouble = chain.trouble() or self._catching_up(name, chain)
@@ -166,6 +169,7 @@ class Gateway:
     async def _apply_all(self, name: str, chain: FollowedChain) -> None:
         async for block in chain.blocks():
             self._index.apply(name, block)
+            self._unwritten = ""
             self._metrics.count("gateway_blocks", chain=name)
 
     def _repair(self, name: str, error: sqlite3.Error) -> None:
@@ -174,7 +178,8 @@ class Gateway:
             self._log.warning("the index is damaged: made anew", chain=name, error=str(error))
             self._index.rebuild(str(error))
         else:
-            self._log.error("the index cannot be written", chain=name, error=str(error))
+            self._unwritten = str(error)
+            self._sparse.warning("the index cannot be written", name, chain=name, error=str(error))
 
     def _open(self, name: str) -> FollowedChain:
         facts, cursor = self._network.chains[name].facts, self._index.cursor(name)
@@ -214,6 +219,15 @@ class _Current:
     async def submit(self, transaction: Transaction) -> None:
         """See `ports.ChainSource`."""
         await self._gateway.followed(self._chain).submit(transaction)
+
+
+def _open_index(path: Path, network: NetworkFacts) -> Index:
+    try:
+        return Index(path, network)
+    except (sqlite3.Error, OSError) as error:
+        raise LocalFault(
+            f"{path}: the index cannot be opened: {error}; see to its disk, then start again"
+        ) from None
 
 
 def _make_directory(path: Path) -> Path:

@@ -310,7 +310,12 @@ class ChainNode:
         others = members.size - seated
         needed = members.quorum - 1 if seated else members.faulty + 1
         if linked < needed:
-            yield f"linked to {linked} of {others} other members, {needed} are needed"
+            why = self._network.unreached.most_common()
+            yield f"linked to {linked} of {others} other members, {needed} are needed" + (
+                f" (not reached: {', '.join(f'{count} {word}' for word, count in why)})"
+                if why
+                else ""
+            )
 
     def _full(self) -> Iterator[str]:
         """The disk has little room."""

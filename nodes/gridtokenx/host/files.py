@@ -1,5 +1,6 @@
 """Small files that must survive a crash: written whole or not at all."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         partial.replace(path)
         sync_directory(path.parent)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise LocalFault(f"{path}: cannot be written: {error.strerror}") from None
 
 

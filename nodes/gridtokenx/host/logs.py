@@ -4,6 +4,7 @@ structlog is imported when logging is set up, not before: it is heavy, and a too
 key has no use for it.
 """
 
+import contextlib
 import math
 import sys
 import time
@@ -69,7 +70,7 @@ def make_logger(
     import structlog  # noqa: PLC0415 - see the head of the file
 
     logger: Logger = structlog.wrap_logger(
-        structlog.PrintLogger(stream or sys.stderr),
+        _Sink(stream),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
@@ -80,6 +81,21 @@ def make_logger(
         cache_logger_on_first_use=True,
     ).bind(**context)
     return logger
+
+
+class _Sink:
+    """Where lines go. A line that cannot be written (a full disk, a closed pipe) is lost, no more."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        stream = self._stream or sys.stderr
+        with contextlib.suppress(OSError):
+            stream.write(line + "\n")
+            stream.flush()
+
+    debug = info = warning = error = msg
 
 
 class SparseLog:

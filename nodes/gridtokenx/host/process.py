@@ -14,6 +14,7 @@ code  meaning
 
 import asyncio
 import contextlib
+import errno
 import faulthandler
 import signal
 import sys
@@ -30,6 +31,19 @@ from gridtokenx.host.driver import MachineHalted
 BUG_EXIT: Final = 1
 FAULT_EXIT: Final = 2
 HALT_EXIT: Final = 70
+_SURROUNDINGS: Final = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+    }
+)
+"""What an operator can mend, wherever it comes up; no other failure of the system is expected."""
 AGAIN_EXIT: Final = 75
 """EX_TEMPFAIL of sysexits.h: start it again."""
 
@@ -127,6 +141,9 @@ def _tell(error: BaseException) -> int:
     if isinstance(error, GridTokenXError):
         _say(f"error: {error}")
         return FAULT_EXIT
+    if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
+        _say(f"error: {error.filename or 'the system'}: {error.strerror}")
+        return FAULT_EXIT
     if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, SystemExit):
@@ -144,5 +161,6 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(" ".join(line.split("\n")) + "\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a full disk or a closed pipe must not change the code
+        sys.stderr.write(" ".join(line.split("\n")) + "\n")
+        sys.stderr.flush()

@@ -42,6 +42,11 @@ MEBIBYTE: Final = 1024 * 1024
 MAX_KEY_BYTES: Final = 480
 """LMDB allows 511 for the whole key; the rest is the table's name."""
 
+LEAST_FREE_BYTES: Final = MEBIBYTE
+"""A store is not opened for writing with less on its disk."""
+_UNUSABLE: Final = (OSError, lmdb.DiskError, lmdb.ReadonlyError, lmdb.LockError, lmdb.MemoryError)
+"""What the surroundings, not the bytes, are to blame for."""
+
 FORMAT: Final = b"1"
 META: Final = "store"
 """The store's table of facts about itself: its format, and what it belongs to (`Store.bind`)."""
@@ -79,9 +84,11 @@ class StoreLimits:
 
 def end_process(line: str) -> NoReturn:
     """The default for a failed write: one line, then the end, before anything else can be sent."""
-    sys.stderr.write(f"fatal: {line}\n")
-    sys.stderr.flush()
-    os._exit(STORAGE_EXIT)
+    try:
+        sys.stderr.write(f"fatal: {line}\n")
+        sys.stderr.flush()
+    finally:  # the log may be on the very disk that is full
+        os._exit(STORAGE_EXIT)
 
 
 class DirectoryLock:
@@ -102,8 +109,9 @@ class DirectoryLock:
                 f"{directory}: in use by another process (pid {holder}); stop it first,"
                 " or give this one its own directory"
             ) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+        with contextlib.suppress(OSError):  # on a full disk: the number is only for people
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
         """Give the directory up."""
@@ -168,6 +176,8 @@ class Store:
                 raise LocalFault(f"{directory}: holds no store; is this the right home?")
         except OSError as error:
             raise LocalFault(f"{directory}: cannot be created: {error.strerror}") from None
+        if not read_only:
+            _require_room(directory)
         store = cls(directory, limits or StoreLimits(), fatal, read_only=read_only)
         try:
             store._check_format(read_only=read_only)
@@ -183,8 +193,7 @@ class Store:
 
     def free_bytes(self) -> int:
         """What the file system can still take for us."""
-        found = os.statvfs(self._directory)
-        return found.f_bavail * found.f_frsize
+        return _free_bytes(self._directory)
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -404,7 +413,14 @@ class Store:
     def _put_now(self, write: Write) -> None:
         """Write before the writer thread exists, from the thread that opens the store."""
         assert self._writer is None, "the writer thread owns all write transactions"
-        self._commit([_Batch(0, (write,), 0, lambda: None)])
+        group = [_Batch(0, (write,), 0, lambda: None)]
+        try:
+            with contextlib.suppress(lmdb.MapFullError):
+                return self._write_group(group)
+            self._grow()
+            return self._put_now(write)
+        except lmdb.Error as error:
+            raise LocalFault(f"{self._directory}: cannot be written: {error}") from None
 
     def _start_writer(self) -> None:
         loop = asyncio.get_running_loop()
@@ -453,9 +469,10 @@ class Store:
         except lmdb.MapFullError:
             return False
         except Exception as error:  # noqa: BLE001 - whatever it was: nothing after it may leave
+            full = _free_bytes(self._directory) < LEAST_FREE_BYTES
             self._fatal(
-                f"{self._directory}: writing failed: {error!r}; nothing acknowledged is lost;"
-                " free or repair the disk, then start again"
+                f"{self._directory}: writing failed: {'the disk is full' if full else repr(error)};"
+                " nothing acknowledged is lost; free or repair the disk, then start again"
             )
         return True
 
@@ -476,7 +493,7 @@ class Store:
         if size >= self._limits.maximum_bytes:
             self._fatal(
                 f"{self._directory}: reached its largest size of {size // MEBIBYTE} MiB;"
-                " raise the limit (storage.max_size_mib), then start again"
+                " move it away, and let the node catch up from its peers"
             )
         with self._gate:
             self._env.set_mapsize(min(size * 2, self._limits.maximum_bytes))
@@ -513,6 +530,21 @@ def _is_sealed(full: bytes, stored: bytes) -> bool:
     return len(checksum) == _CHECKSUM.size and checksum == _checksum(full, value)
 
 
+def _free_bytes(directory: Path) -> int:
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize
+
+
+def _require_room(directory: Path) -> None:
+    """Refuse to start on a full disk, where LMDB's lock file could not even be mapped."""
+    free = _free_bytes(directory)
+    if free < LEAST_FREE_BYTES:
+        raise LocalFault(
+            f"{directory}: the disk is full: {free // 1024} KiB are free, at least"
+            f" {LEAST_FREE_BYTES // 1024} are needed; free some, then start again (nothing is lost)"
+        )
+
+
 def _damaged(directory: Path, what: str) -> Damaged:
     return Damaged(
         f"{directory}: damaged: {what}; restore a backup, or fetch the chain anew: gtx backup reset"
@@ -532,7 +564,9 @@ def _open_environment(directory: Path, limits: StoreLimits, *, read_only: bool) 
             readahead=False,
             mode=0o600,
         )
-    except (lmdb.Error, OSError) as error:
+    except _UNUSABLE as error:
+        raise LocalFault(f"{directory}: the store cannot be opened: {error}") from None
+    except lmdb.Error as error:
         raise _damaged(directory, f"the store cannot be opened: {error}") from None
     _cover_all_pages(data, environment)
     if not existing:

@@ -19,6 +19,7 @@ import secrets
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -165,6 +166,7 @@ class Network:
         self._pending: dict[Link, asyncio.Task[None]] = {}
         """Handshakes with those who dialed us, oldest first."""
         self._dialing: set[Link] = set()
+        self._unreached: dict[NodeAddress, str] = {}
         self._down: dict[bytes, asyncio.Event] = {}
         self._bans = Bans(parts.limits.fault_points, parts.limits.ban_s)
         self._log = SparseLog(parts.log)
@@ -233,6 +235,11 @@ class Network:
     def clients(self) -> int:
         """How many clients are connected."""
         return len(self._clients)
+
+    @property
+    def unreached(self) -> Counter[str]:
+        """Addresses that we dial in vain, by the reason of the last attempt."""
+        return Counter(self._unreached.values())
 
     async def settle(self) -> None:
         """Hold until enough members have answered to know that nobody else runs with our key.
@@ -377,7 +384,14 @@ class Network:
             fault = as_fault(error)
             if fault.reason not in ("duplicate", "closed"):
                 self.fault(b"", fault)
-                self._log.info("link refused", fault.reason, fault=str(fault))
+                who = link.identity.hex()[:16] or "unproven"
+                self._log.info(
+                    "link refused",
+                    f"{who} {fault.reason}",
+                    peer=who,
+                    fault=str(fault),
+                    where=link.where,
+                )
             link.refuse(fault)
         except asyncio.CancelledError:
             link.abort("given up")
@@ -392,8 +406,8 @@ class Network:
         link.send(Channel.CONTROL, half.welcome(read_control((await link.receive())[1])))
         hello = half.accept(read_control((await link.receive())[1]), parts.verifier)
         parts.security.check_certificate(link.certificate, hello.identity, hello.role)
+        link.identity, link.instance = hello.identity, hello.instance
         self._check_ban(hello.identity)
-        link.instance = hello.instance
         if hello.role == "peer":
             self._check_ourselves(hello, link)
             await self._replace_dead(hello.identity, hello.instance)
@@ -477,10 +491,12 @@ class Network:
                 continue
             try:
                 identity, complaint = await self._dial_peer(peer), ""
+                self._unreached.pop(peer, None)
             except (RemoteFault, OSError, TimeoutError) as error:
                 fault = as_fault(error)
                 if fault.reason == OURSELVES:
                     return
+                self._unreached[peer] = fault.reason
                 complaint = self._not_reached(peer, fault, complaint)
                 await asyncio.sleep(pause.lengthen())
 
@@ -508,13 +524,12 @@ class Network:
             self._check_room(link.identity)
             self._check_duplicate(link.identity, dialed=True)
             self._link_up(link, link.identity, "peer")
-        except LinkRefused as fault:
-            link.close(str(fault))
-            if fault.reason == IN_USE:
-                self._told_of_twin(link.identity, fault.detail)
-            raise
         except RemoteFault as fault:
-            link.refuse(fault)
+            if not isinstance(fault, LinkRefused):
+                link.refuse(fault)
+            elif fault.reason == IN_USE:
+                self._told_of_twin(link.identity, fault.detail)
+            link.close(str(fault))
             if fault.reason != "duplicate":
                 raise
             await asyncio.sleep(_FIRST_BACKOFF_S)  # the other link may still be in its handshake
