@@ -32,6 +32,10 @@ _COMMANDS: Final = {
     "bridge": ("gridtokenx.lab.commands.bridge", "Run a relayer between the chains."),
     "gateway": ("gridtokenx.lab.commands.gateway", "Run the HTTP gateway and its live page."),
     "devices": ("gridtokenx.lab.commands.devices", "Run a fleet of meters, panels and batteries."),
+    "concentrator": (
+        "gridtokenx.lab.commands.concentrator",
+        "Carry many meters' readings in batches.",
+    ),
     "agents": ("gridtokenx.lab.commands.agents", "Run household agents that trade."),
     "broker": ("gridtokenx.lab.commands.broker", "Run the embedded MQTT broker."),
     "market-data": ("gridtokenx.lab.commands.market_data", "Serve price sources for a testnet."),

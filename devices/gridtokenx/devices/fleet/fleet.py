@@ -341,7 +341,7 @@ def load_households(settings: FleetSettings) -> tuple[Household, ...]:
     Raises:
         LocalFault: a file, key or journal that is missing, damaged, or another network's.
     """
-    chain_id = _chain_id(settings.chain_id)
+    chain_id = parse_chain_id(settings.chain_id)
     roster = read_roster(settings.roster)
     profiles = unpack_profiles(read_file(settings.profiles), str(settings.profiles)).households
     ring = _ring(settings)
@@ -429,7 +429,12 @@ def _outbox(signer: Signer, journal: Journal) -> Outbox:
     return Outbox(signer.public_key, mine)
 
 
-def _chain_id(text: str) -> bytes:
+def parse_chain_id(text: str) -> bytes:
+    """A chain id from the settings.
+
+    Raises:
+        LocalFault: it is none.
+    """
     try:
         chain_id = bytes.fromhex(text)
     except ValueError:
