@@ -1,17 +1,20 @@
 """`gtx ... init`: a home from one command, and what the command refuses."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from tests.unit.gtx_command import Gtx, gtx
 
 from gridtokenx.gateway.settings import GatewaySettings
-from gridtokenx.host.certificates import Role
+from gridtokenx.host.certificates import Authority, Role, pem, pem_list
 from gridtokenx.host.chains import read_chain
 from gridtokenx.host.config import fields, load
 from gridtokenx.host.enrolment import read_request
-from gridtokenx.host.keyfile import KeyRing, public_key_of
+from gridtokenx.host.keyfile import KeyRing, find_password, public_key_of
 from gridtokenx.lab import homes
+from gridtokenx.lab.authority import AuthorityHome
 from gridtokenx.lab.manifest import load_manifest
 from gridtokenx.lab.testnet.initialise import initialise
 from gridtokenx.lab.testnet.layout import Layout
@@ -273,3 +276,100 @@ def test_settings_in_force_are_printed_from_a_made_home(gtx: Gtx, net: Path) -> 
     assert "hush" not in said
     assert 'listen = "127.0.0.1:30100"  # home/config.toml: listen' in said
     assert "broker_protocol" in said
+
+
+# -- starting with files that do not belong together -----------------------------------------------
+
+
+@pytest.fixture
+def enrolled(gtx: Gtx, net: Path, tmp_path: Path) -> None:
+    """A whole home of an observer, in `home`; a name belongs to one key, so each has its own."""
+    authority = net.parent / "authority"
+    given = ("--authority", net / "consortium-authority.pem")
+    given += ("--revocations", net / "consortium-revocations.pem")
+    gtx(*node("consortium", net, *given, "--name", tmp_path.name)).done()
+    issue = ("ca", "issue", "home/consortium-request.pem", "--authority", authority)
+    gtx(*issue, "--chain", "consortium").done()
+
+
+def _foreign() -> Authority:
+    return Authority.create("consortium", bytes(32))
+
+
+def _own_key() -> bytes:
+    return public_key_of(Path("home/keys/identity.key"))
+
+
+def _real(net: Path) -> Authority:
+    directory = net.parent / "authority"
+    ring = KeyRing.open(directory / "keys", find_password(directory / "keys", None, {}))
+    return AuthorityHome(directory, "consortium").unlock(ring)
+
+
+HARM: dict[str, tuple[Callable[[Path], object], str]] = {
+    "expired": (
+        lambda net: _put(_real(net).issue(_own_key(), "observer", Role.PEER, days=0)),
+        "not now; have it issued again",
+    ),
+    "another's": (
+        lambda net: _put(_real(net).issue(bytes(31) + b"\x01", "observer", Role.PEER)),
+        "but this node's identity is",
+    ),
+    "another authority's": (
+        lambda net: _put(_foreign().issue(_own_key(), "observer", Role.PEER)),
+        "was not issued by the authority",
+    ),
+    "damaged list": (
+        lambda _net: LIST.write_text("-----BEGIN"),
+        "is no revocation list in PEM form",
+    ),
+    "another authority's list": (
+        lambda net: LIST.write_bytes(pem_list(_foreign().revoke({}, 9))),
+        "was not signed by the authority",
+    ),
+    "no list": (lambda _net: LIST.unlink(), "consortium-revocations.pem: cannot be read"),
+}
+LIST = Path("home/genesis/consortium-revocations.pem")
+
+
+def _put(certificate: x509.Certificate) -> None:
+    Path("home/consortium-certificate.pem").write_bytes(pem(certificate))
+
+
+@pytest.mark.parametrize("name", list(HARM))
+@pytest.mark.usefixtures("enrolled")
+def test_a_node_refuses_certificates_and_lists_that_nobody_would_believe(
+    gtx: Gtx, net: Path, name: str
+) -> None:
+    harm, words = HARM[name]
+    harm(net)
+    start = ("node", "consortium", "--config", "home/config.toml", "--log-level", "error")
+    gtx(*start).refused(words)
+
+
+ROLES = (
+    ("node", "public"),
+    ("node", "consortium"),
+    ("node", "oracle"),
+    ("bridge",),
+    ("gateway",),
+    ("devices",),
+    ("agents",),
+    ("broker",),
+    ("market-data",),
+)
+
+
+@pytest.mark.parametrize("words", ROLES, ids=" ".join)
+def test_every_role_has_one_schema_for_flags_environment_and_file(
+    gtx: Gtx, words: tuple[str, ...]
+) -> None:
+    said = gtx(*words, "--help").done()
+    for flag in ("--config", "--print-config", "--log-format", "GTX_LOG_FORMAT"):
+        assert flag in said
+    gtx(*words, "--log-formt", "json").refused("Did you mean", "'--log-format'")
+    gtx(*words, "--log-format", "xml").refused("--log-format = 'xml'", "one of text, json")
+    gtx(*words, GTX_LOG_FORMT="json").refused("GTX_LOG_FORMT", "did you mean GTX_LOG_FORMAT?")
+    Path("c.toml").write_text("log_formt = 'json'\n")
+    gtx(*words, "--config", "c.toml").refused("c.toml: log_formt", "did you mean log_format?")
+    gtx(*words, "--config", "nowhere.toml").refused("nowhere.toml: cannot be read")
