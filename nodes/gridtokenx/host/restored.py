@@ -29,6 +29,7 @@ from typing import Annotated, Final, TypeVar
 from msgspec import Meta
 
 from gridtokenx.core.codec import Wire, decode_own, encode
+from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import Domain, Ed25519Signer, sha256
 from gridtokenx.core.machine import (
     Effect,
@@ -56,6 +57,8 @@ from gridtokenx.public.messages import Status as PublicStatus
 RESTORED: Final = "restored"
 """The table that marks such a store."""
 SINCE: Final = b"since"
+RETIRED: Final = b"retired"
+"""The record of a store that was moved away by a final backup: nothing may sign from it again."""
 HEIGHTS: Final = 2 * MAX_WINDOW
 """Heights beyond everybody's last committed one in which a PBFT vote of this key may lie."""
 SLOTS: Final = 3
@@ -133,6 +136,29 @@ def mark_writes(reader: Reader, chain: str, reason: str, now_ms: int) -> Iterato
     end = Mark(UINT63_MAX, UINT63_MAX, UINT63_MAX, bytes(32))
     for kind in (*BY_HEIGHT, *BY_VIEW):
         yield Write(META, MARK + kind.value, encode(end))
+
+
+def retire_write(now_ms: int) -> Write:
+    """What forbids a store's node to start: it lives elsewhere from now on."""
+    return Write(RESTORED, RETIRED, now_ms.to_bytes(8, "big"))
+
+
+def revive_write() -> Write:
+    """What undoes it, in the copy that the node lives on in."""
+    return Write(RESTORED, RETIRED, None)
+
+
+def refuse_retired(reader: Reader) -> None:
+    """Refuse a store whose node was moved away.
+
+    Raises:
+        LocalFault: it was.
+    """
+    if reader.get(RESTORED, RETIRED) is not None:
+        raise LocalFault(
+            "this node was moved away by a final backup, and may run elsewhere: start it where the"
+            " backup was restored; or, if it never was, restore the backup here"
+        )
 
 
 def marked(reader: Reader) -> Restored | None:
@@ -304,7 +330,11 @@ def follow_first(
 
     Returns:
         The bare machine, and the one to be driven in its place, if any.
+
+    Raises:
+        LocalFault: the node was moved away.
     """
+    refuse_retired(store)
     restored = marked(store)
     if restored is None:
         return build(seed), None

@@ -57,6 +57,8 @@ _GROUP_BYTES: Final = 16 * MEBIBYTE
 _PENDING_BYTES: Final = 16 * MEBIBYTE
 """Beyond this much undurable data the driver takes no more events (`Store.below_bound`)."""
 
+_SNAPSHOT_ATTEMPTS: Final = 5
+
 Fatal = Callable[[str], NoReturn]
 
 
@@ -296,7 +298,7 @@ class Store:
                 f"{self._directory}: belongs to {name} {known.hex()}, but the configuration says"
                 f" {value.hex()}; use another directory, or remove this one to start afresh"
             )
-        self._put_now(Write(META, name.encode(), value))
+        self.put_now(Write(META, name.encode(), value))
 
     def check(self) -> int:
         """Verify the checksum of every record.
@@ -401,7 +403,7 @@ class Store:
     def _check_format(self, *, read_only: bool) -> None:
         known = self.get(META, b"format")
         if known is None and not read_only:
-            self._put_now(Write(META, b"format", FORMAT))
+            self.put_now(Write(META, b"format", FORMAT))
         elif known != FORMAT:
             raise LocalFault(
                 f"{self._directory}: written in store format {(known or b'none').decode()},"
@@ -410,15 +412,19 @@ class Store:
 
     # -- internals: writing ------------------------------------------------------------------------
 
-    def _put_now(self, write: Write) -> None:
-        """Write before the writer thread exists, from the thread that opens the store."""
+    def put_now(self, *writes: Write) -> None:
+        """Write a batch before the writer thread exists, from the thread that opens the store.
+
+        Raises:
+            LocalFault: it cannot be written.
+        """
         assert self._writer is None, "the writer thread owns all write transactions"
-        group = [_Batch(0, (write,), 0, lambda: None)]
+        group = [_Batch(0, writes, 0, lambda: None)]
         try:
             with contextlib.suppress(lmdb.MapFullError):
                 return self._write_group(group)
             self._grow()
-            return self._put_now(write)
+            return self.put_now(*writes)
         except lmdb.Error as error:
             raise LocalFault(f"{self._directory}: cannot be written: {error}") from None
 
@@ -511,6 +517,48 @@ class Store:
             self._below_bound.set()
         for batch in group:
             batch.done()
+
+
+def snapshot(directory: Path, target: Path) -> None:
+    """Copy the store in `directory`, as it is after some commit, into the new directory `target`.
+
+    The store may be in use: LMDB's readers and its writer do not wait for each other, and the copy is
+    of one read transaction. Free pages are left out.
+
+    Raises:
+        LocalFault: there is no store, it is damaged, or the copy cannot be written.
+    """
+    if not (directory / "data.mdb").is_file():
+        raise LocalFault(f"{directory}: holds no store; is this the right home?")
+    target.mkdir(mode=0o700)
+    for _ in range(_SNAPSHOT_ATTEMPTS):
+        try:
+            with _open_for_copy(directory) as environment:
+                environment.copy(str(target), compact=True)
+            break
+        except lmdb.MapResizedError:
+            continue  # it grew between opening and reading
+        except (lmdb.Error, OSError) as error:
+            raise _damaged(directory, f"it cannot be copied: {error}") from None
+    else:
+        raise LocalFault(f"{directory}: grows too fast to be copied; stop the process first")
+    descriptor = os.open(target / "data.mdb", os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _open_for_copy(directory: Path) -> Iterator[lmdb.Environment]:
+    size = (directory / "data.mdb").stat().st_size
+    environment = lmdb.open(
+        str(directory), map_size=size, max_dbs=0, max_readers=16, readonly=True, readahead=False
+    )
+    try:
+        yield environment
+    finally:
+        environment.close()
 
 
 def _full_key(table: str, key: bytes) -> bytes:
