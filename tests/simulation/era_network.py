@@ -22,6 +22,7 @@ from gridtokenx.interchain.clients import (
 )
 from gridtokenx.lab.sim.network import Envelope, LinkProfile
 from gridtokenx.lab.sim.world import START_MS, SimulatedNode, World
+from gridtokenx.ledger.blocks import EventRecord
 from gridtokenx.ledger.identity import derive_chain_id
 from gridtokenx.ledger.records import SETS, final_height, load_block, load_finality
 from gridtokenx.ledger.runtime import ExecutedBlock
@@ -69,13 +70,14 @@ class EraNetwork:
         profile: LinkProfile | None = None,
         genesis: PublicGenesis | None = None,
         checkpoint: Checkpoint | None = None,
-        trace: bool = False,
+        wrap: dict[str, Callable[[Machine], Machine]] | None = None,
     ) -> None:
         self.names = tuple(names)
         self.genesis = genesis or era_genesis()
         self.public: PublicChain = public_chain(self.genesis, KeyedHashVerifier())
         self.checkpoint = checkpoint
-        self.world = World(seed, KeyedHashVerifier(), profile=profile, trace=trace)
+        self.wrap = wrap or {}
+        self.world = World(seed, KeyedHashVerifier(), profile=profile)
         self.chain: dict[int, ExecutedBlock] = {0: self.public.genesis_block()}
         self.said: dict[tuple[bytes, int, int, Stage], bytes] = {}
         self.authored: dict[tuple[bytes, int], bytes] = {}
@@ -93,8 +95,8 @@ class EraNetwork:
         own = account(f"{name} session")
         keys = NodeKeys(own, KeyedHashVrf(own.public_key), KeyedHashVrfVerifier())
 
-        def build(reader: Reader) -> PublicNode:
-            return PublicNode(
+        def build(reader: Reader) -> Machine:
+            node = PublicNode(
                 self.public.ledger,
                 self.public.genesis_block(),
                 self.genesis.validator_set,
@@ -103,6 +105,8 @@ class EraNetwork:
                 reader,
                 self.public.staking.validators_of,
             )
+            wrap = self.wrap.get(name)
+            return node if wrap is None else wrap(node)
 
         return build
 
@@ -121,7 +125,9 @@ class EraNetwork:
             assert load_finality(node.store, header.height) is not None, "handovers are justified"
 
     def _overhear(self, envelope: Envelope) -> None:
-        """Nobody ever contradicts himself, and nobody votes beyond his set."""
+        """Nobody honest ever contradicts himself."""
+        if envelope.sender in map(self.id, self.wrap):
+            return
         match envelope.message:
             case Votes(votes):
                 for vote in votes:
@@ -153,7 +159,7 @@ class EraNetwork:
     def check(self) -> None:
         """Disks, the ledger's laws, and a light client that sees nothing but handovers."""
         assert self.public.ledger.check_invariants(self.chain[max(self.chain)].state) == []
-        for name in self.names:
+        for name in (name for name in self.names if name not in self.wrap):
             store = self.world.nodes[self.id(name)].store
             for height in range(1, self.final(name) + 1):
                 block = load_block(store, height)
@@ -213,7 +219,11 @@ class EraNetwork:
         return machine
 
     def up(self) -> list[str]:
-        return [name for name in self.names if self.world.nodes[self.id(name)].alive]
+        return [
+            name
+            for name in self.names
+            if self.world.nodes[self.id(name)].alive and name not in self.wrap
+        ]
 
     def final(self, name: str) -> int:
         return final_height(self.world.nodes[self.id(name)].store) or 0
@@ -239,8 +249,6 @@ class EraNetwork:
         ]
 
     def events(self, height: int) -> list[Wire]:
-        from gridtokenx.ledger.blocks import EventRecord
-
         union = self.public.ledger.event_union
         records = (decode_own(raw, EventRecord) for raw in self.chain[height].events)
         return [decode_own(record.data, union) for record in records]

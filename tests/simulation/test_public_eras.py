@@ -5,15 +5,27 @@ from collections.abc import Sequence
 
 import pytest
 from tests.public_ledger import account, key
-from tests.simulation.era_network import ERA_SLOTS, NAMES, EraNetwork
+from tests.simulation.era_network import ERA_SLOTS, NAMES, EraNetwork, era_genesis
 from tests.stages import spread
 
-from gridtokenx.core.machine import Broadcast, Effect, Start, Write
+from gridtokenx.core.codec import Wire
+from gridtokenx.core.machine import (
+    Broadcast,
+    Effect,
+    Event,
+    Machine,
+    SignatureCheck,
+    Start,
+    Unknown,
+    Write,
+)
 from gridtokenx.core.units import GRID
-from gridtokenx.finality.justifications import Stage
+from gridtokenx.finality.justifications import Stage, statement_bytes
 from gridtokenx.lab.sim.network import Drop, Envelope, LinkProfile, Verdict
 from gridtokenx.lab.sim.store import SimulatedStore
-from gridtokenx.public.grandpa.messages import SignedVote, Votes
+from gridtokenx.public.grandpa.messages import SignedVote, Votes, signed_vote
+from gridtokenx.public.grandpa.round import CastVote
+from gridtokenx.public.grandpa.vote_graph import BlockRef
 from gridtokenx.public.machine import PublicNode
 from gridtokenx.public.staking import Bond, Chill, Nominate, SetSessionKey, prove_session_key
 
@@ -216,3 +228,54 @@ def test_no_vote_passes_a_handover_and_the_new_set_builds_on_it_meanwhile() -> N
     assert max(vote.target_height for vote in heard if vote.set_id == 0) == last_of_set_0
     assert min(vote.target_height for vote in heard if vote.set_id == 1) > last_of_set_0
     assert network.rejections() == {}
+
+
+class Overreacher:
+    """Votes for the best block that it knows, of whatever set: beyond every handover."""
+
+    def __init__(self, inner: Machine, name: str, chain_id: bytes) -> None:
+        assert isinstance(inner, PublicNode)
+        self.inner, self.signer, self.chain_id = inner, account(f"{name} session"), chain_id
+        self.lies = 0
+
+    def verification(self, message: Wire) -> Sequence[SignatureCheck] | Unknown:
+        return self.inner.verification(message)
+
+    def step(self, now: int, event: Event) -> list[Effect]:
+        return [self.corrupt(effect) for effect in self.inner.step(now, event)]
+
+    def corrupt(self, effect: Effect) -> Effect:
+        if not (isinstance(effect, Broadcast) and isinstance(effect.message, Votes)):
+            return effect
+        best = self.inner.best
+        target = BlockRef(best.hash, best.height)
+        self.lies += best.header.set_id > self.inner.validators.set_id
+        return Broadcast(Votes(tuple(self.lie(vote, target) for vote in effect.message.votes)))
+
+    def lie(self, vote: SignedVote, target: BlockRef) -> SignedVote:
+        stage = Stage(vote.stage)
+        message = statement_bytes(self.chain_id, stage, vote.round, vote.set_id, *target)
+        cast = CastVote(vote.authority, target, self.signer.sign(message))
+        return signed_vote(stage, vote.round, vote.set_id, cast)
+
+
+@pytest.mark.parametrize("seed", spread(range(8), 2))
+def test_a_liars_votes_beyond_a_handover_carry_nobody_over_it(seed: int) -> None:
+    liars: list[Overreacher] = []
+    genesis = era_genesis()
+
+    def wrap(inner: Machine) -> Machine:
+        liars.append(Overreacher(inner, "ben", genesis.chain_id))
+        return liars[-1]
+
+    profile = LinkProfile(delay_ms=(5, 900), loss=0.03)
+    network = EraNetwork(40 + seed, profile=profile, genesis=genesis, wrap={"ben": wrap})
+    network.start()
+    network.run_slots(2)
+    join(network, "fay")
+    for name in ("gus", "ann", "gus"):
+        network.run_slots(ERA_SLOTS)
+        network.call(name, Chill()) if name == "ann" else join(network, name, 800)
+    network.settle(further=ERA_SLOTS, slots=120)
+    assert len(network.handovers()) >= 2
+    assert sum(liar.lies for liar in liars) > 0

@@ -257,6 +257,24 @@ def test_what_no_key_can_make_valid_is_refused_and_later_sets_wait() -> None:
     assert machine.verification(vote(set_id=2)) == [], "of no use yet, and no fault either"
 
 
+def test_a_branch_whose_answer_was_of_no_use_is_asked_for_from_the_bottom() -> None:
+    """It began above what is here, in a set that is not known, so the driver kept it."""
+    node, forge = Node(), Forge()
+    for made in forge.line(forge.root, 3):
+        assert made.sealed is not None
+        node.hear(at(9), NewBlock(made.sealed))
+    node.hear(at(9), Status(0, NET.genesis.hash, 9, sha256(b"x"), Standing(0, 1, b"", b"", 0)))
+    asked: list[int] = []
+    for tick in range(24):
+        effects = node.step(at(9) + tick * GOSSIP_MS, TimerFired(TICK_TIMER))
+        asked += [
+            effect.message.from_height
+            for effect in effects
+            if isinstance(effect, Send) and isinstance(effect.message, BranchRequest)
+        ]
+    assert asked == [3, 1, 1]
+
+
 # -- bad input -------------------------------------------------------------------------------------
 
 HASHES = st.sampled_from([NET.genesis.hash, bytes(32), sha256(b"x")])

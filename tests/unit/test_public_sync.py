@@ -6,6 +6,7 @@ from gridtokenx.core.codec import encode
 from gridtokenx.core.keys import sha256
 from gridtokenx.core.machine import Send, Write
 from gridtokenx.finality.justifications import Justification
+from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.lab.sim.store import SimulatedStore
 from gridtokenx.ledger.records import block_writes, height_key
 from gridtokenx.public.grandpa.messages import Standing
@@ -86,6 +87,15 @@ def test_where_only_the_justification_is_missing_no_blocks_are_asked_for() -> No
     said = Status(2, head.hash, 2, head.hash, Standing(0, 1, b"", b"", 0))
     sync.note(0, ONE, said)
     assert asks(sync, forge, 1) == [(ONE, FinalRequest(1, with_blocks=False))]
+
+
+def test_a_justification_alone_is_asked_for_within_the_present_set_only() -> None:
+    """The peer's is of the next set by then: the handover's must come first, with its block."""
+    forge, sync = Forge(), Sync(TIMEOUT, 60_000)
+    head = forge.line(forge.root, 2)[-1]
+    forge.root.validators = ValidatorSet(1, forge.validators.members)
+    sync.note(0, ONE, Status(2, head.hash, 2, head.hash, Standing(0, 1, b"", b"", 0)))
+    assert asks(sync, forge, 1) == [(ONE, FinalRequest(1, with_blocks=True))]
 
 
 # -- answers ---------------------------------------------------------------------------------------

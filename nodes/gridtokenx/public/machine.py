@@ -76,6 +76,7 @@ from gridtokenx.finality.justifications import (
     verify_justification,
 )
 from gridtokenx.finality.validators import ValidatorSet
+from gridtokenx.ledger.blocks import Header
 from gridtokenx.ledger.pool import Pool
 from gridtokenx.ledger.records import (
     META,
@@ -118,6 +119,7 @@ from gridtokenx.public.slots import (
     VrfVerifier,
     claim_slot,
     encoded_claim,
+    read_claim,
     seal,
 )
 from gridtokenx.public.sync import SEALS, Sync, serve_branch, serve_final
@@ -228,7 +230,7 @@ class PublicNode:
 
     @property
     def leader(self) -> NodeId:
-        """The author of the best block; zeros for genesis, and just after a restart."""
+        """The author of the best block; zeros for genesis, and for the last of an ended set."""
         return self._tree.best.author or NOBODY
 
     @property
@@ -349,7 +351,8 @@ class PublicNode:
             )
         epoch = decode_own(self._reader.get(META, _EPOCH) or b"", Epoch)
         same = head.header.next_set_hash == validators.hash
-        return TreeNode(head, epoch, validators if same else read_set(head.state))
+        following = validators if same else read_set(head.state)
+        return TreeNode(head, epoch, following, author=_author(head.header, following))
 
     def _check_stored(self) -> None:
         """A checkpoint may have been set after its block became final here."""
@@ -628,6 +631,13 @@ class _CheckedByDriver:
     def verify(self, public_key: bytes, message: bytes, signature: bytes) -> bool:  # noqa: ARG002
         """See `core.keys.Verifier`."""
         return True
+
+
+def _author(header: Header, validators: ValidatorSet) -> bytes:
+    """Who sealed a final block, if it was one of these; else nothing."""
+    if header.height == 0 or header.set_id != validators.set_id:
+        return b""
+    return validators.members[read_claim(header).authority]
 
 
 def _above(path: Iterable[TreeNode], block: TreeNode) -> list[TreeNode]:

@@ -1,7 +1,6 @@
 """`gtx stake`: take part in electing the public chain's validators, or become one."""
 
 import asyncio
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -15,9 +14,10 @@ from gridtokenx.core.keys import Signer
 from gridtokenx.core.units import GRID
 from gridtokenx.host.chains import ChainAccess
 from gridtokenx.host.files import read_file
-from gridtokenx.host.keyfile import PASSWORD_VARIABLE, KeyRing, find_password
+from gridtokenx.host.keyfile import PASSWORD_VARIABLE
 from gridtokenx.lab.commands.testnet import home_option
 from gridtokenx.lab.commands.tx import amount_option, from_option, send_one
+from gridtokenx.lab.passwords import open_ring
 from gridtokenx.lab.wallet import Wallet, parse_amount, render_amount
 from gridtokenx.ledger.identity import parse_genesis
 from gridtokenx.public.chain import PublicGenesis
@@ -58,7 +58,7 @@ proof_option = click.option(
 password_option = click.option(
     "--session-password-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help=f"Password of the session key's directory; else {PASSWORD_VARIABLE}, or a development file.",
+    help=f"Password of the session key's directory; else {PASSWORD_VARIABLE}, or your terminal.",
 )
 
 
@@ -154,6 +154,9 @@ def stand(
 
     The session key is your node's own key: it signs blocks and votes, and shows by a proof that it
     works for your account. The account's key, which holds the stake, stays off the validator.
+
+    Let the node catch up first: a seat without a running node is a faulty validator, and too many of
+    them stop finality.
     """
     wallet = Wallet(home)
     holder = _signer(session_keys, session_key, session_password_file)
@@ -257,7 +260,7 @@ def _positive(amount: str) -> int:
 def _signer(directory: Path | None, name: str, password_file: Path | None) -> Signer | None:
     if directory is None:
         return None
-    return KeyRing.open(directory, find_password(directory, password_file, os.environ)).signer(name)
+    return open_ring(directory, password_file).signer(name)
 
 
 def _send(home: Path, sender: str, call: Wire) -> int:
@@ -363,7 +366,7 @@ class _Reader:
         return (
             f"era {era.index}, set {members.set_id}, {members.size} seats; block {self._height}; "
             f"next election in {left_s // 60} min {left_s % 60} s; "
-            f"unbonding takes {rules.unbonding_eras} eras of {rules.era_slots} slots"
+            f"unbonding takes {rules.unbonding_eras} x {rules.era_slots} slots"
         )
 
 
