@@ -18,12 +18,14 @@ from gridtokenx.host.certificates import (
     RevocationList,
     Role,
     load_certificate,
+    pem,
     show_serial,
     subject_name,
     subject_of,
 )
 from gridtokenx.host.enrolment import make_request, read_request, request_pem
-from gridtokenx.lab.authority import Register
+from gridtokenx.host.keyfile import KeyRing, find_password
+from gridtokenx.lab.authority import AuthorityHome, Register
 
 __all__ = ["gtx"]
 SEED = sha256(b"authority test")
@@ -324,3 +326,20 @@ def test_a_request_says_for_which_chain_it_is(gtx: Gtx) -> None:
     found = read_request(request(name="relayer 0", role=Role.CLIENT, chain="oracle"))
     assert (found.name, found.role, found.chain) == ("relayer 0", Role.CLIENT, "oracle")
     assert found.public_key == KEY
+
+
+def test_what_a_program_issued_can_be_taken_back(ca: Gtx) -> None:
+    """`gtx testnet init` issues a certificate to every device."""
+    keys = Path("authority/keys")
+    home = AuthorityHome(Path("authority"), "consortium")
+    authority = home.unlock(KeyRing.open(keys, find_password(keys, None, {})))
+    issued = [
+        authority.issue(Ed25519Signer(sha256(bytes((n,)))).public_key, f"meter-{n}", Role.DEVICE)
+        for n in range(3)
+    ]
+    home.note(issued)
+    Path("meter.pem").write_bytes(pem(issued[1]))
+    ca("ca", "revoke", "meter.pem", "--reason", "key-compromise", "--days", "3000").done()
+    assert revocations().revoked == {issued[1].serial_number: Reason.KEY_COMPROMISE}
+    assert (revocations().due - dt.datetime.now(dt.UTC)).days > 2_000
+    assert sorted(state(ca).values()) == ["revoked (key-compromise)", "valid", "valid"]

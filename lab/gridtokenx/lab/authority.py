@@ -35,6 +35,7 @@ from gridtokenx.host.certificates import (
     pem_list,
     show_serial,
     show_time,
+    subject_of,
 )
 from gridtokenx.host.enrolment import EnrolmentRequest, check_name
 from gridtokenx.host.files import read_file, write_file
@@ -172,20 +173,21 @@ class Register:
         """What a revocation list says."""
         return {int(each.serial, 16): Reason(each.reason) for each in self._revoked.values()}
 
-    def append(self, record: Record) -> None:
-        """Add a record, durably.
+    def append(self, *records: Record) -> None:
+        """Add records, durably.
 
         Raises:
             LocalFault: it cannot be written.
         """
         assert self._file is not None, "only inside `changing`"
         try:
-            self._file.write(msgspec.json.encode(record) + b"\n")
+            self._file.write(b"".join(msgspec.json.encode(each) + b"\n" for each in records))
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise LocalFault(f"{self._path}: cannot be written: {error.strerror}") from None
-        self._take(record)
+        for record in records:
+            self._take(record)
 
     def _take(self, record: Record) -> None:
         match record:
@@ -277,6 +279,16 @@ class AuthorityHome:
             register.append(_issued(certificate, request.name, role, request.public_key, now))
         return certificate
 
+    def note(self, certificates: Sequence[x509.Certificate]) -> None:
+        """Take up what a program issued with this authority's key, all at once."""
+        now = dt.datetime.now(dt.UTC)
+        records = []
+        for certificate in certificates:
+            holder = subject_of(certificate)
+            records.append(_issued(certificate, holder.name, holder.role, holder.public_key, now))
+        with Register.changing(self.register_path) as register:
+            register.append(*records)
+
     def renew(self, authority: Authority, serial: str, days: int) -> x509.Certificate:
         """Another certificate for the same key, name and role.
 
@@ -301,7 +313,9 @@ class AuthorityHome:
             register.append(_issued(certificate, known.name, Role(known.role), key, now))
         return certificate
 
-    def revoke(self, authority: Authority, serial: str, reason: Reason) -> list[Entry]:
+    def revoke(
+        self, authority: Authority, serial: str, reason: Reason, days: int = LIST_DAYS
+    ) -> list[Entry]:
         """Take a certificate back, and write a list that says so.
 
         A key that is no secret any more loses all of its certificates.
@@ -327,9 +341,10 @@ class AuthorityHome:
                     for each in register.entries()
                     if each.issued.public_key == entry.issued.public_key and each.revoked is None
                 ]
-            for each in taken:
-                register.append(Revoked(_stamp(now), each.issued.serial, reason.value))
-        self.publish(authority)
+            register.append(
+                *(Revoked(_stamp(now), each.issued.serial, reason.value) for each in taken)
+            )
+        self.publish(authority, days)
         return taken
 
     def publish(self, authority: Authority, days: int = LIST_DAYS) -> tuple[int, dt.datetime]:

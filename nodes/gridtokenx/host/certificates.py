@@ -145,7 +145,7 @@ class Authority:
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self.certificate.subject)
-            .last_update(now)
+            .last_update(now - _DAY)  # not of the future for those whose clocks are behind
             .next_update(now + days * _DAY)
             .add_extension(x509.CRLNumber(number), critical=False)
             .add_extension(

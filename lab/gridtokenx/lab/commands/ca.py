@@ -59,6 +59,13 @@ def _days_option(default: int, maximum: int, what: str) -> Callable[[F], F]:
     )
 
 
+list_days_option = _days_option(
+    LIST_DAYS,
+    VALID_DAYS,
+    "When a newer list is promised. Late, nodes complain, and MQTT brokers admit nobody.",
+)
+
+
 @click.group()
 def command() -> None:
     """Run the certificate authority of a permissioned chain (consortium, oracle, a broker's clients).
@@ -186,6 +193,7 @@ def renew(
     required=True,
     help="Written into the list. key-compromise revokes all certificates of the key.",
 )
+@list_days_option
 @out_option
 @password_option
 def revoke(
@@ -193,6 +201,7 @@ def revoke(
     directory: Path,
     chain: str | None,
     reason: str,
+    days: int,
     out: Path | None,
     password_file: Path | None,
 ) -> None:
@@ -202,7 +211,7 @@ def revoke(
     A revoked replica has no links, but keeps its seat: see `gtx members` for taking that away.
     """
     home = _home(directory, chain)
-    taken = home.revoke(_unlock(home, password_file), serial_in(certificate), Reason(reason))
+    taken = home.revoke(_unlock(home, password_file), serial_in(certificate), Reason(reason), days)
     for entry in taken:
         click.echo(f"revoked      {entry.issued.serial}  {entry.issued.name} ({reason})")
     if reason != Reason.KEY_COMPROMISE.value:
@@ -213,7 +222,7 @@ def revoke(
 @command.command()
 @authority_option
 @chain_option
-@_days_option(LIST_DAYS, 3_650, "When a newer list is promised; nodes complain if none comes.")
+@list_days_option
 @out_option
 @password_option
 def crl(

@@ -18,7 +18,7 @@ from gridtokenx.devices.fleet.profiles import make_profiles, plan_neighbourhood
 from gridtokenx.devices.fleet.roster import Roster, household_name, make_roster
 from gridtokenx.devices.models.forecast import make_forecast
 from gridtokenx.devices.models.profiles import Profile, pack_profiles
-from gridtokenx.host.certificates import VALID_DAYS, Authority, Role, pem
+from gridtokenx.host.certificates import VALID_DAYS, Authority, Role, load_certificate, pem
 from gridtokenx.host.config import Settings, render
 from gridtokenx.host.enrolment import EnrolmentRequest
 from gridtokenx.host.files import read_file, write_file
@@ -170,6 +170,9 @@ class _Authorities:
             port=member.peer_port,
         )
         write_mosquitto(layout.directory(BROKER), plan)
+        files = [layout.certificate_path(name, BROKER) for name in oracles]
+        files += [*sorted(directory.glob("*.pem")), layout.directory(BROKER) / "server.pem"]
+        self._homes[BROKER].note([load_certificate(file) for file in files])
 
 
 def _ring(layout: Layout, name: str) -> KeyRing:
