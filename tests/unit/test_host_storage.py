@@ -215,7 +215,7 @@ def test_the_largest_size_is_a_clear_error(tmp_path: Path) -> None:
     limits = StoreLimits(initial_bytes=MEBIBYTE, maximum_bytes=MEBIBYTE)
     store = Store.open(tmp_path, limits=limits, fatal=raise_fatal)
     with pytest.raises(FatalError, match=r"largest size of 1 MiB.*catch up from its peers"):
-        store._put_now(Write("t", b"k", bytes(2 * MEBIBYTE)))
+        store.put_now(Write("t", b"k", bytes(2 * MEBIBYTE)))
     store.close()
 
 
