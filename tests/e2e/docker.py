@@ -43,7 +43,7 @@ TAG = "test"
 ROLES = ("validator", "full")
 STANDS_IN = {
     "PYTHON_IMAGE": "gridtokenx-python:bookworm",
-    "MOSQUITTO_IMAGE": "gridtokenx-mosquitto:bookworm",
+    "BROKER_IMAGE": "gridtokenx-mosquitto:bookworm",
 }
 """What `scripts/base-images` makes, for machines that can pull nothing."""
 
@@ -189,26 +189,27 @@ class ComposeNetwork:
         return self.containers()[service]
 
     def services(self) -> list[str]:
-        """All that are meant to go on; `init` and such have ended."""
-        return [name for name, each in self.containers().items() if each.state["Running"]]
+        """All that can be asked; `init` has ended, and the heartbeat is in no network."""
+        return [name for name, each in self.containers().items() if each.address]
 
-    def run_changed(self, service: str, mounts: Mapping[str, str]) -> Said:
-        """A service's container once more, with some other mounts and no network, to its end.
+    def run_again(self, service: str, mounts: Mapping[str, str], network: str = "none") -> Said:
+        """A service's container once more, with some other mounts, to its end.
 
         Args:
             service: which.
             mounts: source, and perhaps ``:ro``, by where it is mounted.
+            network: that it is in.
         """
         like = self.container(service)
         words = [f"--volume={each}:{to}" for to, each in _mounts({**like.volumes, **mounts})]
         words += [f"--env={each}" for each in like.config["Env"] if each.startswith("GTX_")]
         image, command = like.config["Image"], like.config["Cmd"]
-        return run("docker", "run", "--rm", "--network=none", *words, image, *command)
+        return run("docker", "run", "--rm", f"--network={network}", *words, image, *command)
 
     def tails(self) -> dict[str, str]:
         """The ends of all logs, which are saved in whole."""
         logs = self.directory / "logs"
-        logs.mkdir(exist_ok=True)
+        logs.mkdir(parents=True, exist_ok=True)
         tails = {}
         for service, container in sorted(self.containers().items()):
             said = run("docker", "logs", "--timestamps", container.id)
@@ -280,7 +281,7 @@ class ComposeNetwork:
 
     def headers(self) -> dict[tuple[str, int], str]:
         """Hashes of the newest blocks that the gateway shows as final, by chain and height."""
-        found = {}
+        found: dict[tuple[str, int], str] = {}
         for chain in CHAINS:
             code, body = self.get("gateway", f"/api/v1/chains/{chain}/headers?limit=100")
             assert code == 200, (code, body)
