@@ -11,7 +11,8 @@ A bundle is compressed JSON, cut into parts that fit into any engine's secret::
 
 import gzip
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -20,9 +21,14 @@ import msgspec
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.host.files import read_file, write_file
+from gridtokenx.lab.manifest import Manifest, load_manifest
+from gridtokenx.lab.testnet.layout import Layout
+from gridtokenx.lab.testnet.placement import MACHINES
 
 PART_BYTES: Final = 400_000
 """Swarm allows 500 kB a secret, Kubernetes 1 MiB with all of its names."""
+LIKELY_PARTS: Final = 4
+"""Enough for every process of a network with a hundred households."""
 MAX_BYTES: Final = 512 * 1024 * 1024
 PUBLIC: Final = "genesis"
 SETTINGS: Final = ("config.toml", "mosquitto.conf")
@@ -60,32 +66,48 @@ def pack(home: Path, name: str) -> list[bytes]:
     return [whole[start : start + PART_BYTES] for start in range(0, len(whole), PART_BYTES)]
 
 
-def write_bundles(home: Path, names: Mapping[str, bool], directory: Path) -> dict[str, int]:
-    """Write the bundles of a network, and keep the rest of it for its operator.
+def make_bundles(manifest: Manifest, directory: Path, report: Callable[[str], None]) -> None:
+    """Make the homes of a network, bundle them, and keep the rest of it for its operator.
 
     Args:
-        home: of a network as `initialise` made it; its directories for the operator are moved.
-        names: every directory of it, and whether a process runs there.
+        manifest: what the network is.
         directory: the bundles'; absent or empty.
-
-    Returns:
-        How many parts each process has.
+        report: told what is being done.
 
     Raises:
-        LocalFault: a file cannot be read or written.
+        LocalFault: the directory cannot be used.
     """
-    parts: dict[str, int] = {}
-    for name, runs in names.items():
-        if runs:
-            packed = pack(home, name)
-            for index, part in enumerate(packed):
-                # Engines mount it as it is, into a container whose user is not the operator.
-                write_file(part_path(directory, name, index), part, mode=0o444)
-            parts[name] = len(packed)
-        else:
-            shutil.move(home / name, directory / "operator" / name)
-    shutil.copytree(home / PUBLIC, directory / "operator" / PUBLIC)
-    return parts
+    if directory.exists() and any(directory.iterdir()):
+        raise LocalFault(f"{directory} is not empty: bundles never replace others")
+    from gridtokenx.lab.testnet.initialise import initialise  # noqa: PLC0415 - imports pvlib
+
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    operator = directory / "operator"
+    operator.mkdir(mode=0o700)
+    layout = Layout(operator, manifest, MACHINES)
+    initialise(layout, report)
+    for member in layout.members:
+        for index, part in enumerate(pack(operator, member.name)):
+            # Engines mount it as it is, into a container whose user is not the operator.
+            write_file(part_path(directory, member.name, index), part, mode=0o444)
+        shutil.rmtree(operator / member.name)
+    report(f"made {len(layout.members)} bundles in {directory / 'parts'}")
+
+
+def count_parts(directory: Path, manifest: Manifest) -> dict[str, int]:
+    """How many parts the bundle of each process has.
+
+    Raises:
+        LocalFault: there are no bundles, or they were made from another manifest.
+    """
+    made = load_manifest(directory / "operator" / PUBLIC / "manifest.toml")
+    if made != manifest:
+        raise LocalFault(
+            f"{directory}: these bundles were made from another manifest; "
+            "use that one, or make others: gtx testnet bundle"
+        )
+    names = sorted(path.name for path in (directory / "parts").iterdir())
+    return dict(Counter(name.rpartition(".")[0] for name in names))
 
 
 def part_path(directory: Path, name: str, index: int) -> Path:

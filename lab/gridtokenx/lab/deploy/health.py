@@ -8,7 +8,7 @@ import sys
 from http.client import HTTPConnection, HTTPException
 from typing import Final
 
-TIMEOUT_S: Final = 2.0
+TIMEOUT_S: Final = 8.0
 DEFAULT_PORT: Final = 26_601
 
 

@@ -167,6 +167,11 @@ def plan_network(manifest: Manifest, parts: dict[str, int] | None = None) -> Pla
     return Plan(manifest, placement, (*others, *members), volumes)
 
 
+def process_names(manifest: Manifest) -> tuple[str, ...]:
+    """The names of all processes of a network."""
+    return tuple(member.name for member in Layout(Path(HOME), manifest, MACHINES).members)
+
+
 def family(name: str) -> str:
     """``public-3`` belongs to ``public``, ``market-data`` to itself."""
     head, _, tail = name.rpartition("-")
@@ -217,6 +222,7 @@ def _broker_home() -> Service:
         command=("--version",),
         life=Life.ONCE,
         limits=Limits(memory_mib=96),
+        networks=_NETWORKS["broker"],  # a swarm knows no service without one
         mounts=(Mount("broker", HOME),),
         environment=(("GTX_PROCESS", "broker"), ("GTX_BUNDLE", "/run/secrets")),
     )

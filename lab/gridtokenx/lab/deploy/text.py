@@ -90,13 +90,15 @@ def to_yaml(documents: Iterable[Mapping[str, Any]], head: str) -> str:
         documents: mappings of plain values, `Shared` ones among them.
         head: lines of the comment.
     """
+    documents = [dict(document) for document in documents]
     comment = "".join(f"# {line}".rstrip() + "\n" for line in head.strip().splitlines())
     body = yaml.dump_all(
-        [dict(document) for document in documents],
+        documents,
         Dumper=_Writer,
+        explicit_start=len(documents) > 1,
         sort_keys=False,
         width=100,
         default_flow_style=False,
         allow_unicode=True,
     )
-    return comment + _BLOCK.sub("\n", body)
+    return comment + (body if len(documents) > 1 else _BLOCK.sub("\n", body))
