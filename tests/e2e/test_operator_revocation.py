@@ -82,11 +82,11 @@ def test_a_replica_is_revoked_and_comes_back_while_all_run(tmp_path: Path) -> No
 
         own = made.certificate(REVOKED)
         said = gtx(
-            "ca", "revoke", own, *made.chain, "--reason", "key-compromise", "--out", made.list
+            "ca", "revoke", own, *made.chain, "--reason", "affiliation-changed", "--out", made.list
         )
         assert said.code == 0, said
         made.wait("the revoked one alone", lambda: made.gauge(REVOKED, "peers") == 0)
-        made.wait("a reason", lambda: "was revoked: key-compromise" in made.reasons(REVOKED))
+        made.wait("a reason", lambda: "was revoked: affiliation-changed" in made.reasons(REVOKED))
         made.wait("the others", lambda: all(made.gauge(name, "peers") == 2 for name in OTHERS))
         made.grows(OTHERS)  # three of four are a quorum
         log = (made.home / REVOKED / "log").read_text()

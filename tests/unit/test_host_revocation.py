@@ -18,6 +18,7 @@ from gridtokenx.host.certificates import (
     RevocationList,
     Role,
     load_certificate,
+    mutual_context,
     pem,
     pem_list,
     show_serial,
@@ -185,6 +186,27 @@ async def test_a_link_does_not_outlive_its_certificate(
         (trouble,) = nodes[0].parts.security.troubles()
         assert "the certificate was valid until" in trouble
         assert "no restart is needed" in trouble
+
+
+async def test_an_expired_certificate_gets_no_link(files: Files) -> None:
+    """Its holder would refuse to start; TLS at the other end does not believe it either."""
+    host = Node(0, addresses([1], free_ports(1)), security=files.security(0))
+    host.network.start(LOOPBACK)
+    security = files.security(1)
+    expired = AUTHORITY.issue(signer(1).public_key, "node-1", Role.PEER, days=0)
+    security.client = mutual_context(
+        server=False, certificate=expired, seed=seed(1), authority=AUTHORITY.certificate
+    )
+    stranger = Node(1, [host.address], security=security)
+    stranger.network.start(None)
+    try:
+        await until(lambda: host.faults)
+        assert set(host.faults) == {"wrong-certificate"}
+        await until(lambda: stranger.dial_failures)
+        assert not host.network.peers
+    finally:
+        await stranger.network.close()
+        await host.network.close()
 
 
 # -- files -----------------------------------------------------------------------------------------

@@ -255,6 +255,9 @@ def test_a_compromised_key_loses_all_its_certificates(ca: Gtx) -> None:
     ca("ca", "issue", request("other", seed=bytes(32), file="o-request.pem")).done()
     ca("ca", "revoke", "second.pem", "--reason", "key-compromise").done()
     assert sorted(state(ca).values()) == ["revoked (key-compromise)"] * 2 + ["valid"]
+    ca("ca", "issue", request(), "--out", "back.pem").refused(
+        "revoked as compromised", "another key"
+    )
     # The name is free again, for another key.
     ca("ca", "issue", request(seed=b"\x01" * 32, file="new-request.pem")).done()
 

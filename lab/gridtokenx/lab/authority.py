@@ -257,8 +257,8 @@ class AuthorityHome:
         """Enrol a key under the name and the hosts of its request.
 
         Raises:
-            LocalFault: the request is for another chain, its name is another key's, or the
-                certificate would outlive the authority's.
+            LocalFault: the request is for another chain, its key is known to be compromised, its
+                name is another key's, or the certificate would outlive the authority's.
         """
         if request.chain and request.chain != self.chain:
             raise LocalFault(
@@ -268,6 +268,7 @@ class AuthorityHome:
         now = dt.datetime.now(dt.UTC)
         _check_days(authority, now, days)
         with Register.changing(self.register_path) as register:
+            _check_key_is_secret(register, request.public_key)
             _check_name_is_free(register, check_name(request.name), request.public_key, now)
             certificate = authority.issue(
                 request.public_key,
@@ -414,6 +415,20 @@ def _check_name_is_free(register: Register, name: str, key: bytes, now: dt.datet
                     f" {entry.issued.serial[:16]}); revoke that one first, or choose another name"
                 )
             return
+
+
+def _check_key_is_secret(register: Register, key: bytes) -> None:
+    for entry in register.entries():
+        revoked = entry.revoked
+        if (
+            entry.issued.public_key == key.hex()
+            and revoked is not None
+            and revoked.reason == Reason.KEY_COMPROMISE.value
+        ):
+            raise LocalFault(
+                f"the key of this request was revoked as compromised on {revoked.at[:10]}; its holder"
+                " has to make another key"
+            )
 
 
 def _check_days(authority: Authority, now: dt.datetime, days: int) -> None:
