@@ -138,3 +138,9 @@ async def test_a_long_answer_is_not_cut_while_it_is_made(monkeypatch: pytest.Mon
         session = aiohttp.ClientSession(f"http://127.0.0.1:{port}")
         async with session, session.get("/slow") as response:
             assert await response.text() == "done"
+
+
+def test_readiness_is_a_number_too() -> None:
+    metrics = Metrics(role="test")
+    add_health(new_application(), metrics, lambda: READY)
+    assert b'gtx_ready{role="test"} 1.0' in metrics.render()

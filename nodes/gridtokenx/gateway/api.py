@@ -105,6 +105,7 @@ class Api:
     def application(self, logger: Logger) -> web.Application:
         """The application to serve."""
         guard = Guard(self._metrics, logger)
+        self._metrics.gauge("ready", lambda: float(not self._troubles()))
         app = web.Application(middlewares=[guard.middleware()], client_max_size=MAX_BODY_BYTES)
         v1 = "/api/v1"
         app.add_routes(

@@ -74,6 +74,8 @@ def add_health(
         headers = {"Content-Type": PROMETHEUS_TEXT}
         return web.Response(body=metrics.render(), headers=headers)
 
+    metrics.gauge("ready", lambda: float(ready().ready))
+    metrics.describe("ready", "1 while /ready answers 200.")
     application.router.add_get("/health", health)
     application.router.add_get("/ready", readiness)
     application.router.add_get("/metrics", numbers)
