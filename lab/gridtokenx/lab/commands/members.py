@@ -371,7 +371,8 @@ async def _carry_out(
     wallet: Wallet, access: ChainAccess, sender: str, call: Wire, change: Change
 ) -> int:
     """Send a member's call, and tell where the change stands then."""
-    before = (await _standing(access)).current
+    standing = await _standing(access)
+    before = standing.current
     signer = wallet.signer(sender)
     if before.index_of(signer.public_key) is None:
         raise LocalFault(
@@ -379,7 +380,7 @@ async def _carry_out(
             f" {access.facts.name} chain: sign with a member's key (--keys DIR --from NAME)"
         )
     if isinstance(call, ProposeChange):
-        _check_change(before, change)
+        _check_change(standing, change)
     inclusion = await access.account(signer).call([call], VALID_FOR_MS)
     (result,) = inclusion.results
     if result.code != "ok":
@@ -428,11 +429,18 @@ def _check_seat(seat: SeatFile, access: ChainAccess, current: ValidatorSet) -> N
         raise LocalFault("the seat file's proof does not verify: it was changed after it was made")
 
 
-def _check_change(current: ValidatorSet, change: Change) -> None:
+def _check_change(standing: _Standing, change: Change) -> None:
+    current = standing.current
     try:
         changed(current, change)
     except CallFailed as refusal:
         raise LocalFault(f"set {current.set_id} does not allow it: {refusal.message}") from None
+    for proposal in standing.open:
+        if proposal.change == change:
+            raise LocalFault(
+                f"this is proposal {proposal.proposal} already; stand for it with:"
+                f" gtx members approve {proposal.proposal}"
+            )
 
 
 def _genesis_of(node: Path, chain: str) -> Path:
