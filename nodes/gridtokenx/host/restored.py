@@ -24,7 +24,7 @@ Then the marks are written, the store's mark is removed in the same batch, and t
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, Protocol, TypeVar
 
 from msgspec import Meta
 
@@ -252,6 +252,13 @@ class Following:
             yield from (Write(META, MARK + kind.value, mark) for kind in kinds)
 
 
+class Sink(Protocol):
+    """Where the marks go that a next life restores."""
+
+    def submit(self, writes: Iterable[Write], done: Callable[[], None]) -> None:
+        """Queue one atomic batch."""
+
+
 class FollowingMachine:
     """A machine without a vote, until its store may sign again: then it ends this life.
 
@@ -268,7 +275,7 @@ class FollowingMachine:
         machine: Machine,
         following: Following,
         chain: str,
-        store: Store,
+        store: Sink,
         slot_at: Callable[[Instant], int] = lambda _now: 0,
     ) -> None:
         self._machine: Final = machine
