@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import aiomqtt
@@ -15,6 +16,7 @@ from gridtokenx.core.codec import decode, encode
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier, sha256
 from gridtokenx.devices.fleet.broker import BrokerSettings, serve_broker
+from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.host.broker import BrokerAddress, parse_broker
 from gridtokenx.host.checking import CachingVerifier, SignatureChecker
 from gridtokenx.host.logs import NullLogger
@@ -22,11 +24,13 @@ from gridtokenx.host.metrics import Metrics
 from gridtokenx.ledger.broker_access import connect_password
 from gridtokenx.ledger.readings import Watermark, device_id, reading_topic, watermark_topic
 from gridtokenx.ledger.runtime import ExecutedBlock
+from gridtokenx.ledger.state import State
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.oracle.chain.feeds import FEEDS
 from gridtokenx.oracle.process.intake import PER_STRANGER
 from gridtokenx.oracle.process.observer import Source
 from gridtokenx.oracle.process.service import OracleService
+from gridtokenx.pbft.membership import CURRENT
 
 pytestmark = pytest.mark.e2e
 ORACLE = Ed25519Signer(sha256(b"e2e oracle"))
@@ -288,3 +292,44 @@ def test_what_cannot_work_is_refused_at_start() -> None:
             parse_broker(url)
     address = parse_broker("mqtt://user:p%40ss@broker.example")
     assert address == BrokerAddress("broker.example", 1883, None, "user", "p@ss")
+
+
+async def test_without_a_seat_nothing_is_served(tmp_path: Path) -> None:
+    """An observer takes no readings; it begins with its seat, and ends with it."""
+    async with broker(tmp_path) as port:
+        scene = Scene(port)
+        take_seats(scene, 1, OTHER)
+        task = asyncio.create_task(scene.service.run())
+        try:
+            await asyncio.sleep(0.3)
+            assert scene.metrics.value("broker_connects") == 0
+            take_seats(scene, 2, OTHER, ORACLE.public_key)
+            await scene.until(lambda: scene.metrics.value("broker_connects") == 1)
+            meter = Meter("meter")
+            scene.node.register(meter)
+            async with scene.client(meter) as client:
+                await send(client, meter, meter.reading(0, 100).encoded)
+                await scene.node.submission()
+                take_seats(scene, 3, OTHER)
+                await scene.until(lambda: not scene.service._link.state.connected)
+                await send(client, meter, meter.reading(1, 200).encoded)
+                await asyncio.sleep(0.3)
+                assert scene.metrics.value("readings_received") == 1
+            take_seats(scene, 4, ORACLE.public_key)
+            await scene.until(lambda: scene.metrics.value("broker_connects") == 2)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+OTHER = sha256(b"another oracle")
+
+
+def take_seats(scene: Scene, set_id: int, *keys: bytes) -> None:
+    """A block after which these keys are the oracles, as if they had decided so."""
+    world = scene.node.world
+    state = State(world.head.state)
+    CURRENT.put(state, ValidatorSet(set_id, keys))
+    world.blocks.append(replace(world.head, state=world.head.state.update(state.changes())))
+    world.check = False  # such a block cannot be made again
+    scene.node.listener(world.head)

@@ -80,6 +80,12 @@ class BrokerState:
         if len(self._up) == self._clients:
             self._log.info("broker connected", connections=self._clients)
 
+    def closed(self, client: str) -> None:
+        """A connection has ended; if it was not wanted, `down` says why."""
+        if len(self._up) == self._clients:
+            self._since_s = time.time()
+        self._up.discard(client)
+
     def down(self, client: str, why: str) -> None:
         """A connection, or an attempt to make one, has failed."""
         if len(self._up) == self._clients:

@@ -93,7 +93,10 @@ class BrokerLink:
             self.state.up(self._name)
             self._on_connect()
             self._wake.set()
-            await until_first(self._listen(client), self._publish(client))
+            try:
+                await until_first(self._listen(client), self._publish(client))
+            finally:
+                self.state.closed(self._name)
 
     def _client(self) -> aiomqtt.Client:
         return broker_client(
