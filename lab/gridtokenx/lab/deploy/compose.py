@@ -2,7 +2,8 @@
 
 Law of the file: **the text follows from the plan alone**, so that a file in a repository can be compared
 with what is generated. What may differ from place to place are variables with defaults:
-``GTX_VALIDATOR_IMAGE``, ``GTX_FULL_IMAGE``, ``BROKER_IMAGE``, ``PYTHON_IMAGE``, ``GTX_GATEWAY_PORT``.
+``GTX_VALIDATOR_IMAGE``, ``GTX_FULL_IMAGE``, ``BROKER_IMAGE``, ``PYTHON_IMAGE``, ``GTX_GATEWAY_PORT``, and
+``PROMETHEUS_IMAGE``, ``GRAFANA_IMAGE``, ``GTX_PROMETHEUS_PORT``, ``GTX_GRAFANA_PORT``.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Final
 from gridtokenx.lab.deploy.bundle import part_name
 from gridtokenx.lab.deploy.plan import (
     EDGE,
+    HOME,
     NETWORKS,
     USER,
     Image,
@@ -76,10 +78,11 @@ class _Compose:
             "version": "3.8",
             "x-tmp": self._tmp,
             "x-service": self._common,
-            "services": {service.name: self._service(service) for service in self._plan.services},
+            "services": {service.name: self._service(service) for service in self._plan.services}
+            | self._observers(),
             "networks": {name: {"internal": True} for name in NETWORKS if name != EDGE}
             | {EDGE: {}},
-            "volumes": {name: {} for name in self._plan.volumes},
+            "volumes": {name: {} for name in (*self._plan.volumes, *self._observers())},
         }
         if self._plan.bundled:
             document["secrets"] = self._secrets()
@@ -106,7 +109,7 @@ class _Compose:
         if service.life is not Life.ALWAYS:
             own["restart"] = "no"
         if service.life is Life.ON_REQUEST:
-            own["profiles"] = ["tools"]
+            own["profiles"] = Line(["tools"])
         if service.environment:
             own["environment"] = {key: _literal(value) for key, value in service.environment}
         own |= self._reached(service)
@@ -120,6 +123,63 @@ class _Compose:
         return merged(
             self._common, {key: value for key, value in own.items() if value not in ({}, [])}
         )
+
+    def _observers(self) -> dict[str, Yaml]:
+        """Prometheus and Grafana, which a swarm's operator has already and runs otherwise."""
+        if self._plan.bundled:
+            return {}
+        return {
+            "prometheus": self._observer(
+                "${PROMETHEUS_IMAGE:-prom/prometheus}",
+                NETWORKS,
+                [
+                    "prometheus:/prometheus",
+                    f"genesis:{HOME}/genesis:ro",
+                    f"{self._where.source}/compose/prometheus:/etc/prometheus:ro",
+                ],
+                ("GTX_PROMETHEUS_PORT", 19_090, 9_090),
+                command=Line(
+                    [
+                        "--config.file=/etc/prometheus/prometheus.yml",
+                        "--storage.tsdb.path=/prometheus",
+                        "--storage.tsdb.retention.time=7d",
+                    ]
+                ),
+            ),
+            "grafana": self._observer(
+                "${GRAFANA_IMAGE:-grafana/grafana}",
+                (EDGE,),
+                [
+                    "grafana:/var/lib/grafana",
+                    f"{self._where.source}/compose/grafana/provisioning:/etc/grafana/provisioning:ro",
+                    f"{self._where.source}/compose/grafana/dashboards:/etc/grafana/dashboards:ro",
+                ],
+                ("GTX_GRAFANA_PORT", 13_000, 3_000),
+                environment={
+                    "GF_AUTH_ANONYMOUS_ENABLED": "true",
+                    "GF_AUTH_DISABLE_LOGIN_FORM": "true",
+                    "GF_ANALYTICS_REPORTING_ENABLED": "false",
+                    "GF_ANALYTICS_CHECK_FOR_UPDATES": "false",
+                },
+            ),
+        }
+
+    def _observer(
+        self,
+        image: str,
+        networks: tuple[str, ...],
+        volumes: list[str],
+        published: tuple[str, int, int],
+        **more: object,
+    ) -> Yaml:
+        variable, port, inside = published
+        own: Yaml = {"image": image, "profiles": Line(["observability"]), **more}
+        own["networks"] = Line(networks)
+        own["ports"] = [f"127.0.0.1:${{{variable}:-{port}}}:{inside}"]
+        own["volumes"] = [*volumes, self._tmp]
+        own["depends_on"] = self._after(("init",))
+        own["deploy"] = {"resources": {"limits": {"cpus": "1.0", "memory": "1024M"}}}
+        return merged(self._common, own)
 
     def _build(self, image: Image) -> Yaml:
         return {

@@ -146,12 +146,22 @@ def _stateful_set(plan: Plan, cluster: Cluster, service: Service) -> Yaml:
             "serviceName": service.name,
             "selector": {"matchLabels": {"app.kubernetes.io/name": service.name}},
             "template": {
-                "metadata": {"labels": {"app.kubernetes.io/part-of": "gridtokenx", **labels}},
+                "metadata": {
+                    "labels": {"app.kubernetes.io/part-of": "gridtokenx", **labels},
+                    "annotations": _scraped(service),
+                },
                 "spec": _pod(plan, cluster, service),
             },
             "volumeClaimTemplates": [{"metadata": {"name": "home"}, "spec": claim}],
         },
     }
+
+
+def _scraped(service: Service) -> Yaml:
+    """What most clusters' Prometheus looks for."""
+    if not service.http_port:
+        return {"prometheus.io/scrape": "false"}
+    return {"prometheus.io/scrape": "true", "prometheus.io/port": str(service.http_port)}
 
 
 def _labels(service: Service) -> Yaml:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from gridtokenx.core.errors import LocalFault
+from gridtokenx.host.files import write_file
+from gridtokenx.lab.deploy import targets
 from gridtokenx.lab.deploy.clock import set_clock
 from gridtokenx.lab.manifest import Manifest, load_manifest
 from gridtokenx.lab.testnet.layout import Layout
@@ -33,6 +35,7 @@ def prepare(home: Path, manifest: Manifest, report: Report) -> None:
     if layout.network_path.exists():
         _check_same(layout)
         layout.check_files()
+        write_file(layout.network_path.with_name(targets.NAME), targets.targets(layout))
         offset_ms = set_clock(layout.heartbeat_path.parent)
         report(f"kept the network; its clock is {offset_ms / 1000:+.1f} s from wall time")
         return
@@ -40,6 +43,7 @@ def prepare(home: Path, manifest: Manifest, report: Report) -> None:
     from gridtokenx.lab.testnet.initialise import initialise  # noqa: PLC0415 - imports pvlib
 
     initialise(layout, report)
+    write_file(layout.network_path.with_name(targets.NAME), targets.targets(layout))
     set_clock(layout.heartbeat_path.parent)
     report(f"made {len(layout.members)} homes below {home}")
 
