@@ -16,7 +16,8 @@ from gridtokenx.core.codec import decode, encode
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.gridtime import INTERVAL_MS
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier
-from gridtokenx.devices.fleet.broker import BrokerSettings, Clients, serve_broker
+from gridtokenx.devices.fleet.broker import BrokerSettings, serve_broker
+from gridtokenx.devices.fleet.clients import Clients
 from gridtokenx.devices.fleet.fleet import FleetSettings, open_fleet, run_fleet
 from gridtokenx.devices.fleet.roster import make_roster
 from gridtokenx.devices.models.battery import BatterySpec

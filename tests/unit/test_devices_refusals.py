@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.devices.fleet.broker import BrokerSettings, read_clients, run_broker
+from gridtokenx.devices.fleet.broker import BrokerSettings, run_broker
+from gridtokenx.devices.fleet.clients import read_clients
 from gridtokenx.devices.fleet.fleet import FleetSettings, load_households
 from gridtokenx.devices.fleet.profiles import plan_neighbourhood
 from gridtokenx.devices.fleet.roster import Roster, make_roster, read_roster

@@ -373,3 +373,36 @@ def test_every_role_has_one_schema_for_flags_environment_and_file(
     Path("c.toml").write_text("log_formt = 'json'\n")
     gtx(*words, "--config", "c.toml").refused("c.toml: log_formt", "did you mean log_format?")
     gtx(*words, "--config", "nowhere.toml").refused("nowhere.toml: cannot be read")
+
+
+# -- from a network's public facts -----------------------------------------------------------------
+
+
+def test_a_networks_facts_fill_in_all_that_its_founder_makes_public(gtx: Gtx, net: Path) -> None:
+    facts = net.parent / "network.json"
+    gtx(
+        "node", "consortium", "init", "home", "--network-file", facts, *LISTEN, "--development"
+    ).done()
+    settings = load(ConsortiumNodeSettings, file=Path("home/config.toml"))
+    assert settings.genesis.read_bytes() == (net / "consortium.json").read_bytes()
+    assert settings.authority.read_bytes() == (net / "consortium-authority.pem").read_bytes()
+    assert len(settings.peers) == 4
+    gtx("gateway", "init", "entry", "--network-file", facts, "--development").done()
+    entry = load(GatewaySettings, file=Path("entry/config.toml"))
+    assert len(entry.public.nodes) == len(entry.oracle.nodes) == 4
+
+
+def test_what_is_given_wins_over_a_networks_facts(gtx: Gtx, net: Path) -> None:
+    facts = ("--network-file", net.parent / "network.json")
+    public = ("node", "public", "init", "home", *facts, *LISTEN, "--development")
+    gtx(*public, "--peers", "127.0.0.1:9").done()
+    assert load(PublicNodeSettings, file=Path("home/config.toml")).peers == ("127.0.0.1:9",)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"name": "x", "chains": {}, "gateway": ""}'])
+def test_other_files_are_no_networks_facts(gtx: Gtx, net: Path, text: str) -> None:
+    Path("facts.json").write_text(text)
+    gtx("node", "public", "init", "home", "--network-file", "facts.json", *LISTEN).refused(
+        "facts.json"
+    )
+    assert not Path("home").exists()

@@ -37,6 +37,7 @@ from gridtokenx.host.config import (
 from gridtokenx.host.enrolment import check_name, make_request, request_pem
 from gridtokenx.host.files import read_file, write_file
 from gridtokenx.host.keyfile import public_key_of
+from gridtokenx.lab.network import settings_from
 from gridtokenx.lab.passwords import create_ring, open_ring
 
 CONFIG: Final = "config.toml"
@@ -68,6 +69,18 @@ class HomeKind:
             return (self.chain,)
         tables = [field.path[0] for field in fields(self.schema) if field.path[-1] == "genesis"]
         return tuple(tables)
+
+    def from_network(self, path: Path | None) -> dict[str, str]:
+        """What a network's public facts fill in, by `Field.parameter`.
+
+        Raises:
+            LocalFault: the file cannot be used.
+        """
+        if path is None:
+            return {}
+        known = {field.key: field.parameter for field in fields(self.schema)}
+        found = settings_from(path, self.chains, node=bool(self.chain))
+        return {known[key]: text for key, text in found if key in known}
 
     @property
     def role(self) -> Role:

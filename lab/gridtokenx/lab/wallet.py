@@ -5,9 +5,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Final
-
-import msgspec
+from typing import Final
 
 from gridtokenx.core.addresses import parse_address
 from gridtokenx.core.errors import LocalFault, RemoteFault
@@ -19,23 +17,12 @@ from gridtokenx.host.keyfile import KeyRing, find_password, public_key_of
 from gridtokenx.host.logs import NullLogger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.settings import LinkSettings
+from gridtokenx.lab.network import NETWORK_FILE, read_network
 from gridtokenx.lab.testnet.heartbeat import Heartbeat
 
 VALID_FOR_MS: Final = 60_000
 CONNECT_S: Final = 20.0
 _UNITS: Final = {"GRID": GRID, "WATT": WATT}
-
-
-class _ChainEntry(msgspec.Struct, frozen=True):
-    chain_id: str
-    genesis: str
-    nodes: tuple[str, ...]
-
-
-class _NetworkFile(msgspec.Struct, frozen=True):
-    name: str
-    chains: Annotated[dict[str, _ChainEntry], msgspec.Meta(min_length=1)]
-    gateway: str
 
 
 class Wallet:
@@ -54,15 +41,12 @@ class Wallet:
         self._directory: Final = home / "wallet"
         self._own_keys: Final = self._directory / "keys"
         self._keys: Final = keys or self._own_keys
-        path = home / "network.json"
-        try:
-            self._network = msgspec.json.decode(path.read_bytes(), type=_NetworkFile)
-        except OSError:
+        path = home / NETWORK_FILE
+        if not path.is_file():
             raise LocalFault(
                 f"{home} holds no testnet; make one with: gtx testnet init --home {home}"
-            ) from None
-        except msgspec.DecodeError as error:
-            raise LocalFault(f"{path}: is damaged: {error}") from None
+            )
+        self._network = read_network(path)
 
     def key_of(self, name: str) -> bytes:
         """The public key behind an address, or behind the name of a key of this wallet.

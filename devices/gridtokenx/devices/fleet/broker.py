@@ -18,11 +18,10 @@ import asyncio
 import logging
 import time
 from collections.abc import ItemsView, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
-import msgspec
 from amqtt.adapters import ReaderAdapter, StreamReaderAdapter, StreamWriterAdapter, WriterAdapter
 from amqtt.broker import Broker
 from amqtt.broker import Server as ListenerState
@@ -34,8 +33,8 @@ from amqtt.session import Session
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import Ed25519Verifier
+from gridtokenx.devices.fleet.clients import Clients, ClientsFile, read_clients
 from gridtokenx.host.config import Setting
-from gridtokenx.host.files import read_file
 from gridtokenx.host.log_limit import LogLimit
 from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
@@ -82,35 +81,6 @@ class BrokerSettings(ProcessSettings, frozen=True, kw_only=True):
     certificate_key: Annotated[Path | None, Setting("PEM key of the certificate.")] = None
 
 
-class Clients(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who a broker's clients may be; keys in hexadecimal."""
-
-    oracles: tuple[str, ...]
-    """Nodes that read everything and publish watermarks."""
-    concentrators: tuple[str, ...] = ()
-    """Who carries the readings of many devices."""
-    devices: tuple[str, ...] | None = None
-    """The only devices that may connect; absent: any, for what they say is checked elsewhere."""
-
-
-def read_clients(path: Path | None) -> Clients:
-    """The clients file; without one there are no oracle nodes and any device may enter.
-
-    Raises:
-        LocalFault: it cannot be read or is no such file.
-    """
-    if path is None:
-        return Clients(oracles=())
-    try:
-        clients = msgspec.json.decode(read_file(path), type=Clients)
-    except msgspec.DecodeError as error:
-        raise LocalFault(f"{path}: is no clients file: {error}") from None
-    for name in (*clients.oracles, *clients.concentrators, *(clients.devices or ())):
-        if broker_access.client_key(name) is None:
-            raise LocalFault(f"{path}: {name!r} is no public key of 64 hexadecimal digits")
-    return clients
-
-
 # -- who may do what -------------------------------------------------------------------------------
 
 
@@ -121,18 +91,14 @@ class Access(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # amqtt is
     class Config(BaseAuthPlugin.Config):  # type: ignore[misc]  # amqtt is untyped
         """amqtt hands plugins their settings in this form."""
 
-        oracles: list[str] = field(default_factory=list)
-        concentrators: list[str] = field(default_factory=list)
-        devices: list[str] | None = None
+        clients: str | None = None
         observers: bool = False
 
     def __init__(self, context: BaseContext) -> None:
         super().__init__(context)
         config = context.config
         assert isinstance(config, Access.Config), "amqtt builds the Config that we declare"
-        self._oracles = frozenset(config.oracles)
-        self._concentrators = frozenset(config.concentrators)
-        self._devices = None if config.devices is None else frozenset(config.devices)
+        self._file = ClientsFile(None if config.clients is None else Path(config.clients))
         self._observers = config.observers
         self._verifier = Ed25519Verifier()
 
@@ -144,7 +110,7 @@ class Access(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # amqtt is
         key = broker_access.client_key(session.username)
         if key is None or session.client_id != session.username:
             return False
-        if not self._is_admitted(session.username):
+        if not self._is_admitted(self._file.read(), session.username):
             return False
         wall_ms = time.time_ns() // 1_000_000
         if not broker_access.password_is_valid(
@@ -167,26 +133,26 @@ class Access(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # amqtt is
             return self._may_publish(session, topic)
         return self._may_read(session, topic)
 
-    def _is_admitted(self, name: str) -> bool:
-        if self._devices is None or name in self._devices:
+    def _is_admitted(self, clients: Clients, name: str) -> bool:
+        if clients.devices is None or name in clients.devices:
             return True
-        return name in self._oracles or name in self._concentrators
+        return name in clients.oracles or name in clients.concentrators
 
     def _may_publish(self, session: Session, topic: str) -> bool:
-        key = broker_access.client_key(session.username)
+        key, clients = broker_access.client_key(session.username), self._file.clients
         if key is None:
             return False
-        if session.username in self._oracles:
+        if session.username in clients.oracles:
             return broker_access.oracle_may_publish(topic)
-        if session.username in self._concentrators:
+        if session.username in clients.concentrators:
             return broker_access.concentrator_may_publish(key, topic)
         return broker_access.device_may_publish(key, topic)
 
     def _may_read(self, session: Session, topic: str) -> bool:
-        key = broker_access.client_key(session.username)
-        if key is None or session.username in self._oracles:
+        key, clients = broker_access.client_key(session.username), self._file.clients
+        if key is None or session.username in clients.oracles:
             return broker_access.is_ours(topic)
-        if session.username in self._concentrators:
+        if session.username in clients.concentrators:
             return broker_access.concentrator_may_read(key, topic)
         return broker_access.device_may_read(key, topic)
 
@@ -368,16 +334,15 @@ class GuardedBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
 # -- the process -----------------------------------------------------------------------------------
 
 
-def broker_config(settings: BrokerSettings, clients: Clients) -> BrokerConfig:
+def broker_config(settings: BrokerSettings) -> BrokerConfig:
     """Our settings in the form that amqtt wants.
 
     Raises:
-        LocalFault: a certificate without its key, or a file that is not there.
+        LocalFault: a certificate without its key, or a file that is not there or no clients file.
     """
+    read_clients(settings.clients)  # refused now, rather than at the first login
     access = {
-        "oracles": list(clients.oracles),
-        "concentrators": list(clients.concentrators),
-        "devices": None if clients.devices is None else list(clients.devices),
+        "clients": None if settings.clients is None else str(settings.clients),
         "observers": settings.observers,
     }
     try:
@@ -430,7 +395,7 @@ async def serve_broker(
         LocalFault: bad settings, or the address cannot be listened on.
     """
     quiet_amqtt()
-    broker = GuardedBroker(broker_config(settings, read_clients(settings.clients)), metrics, log)
+    broker = GuardedBroker(broker_config(settings), metrics, log)
     metrics.gauge("broker_connections", lambda: float(broker.connection_count))
     try:
         await broker.start()

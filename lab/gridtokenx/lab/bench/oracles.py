@@ -23,7 +23,8 @@ from gridtokenx.core.gridtime import GridClock
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier, sha256
 from gridtokenx.core.merkle import EMPTY_LIST_ROOT
 from gridtokenx.core.state_tree import StateTree
-from gridtokenx.devices.fleet.broker import BrokerSettings, Clients
+from gridtokenx.devices.fleet.broker import BrokerSettings
+from gridtokenx.devices.fleet.clients import Clients
 from gridtokenx.finality.certificates import CommitCertificate, CommitVote, IndexedSignature
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.host.addresses import HostPort, NodeAddress

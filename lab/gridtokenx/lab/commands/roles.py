@@ -16,7 +16,7 @@ from gridtokenx.host.process import serve
 S = TypeVar("S", bound=Settings)
 _HELP: Final = """Prepare a home for this role in the directory HOME.
 
-    Makes an identity key, a config.toml that explains every setting (what you give here is filled
+    With --network-file, all that the network's founder makes public is taken from there. Makes an identity key, a config.toml that explains every setting (what you give here is filled
     in), and a request to the authority of each permissioned chain; copies genesis files in, after
     checking them; and says what to do next. Nothing that exists is overwritten.
 
@@ -60,16 +60,29 @@ def role_command(
 def _init(
     schema: type[Settings], words: str, chain: str, afterwards: tuple[str, ...]
 ) -> click.Command:
-    def init(home: Path, *, name: str | None, development: bool, **given: object) -> None:
+    def init(
+        home: Path,
+        *,
+        network_file: Path | None,
+        name: str | None,
+        development: bool,
+        **given: object,
+    ) -> None:
         from gridtokenx.lab.homes import Given, HomeKind, make_home  # noqa: PLC0415 - not to run
 
         kind = HomeKind(words, schema, chain, afterwards)
-        said = Given(given_flags(schema, given), os.environ, name or home.name, development)
+        flags = kind.from_network(network_file) | given_flags(schema, given)
+        said = Given(flags, os.environ, name or home.name, development)
         click.echo(make_home(kind, home, said).told())
 
     command: Callable[..., object] = init
     for field in reversed(fields(schema)):
         command = setting_option(field)(command)
+    command = click.option(
+        "--network-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Public facts of a network (its network.json): genesis files, addresses, authorities.",
+    )(command)
     command = click.option(
         "--development",
         is_flag=True,

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from gridtokenx.devices.fleet.broker import Clients
+from gridtokenx.devices.fleet.clients import Clients
 from gridtokenx.devices.fleet.profiles import make_profiles, plan_neighbourhood
 from gridtokenx.devices.fleet.roster import Roster, household_name, make_roster
 from gridtokenx.devices.models.forecast import make_forecast
@@ -31,6 +31,7 @@ from gridtokenx.lab.deploy.mosquitto import (
     write_mosquitto,
 )
 from gridtokenx.lab.manifest import Manifest, dump_manifest
+from gridtokenx.lab.network import ChainEntry, NetworkFacts
 from gridtokenx.lab.testnet.genesis import PEOPLE, WORKLOAD, Network, make_network
 from gridtokenx.lab.testnet.heartbeat import wall_ms, write_beat
 from gridtokenx.lab.testnet.layout import Layout
@@ -204,19 +205,20 @@ def _write_clients(layout: Layout, network: Network) -> None:
 
 def _write_facts(layout: Layout, network: Network) -> None:
     """Last of all: who finds these facts finds the whole network."""
-    facts = {
-        "note": "public facts of a development network; all of its keys were generated",
-        "name": layout.manifest.name,
-        "chains": {
-            chain: {
-                "chain_id": genesis.chain_id.hex(),
-                "genesis": f"genesis/{chain}.json",
-                "nodes": list(layout.addresses(chain)),
-            }
+    facts = NetworkFacts(
+        note="public facts of a development network; all of its keys were generated",
+        name=layout.manifest.name,
+        chains={
+            chain: ChainEntry(
+                chain_id=genesis.chain_id.hex(),
+                genesis=f"genesis/{chain}.json",
+                nodes=tuple(layout.addresses(chain)),
+            )
             for chain, genesis in network.by_chain().items()
         },
-        "gateway": layout.gateway_url,
-    }
+        gateway=layout.gateway_url,
+        broker=layout.broker_url,
+    )
     write_file(layout.network_path, msgspec.json.format(msgspec.json.encode(facts), indent=2))
 
 

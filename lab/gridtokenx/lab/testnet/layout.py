@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.host.chains import CHAINS, read_chain
 from gridtokenx.lab.manifest import Manifest
+from gridtokenx.lab.network import read_network
 from gridtokenx.lab.testnet.placement import (
     HTTP_PORT,
     LOCAL,
@@ -33,12 +32,6 @@ from gridtokenx.lab.testnet.placement import (
 from gridtokenx.lab.testnet.processes import ProcessSpec
 
 __all__ = ["LOOPBACK", "Layout", "Member"]
-
-
-class _Facts(msgspec.Struct):
-    """What `network.json` must agree upon with the manifest."""
-
-    gateway: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +177,7 @@ class Layout:
         for path in needed:
             if not path.is_file():
                 raise LocalFault(f"{path} is missing; restore it, or start over with --fresh")
-        try:
-            facts = msgspec.json.decode(self.network_path.read_bytes(), type=_Facts)
-        except (OSError, msgspec.DecodeError) as error:
-            raise LocalFault(f"{self.network_path}: cannot be read: {error}") from None
+        facts = read_network(self.network_path)
         if facts.gateway != self.gateway_url:
             raise LocalFault(
                 f"{self.manifest_path} is not the one that the network was made from "

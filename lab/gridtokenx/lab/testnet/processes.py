@@ -1,10 +1,12 @@
 """Real processes, kept alive: start through the zygote, watch, restart with back-off, measure.
 
 Law of the file: a process that ends without being asked is reported with its last lines and started
-again; one that keeps ending is given up, and the run has failed.
+again; one that keeps ending is given up, and the run has failed. The fork server is such a process,
+too: what it had started ends with it, and another one starts it again.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -27,6 +29,10 @@ GIVE_UP_AFTER: Final = 6
 MISUSE_EXIT: Final = 2
 """A process that refuses its configuration would refuse it again: never restarted."""
 MEMORY_SAMPLE_S: Final = 3.0
+ORPHAN_GRACE_S: Final = 8.0
+"""How long processes whose fork server died may take to stop."""
+ORPHAN_POLL_S: Final = 0.05
+"""They are nobody's children any more: their end is no event for us."""
 FOR_ALL: Final = frozenset({"GTX_CRASH_AT", "GTX_LOG_FORMAT", "GTX_LOG_LEVEL"})
 """Variables of ours that reach every process of a testnet."""
 
@@ -84,6 +90,12 @@ class Processes:
         self._report: Final = report
         self._stopping = False
         self._zygote: asyncio.subprocess.Process | None = None
+        self._zygote_started_s = 0.0
+        self._zygote_short_lives = 0
+        self._asked: set[str] = set()
+        """Processes that the zygote was asked for and has not reported yet."""
+        self._orphans: set[int] = set()
+        """Processes of a zygote that died, until they are gone."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -97,6 +109,14 @@ class Processes:
         Raises:
             LocalFault: the zygote could not be started.
         """
+        if not await self._start_zygote():
+            raise LocalFault("the fork server did not start; its error is above")
+        for name in self.watched:
+            self._launch(name)
+        self._spawn(self._follow())
+        self._spawn(self._measure())
+
+    async def _start_zygote(self) -> bool:
         self._zygote = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -106,13 +126,8 @@ class Processes:
             start_new_session=True,
             env=environment_for_all(os.environ),
         )
-        ready = await self._next_event()
-        if ready is None:
-            raise LocalFault("the fork server did not start; its error is above")
-        for name in self.watched:
-            self._launch(name)
-        self._spawn(self._follow())
-        self._spawn(self._measure())
+        self._zygote_started_s = time.monotonic()
+        return await self._next_event() is not None
 
     async def stop(self) -> None:
         """End every process: politely, then by force."""
@@ -124,6 +139,14 @@ class Processes:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end_orphans()
+
+    def end_at_once(self) -> None:
+        """Kill every process; `stop`, which waits for them, then returns soon."""
+        for watched in self.watched.values():
+            if watched.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(watched.pid, signal.SIGKILL)
 
     def kill(self, name: str, signum: int = signal.SIGKILL) -> None:
         """Send a signal to one process, as a fault."""
@@ -137,8 +160,9 @@ class Processes:
 
     def _launch(self, name: str) -> None:
         zygote, spec = self._zygote, self.watched[name].spec
+        self._asked.add(name)
         if self._stopping or zygote is None or zygote.stdin is None or zygote.stdin.is_closing():
-            return
+            return  # it is asked for again by the next fork server, if there is one
         request = {
             "name": name,
             "argv": list(spec.argv),
@@ -152,24 +176,87 @@ class Processes:
         if zygote is None or zygote.stdout is None:
             return None
         line = await zygote.stdout.readline()
-        return json.loads(line) if line else None
+        return json.loads(line) if line.endswith(b"\n") else None  # it may die amid a line
 
     async def _follow(self) -> None:
-        while (event := await self._next_event()) is not None:
-            watched = self.watched[str(event["name"])]
-            if event["event"] == "started":
-                watched.pid = int(str(event["pid"]))
-                watched.spec.pid_path.write_text(f"{watched.pid}\n", encoding="ascii")
-                watched.cpu_s = 0.0
-                watched._started_s = time.monotonic()  # noqa: SLF001 - this file's own record
-            else:
-                watched.pid = None
-                watched.spec.pid_path.unlink(missing_ok=True)
-                self._ended(watched, int(str(event["status"])))
-        if not self._stopping:
-            self._report("the fork server ended; every process is stopped")
-            for watched in self.watched.values():
-                watched.given_up = True
+        goes_on = True
+        while goes_on:
+            while (event := await self._next_event()) is not None:
+                self._note(event)
+            goes_on = not self._stopping and await self._replace_zygote()
+
+    def _note(self, event: Mapping[str, object]) -> None:
+        """What the zygote says of a process."""
+        watched = self.watched[str(event["name"])]
+        self._asked.discard(watched.spec.name)
+        if event["event"] == "started":
+            watched.pid = int(str(event["pid"]))
+            self._write_pid(watched)
+            watched.cpu_s = 0.0
+            watched._started_s = time.monotonic()  # noqa: SLF001 - this file's own record
+        else:
+            watched.pid = None
+            watched.spec.pid_path.unlink(missing_ok=True)
+            self._ended(watched, int(str(event["status"])))
+
+    def _write_pid(self, watched: Watched) -> None:
+        try:
+            watched.spec.pid_path.write_text(f"{watched.pid}\n", encoding="ascii")
+        except OSError as error:  # of use to people only: no reason to stop anything
+            self._report(f"{watched.spec.pid_path}: cannot be written: {error.strerror}")
+
+    # -- the fork server's own end -----------------------------------------------------------------
+
+    async def _replace_zygote(self) -> bool:
+        """The zygote died: start another one, and by it what had been running."""
+        lived_s = time.monotonic() - self._zygote_started_s
+        self._zygote_short_lives = 1 if lived_s >= STABLE_S else self._zygote_short_lives + 1
+        zygote, self._zygote = self._zygote, None
+        if zygote is not None:
+            await zygote.wait()
+        lost = [watched for watched in self.watched.values() if watched.pid is not None]
+        for watched in lost:
+            self._orphans.add(watched.pid or 0)
+            self._asked.add(watched.spec.name)
+            watched.pid = None
+            watched.restarts += 1
+            watched.spec.pid_path.unlink(missing_ok=True)
+        if self._zygote_short_lives >= GIVE_UP_AFTER:
+            return self._give_all_up("the fork server keeps ending; every process is stopped")
+        self._report(f"the fork server ended; another one starts its {len(lost)} processes again")
+        await self._end_orphans()
+        if self._stopping:
+            return False
+        if not await self._start_zygote():
+            return self._give_all_up(
+                "the fork server did not start again; every process is stopped"
+            )
+        asked, self._asked = self._asked, set()
+        for name in asked:
+            self._launch(name)
+        return True
+
+    def _give_all_up(self, line: str) -> bool:
+        self._report(line)
+        for watched in self.watched.values():
+            watched.given_up = True
+        return False
+
+    async def _end_orphans(self) -> None:
+        """Wait until nobody is left whom a dead zygote started: they hold stores and ports.
+
+        The kernel (Linux) has told them already; nobody but their new parent reaps them.
+        """
+        for signum, grace_s in ((signal.SIGTERM, ORPHAN_GRACE_S), (signal.SIGKILL, ORPHAN_GRACE_S)):
+            for pid in self._orphans:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signum)
+            deadline_s = time.monotonic() + grace_s
+            while time.monotonic() < deadline_s:
+                self._orphans = {pid for pid in self._orphans if is_running(pid)}
+                if not self._orphans:
+                    return
+                await asyncio.sleep(ORPHAN_POLL_S)
 
     def _ended(self, watched: Watched, status: int) -> None:
         if self._stopping:
@@ -216,6 +303,19 @@ def environment_for_all(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if not name.startswith(ENVIRONMENT_PREFIX) or name in FOR_ALL
     }
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process that is no child of ours runs; one that nobody reaped does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return not Path("/proc/self").exists()
+    return stat.rpartition(") ")[2][:1] not in ("Z", "X")
 
 
 def proportional_memory_kib(pid: int) -> int:

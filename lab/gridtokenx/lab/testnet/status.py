@@ -5,6 +5,7 @@ processes' own state is shown instead.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
@@ -17,6 +18,25 @@ from gridtokenx.lab.testnet.processes import Processes, Watched
 
 Status = dict[str, Any]
 """The gateway's `/api/v1/status`: JSON, so of no fixed type here."""
+STALE_S: Final = 5.0
+"""A status this old is shown as such."""
+NARROW: Final = 24
+"""Lines below which a terminal gets the line and the notes only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The last status, and how long ago it was the gateway's."""
+
+    status: Status | None
+    age_s: float
+
+    @property
+    def staleness(self) -> str:
+        """A mark for what is not of now; else empty."""
+        is_stale = self.status is not None and self.age_s >= STALE_S
+        return f"as of {self.age_s:.0f} s ago: the gateway does not answer" if is_stale else ""
+
 
 REQUEST_TIMEOUT_S: Final = 2.0
 
@@ -31,8 +51,9 @@ async def fetch_status(session: aiohttp.ClientSession, url: str) -> Status | Non
         return None
 
 
-def one_line(status: Status | None, processes: Processes, elapsed_s: float) -> str:
+def one_line(seen: Seen, processes: Processes, elapsed_s: float) -> str:
     """The state of the network in a line."""
+    status = seen.status
     alive = sum(watched.pid is not None for watched in processes.watched.values())
     head = f"{elapsed_s:6.0f} s  {alive}/{len(processes.watched)} processes"
     if status is None:
@@ -40,24 +61,37 @@ def one_line(status: Status | None, processes: Processes, elapsed_s: float) -> s
     chains = "  ".join(
         f"{name} {chain['finalized']}/{chain['height']}" for name, chain in status["chains"].items()
     )
+    mark = f"  ({seen.staleness})" if seen.staleness else ""
     return (
         f"{head}  {chains}  readings {status['readings']['verified']}"
         f"  price {price(status['market']['price_uwatt_per_kwh'])}"
         f"  auctions {status['market']['auctions_cleared']}"
         f"  settled {status['settlements']['intervals']}"
-        f"  certificates {kwh(status['certificates']['minted_wh'])}"
+        f"  certificates {kwh(status['certificates']['minted_wh'])}{mark}"
     )
 
 
 def screen(
-    status: Status | None, processes: Processes, elapsed_s: float, url: str, notes: Iterable[str]
+    seen: Seen,
+    processes: Processes,
+    elapsed_s: float,
+    url: str,
+    notes: Iterable[str],
+    lines: int,
 ) -> RenderableType:
-    """The whole picture for a terminal."""
+    """The whole picture for a terminal of so many lines; the essentials if there are few."""
+    status, stale = seen.status, seen.staleness
+    if lines < NARROW:
+        state = Text(one_line(seen, processes, elapsed_s), style="yellow" if stale else "")
+        last = list(notes)[-max(0, lines - 4) :] if lines > 4 else []
+        return Group(state, _processes(processes.watched.values()), *map(Text, last))
     parts: list[RenderableType] = [_title(status, url, f"up {elapsed_s:.0f} s")]
     if status is None:
         parts.append(Text("waiting for the gateway to verify the three chains", style="dim"))
     else:
         parts += [_chains(status), _energy(status), _packets(status)]
+    if stale:
+        parts.append(Text(stale, style="bold yellow"))
     parts.append(_processes(processes.watched.values()))
     parts += [Text(note, style="yellow") for note in notes]
     parts.append(Text("Ctrl-C stops everything; the next start goes on from here", style="dim"))

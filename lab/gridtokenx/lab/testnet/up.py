@@ -21,11 +21,20 @@ import aiohttp
 from rich.live import Live
 
 from gridtokenx.core.errors import LocalFault
+from gridtokenx.host.files import write_file
+from gridtokenx.lab.network import CLOCK_FILE
 from gridtokenx.lab.testnet.counters import Counters
 from gridtokenx.lab.testnet.heartbeat import Heartbeat
 from gridtokenx.lab.testnet.layout import Layout
 from gridtokenx.lab.testnet.processes import Processes
-from gridtokenx.lab.testnet.status import Status, console, fetch_status, one_line, screen
+from gridtokenx.lab.testnet.status import (
+    Seen,
+    Status,
+    console,
+    fetch_status,
+    one_line,
+    screen,
+)
 
 BEAT_S: Final = 1.0
 LINE_S: Final = 5.0
@@ -59,9 +68,12 @@ def supervisor_lock(home: Path) -> Iterator[None]:
         raise LocalFault(f"{path}: cannot be written: {error.strerror}") from None
     with opened as file:
         _lock(file, path)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        try:
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        except OSError as error:
+            raise LocalFault(f"{path}: cannot be written: {error.strerror}") from None
         try:
             yield
         finally:
@@ -95,7 +107,9 @@ class _Supervisor:
         self._console = console()
         self._notes: deque[str] = deque(maxlen=8)
         self._heartbeat = Heartbeat.resume(layout.heartbeat_path)
-        environment = {OFFSET_VARIABLE: str(self._heartbeat.offset_ms)}
+        offset = str(self._heartbeat.offset_ms)
+        write_file(layout.home / CLOCK_FILE, offset.encode())  # for nodes that others run
+        environment = {OFFSET_VARIABLE: offset}
         self._processes = Processes(layout.specs(), environment, self._report)
         self._counters = Counters(
             {m.name: m.http_port for m in layout.members if m.name == "devices" or m.chain}
@@ -105,13 +119,16 @@ class _Supervisor:
         self._first_heights: dict[str, int] = {}
         self._first_final_s: dict[str, float] = {}
         self._status: Status | None = None
+        self._status_at_s = 0.0
+        """When the gateway last answered."""
+        self._is_beat_lost = False
         self._live: Live | None = None
 
     async def run(self, duration_s: float | None) -> Outcome:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(signum, stop.set)
+            loop.add_signal_handler(signum, self._on_signal, stop)
         self._layout.check_ports()
         self._report(f"starting {len(self._processes.watched)} processes; page: {self._url}")
         try:
@@ -120,19 +137,42 @@ class _Supervisor:
         finally:
             self._report("stopping")
             await self._processes.stop()
-            self._heartbeat.beat()
+            self._beat()
         return Outcome(self._elapsed_s(), self._processes, self._first_final_s, self._counters)
+
+    def _on_signal(self, stop: asyncio.Event) -> None:
+        """The first asks everything to stop; another one does not wait for that."""
+        if stop.is_set():
+            self._report("asked again: ending every process at once")
+            self._processes.end_at_once()
+        stop.set()
+
+    def _beat(self) -> None:
+        """Write the heartbeat; a full disk is told once, and the network goes on without."""
+        try:
+            self._heartbeat.beat()
+        except OSError as error:
+            if not self._is_beat_lost:
+                self._report(
+                    f"{self._layout.heartbeat_path}: cannot be written: {error.strerror}; free the disk:"
+                    " after a stop, network time would go on from the last beat"
+                )
+            self._is_beat_lost = True
+            return
+        if self._is_beat_lost:
+            self._report(f"{self._layout.heartbeat_path}: is written again")
+        self._is_beat_lost = False
 
     async def _watch(self, stop: asyncio.Event, duration_s: float | None) -> None:
         deadline = None if duration_s is None else time.monotonic() + duration_s
         async with aiohttp.ClientSession() as session, contextlib.AsyncExitStack() as stack:
-            if self._console.is_terminal:
+            if self._console.is_terminal and not self._console.is_dumb_terminal:
                 self._live = stack.enter_context(
                     Live(console=self._console, auto_refresh=False, transient=True)
                 )
             next_line_s, next_look_s = 0.0, COUNT_S
             while not stop.is_set() and len(self._processes.failed) < len(self._processes.watched):
-                self._heartbeat.beat()
+                self._beat()
                 self._note_status(await fetch_status(session, self._url))
                 next_line_s = self._show(next_line_s)
                 if self._elapsed_s() >= next_look_s:
@@ -148,11 +188,13 @@ class _Supervisor:
 
     def _show(self, next_line_s: float) -> float:
         elapsed_s = self._elapsed_s()
+        seen = Seen(self._status, elapsed_s - self._status_at_s)
         if self._live is not None:
-            picture = screen(self._status, self._processes, elapsed_s, self._url, self._notes)
+            size = self._console.size
+            picture = screen(seen, self._processes, elapsed_s, self._url, self._notes, size.height)
             self._live.update(picture, refresh=True)
         elif elapsed_s >= next_line_s:
-            self._console.print(one_line(self._status, self._processes, elapsed_s), soft_wrap=True)
+            self._console.print(one_line(seen, self._processes, elapsed_s), soft_wrap=True)
             return elapsed_s + LINE_S
         return next_line_s
 
@@ -161,7 +203,7 @@ class _Supervisor:
             return
         if self._status is None and self._open_page:
             webbrowser.open(self._url)
-        self._status = status
+        self._status, self._status_at_s = status, self._elapsed_s()
         for name, chain in status["chains"].items():
             finalized = int(chain["finalized"])
             first = self._first_heights.setdefault(name, 0 if self._fresh else finalized)
@@ -186,6 +228,6 @@ def _lock(file: IO[str], path: Path) -> None:
     except BlockingIOError:
         file.seek(0)
         raise LocalFault(
-            f"{path.parent}: this testnet already runs (process {file.read() or 'unknown'}); "
-            "stop it with: gtx testnet down"
+            f"{path.parent}: this testnet already runs (process {file.read() or 'unknown'}); see it with: "
+            f"gtx testnet status --home {path.parent}; stop it with: gtx testnet down --home {path.parent}"
         ) from None
