@@ -11,13 +11,13 @@ import pytest
 from tests.e2e.testnet import GTX, STOP_S, Network, gtx
 from tests.unit.host_network import free_ports
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 SMALL = "[devices]\nhouseholds = 2\nprofile_days = 1\n"
 REPLICAS = tuple(f"consortium-{index}" for index in range(4))
 REVOKED = REPLICAS[3]
 OTHERS = REPLICAS[:3]
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 class Replicas:
@@ -39,7 +39,7 @@ class Replicas:
         finally:
             for process in processes:
                 process.terminate()
-            codes = [process.wait(STOP_S) for process in processes]
+            codes = [_ended(process) for process in processes]
         assert codes == [0] * len(codes)
 
     def _start(self, home: Path) -> subprocess.Popen[bytes]:
@@ -129,6 +129,13 @@ def test_an_observer_is_enrolled_from_its_own_command_line(tmp_path: Path) -> No
     with made.running(*(made.home / name for name in REPLICAS), home):
         made.grows(REPLICAS)
         made.wait("to follow", lambda: _height(made, http) >= made.height(REPLICAS[0]) - 2 > 0)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    try:
+        return process.wait(3 * STOP_S)
+    finally:
+        process.kill()
 
 
 def _height(made: Replicas, http: str) -> float:
