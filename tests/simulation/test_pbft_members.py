@@ -2,20 +2,33 @@
 
 import pytest
 from msgspec import structs
-from tests.simulation.members_cluster import MembersCluster, add, key, remove, replace
+from tests.simulation.members_cluster import Chain, MembersCluster, add, key, remove, replace
 from tests.simulation.pbft_cluster import CHAIN_ID, VERIFIER, signer, transfer
 
 from gridtokenx.core.codec import Wire, decode_own
 from gridtokenx.core.errors import RemoteFault
+from gridtokenx.core.keys import Domain
 from gridtokenx.core.machine import Effect, Received, Reject, Send, Start, Unknown, Verified
 from gridtokenx.finality.certificates import CommitCertificate, CommitVote, IndexedSignature
+from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.lab.sim.network import LinkProfile
 from gridtokenx.lab.sim.store import SimulatedStore
 from gridtokenx.ledger.blocks import Block, Header, transaction_root
 from gridtokenx.ledger.records import load_block, load_finality
-from gridtokenx.pbft.messages import CertifiedBlock, CertifiedBlocks, FetchBlocks, Status
+from gridtokenx.pbft.marks import MarkedSigner, SigningRefused
+from gridtokenx.pbft.messages import (
+    CertifiedBlock,
+    CertifiedBlocks,
+    CertifiedHeader,
+    FetchBlocks,
+    PreparedCertificate,
+    Status,
+    ViewChangeBody,
+)
 from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.timing import Timing
+from gridtokenx.pbft.turn import Turn
+from gridtokenx.pbft.view_change import Choice, check_view_change, choose
 
 
 @pytest.mark.parametrize("window", [1, 4])
@@ -200,3 +213,34 @@ def forge(cluster: MembersCluster, parent: CertifiedBlock, height: int) -> Certi
         IndexedSignature(i, signer(i).sign(vote.signed_bytes(CHAIN_ID))) for i in range(3)
     )
     return CertifiedBlock(Block(header, ()), CommitCertificate(CHAIN_ID, vote, signed))
+
+
+def test_what_a_view_change_of_a_later_set_may_prove() -> None:
+    """Its head is of its own set, or there is none: everybody in the set stands on the same root."""
+    chain = Chain(4)
+    members = ValidatorSet(3, chain.first.members)
+    root = structs.replace(chain.genesis.header, height=70, set_id=2, next_set_hash=members.hash)
+    of_old_set = CertifiedHeader(
+        root, CommitCertificate(CHAIN_ID, CommitVote(2, 0, 70, root.hash), ())
+    )
+    with pytest.raises(RemoteFault, match="wrong-set"):
+        check_view_change(ViewChangeBody(3, 1, 0, of_old_set, ()), members, root.height)
+    check_view_change(ViewChangeBody(3, 1, 0, None, ()), members, root.height)
+    first = structs.replace(root, height=71, parent=root.hash, set_id=3)
+    prepares = tuple(IndexedSignature(i, bytes(64)) for i in (1, 2, 3))
+    prepared = PreparedCertificate(0, first, bytes(64), prepares)
+    bodies = [ViewChangeBody(3, 1, i, None, (prepared,)) for i in range(3)]
+    for body in bodies:
+        check_view_change(body, members, root.height)
+        with pytest.raises(RemoteFault, match="bad-heights"):
+            check_view_change(body, members)
+    assert choose(bodies, root) == Choice(70, (first,))
+
+
+def test_the_marks_order_by_set_first() -> None:
+    """A seat that is had again in a later set may sign from view 0; nothing of an earlier set."""
+    signer_, turn = MarkedSigner(signer(0), SimulatedStore()), Turn(0)
+    signer_.sign(turn, Domain.PBFT_PREPARE, (1, 5, 90), b"in set 1")
+    signer_.sign(turn, Domain.PBFT_PREPARE, (2, 0, 91), b"in set 2")
+    with pytest.raises(SigningRefused):
+        signer_.sign(turn, Domain.PBFT_PREPARE, (1, 6, 95), b"late in set 1")
