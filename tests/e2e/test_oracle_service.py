@@ -65,6 +65,10 @@ class Solo:
     def head(self) -> ExecutedBlock:
         return self.world.head
 
+    @property
+    def pending(self) -> int:
+        return len(self.submitted)
+
     def now_ms(self) -> int:
         return self.world.now_ms
 

@@ -171,6 +171,11 @@ class ChainNode:
         }
 
     @property
+    def pending(self) -> int:
+        """Transactions that wait for a block here."""
+        return self._parts.status().pending
+
+    @property
     def history(self) -> History:
         """Final blocks and recent states."""
         return self._history
@@ -358,6 +363,7 @@ class ChainNode:
         metrics.describe("seated", "1 while this node's key has a seat in it, 0 while it observes.")
         metrics.gauge("pending_transactions", lambda: status().pending)
         metrics.gauge("peers", lambda: len(self._network.peers))
+        metrics.gauge("guests", lambda: len(self._network.guests))
         metrics.gauge("clients", lambda: self._network.clients)
         metrics.gauge("disk_free_bytes", lambda: self._parts.store.free_bytes())
         metrics.describe("remote_faults", "Bad input of peers and clients, by reason.")

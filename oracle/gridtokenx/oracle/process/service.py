@@ -6,6 +6,7 @@ observes feeds, until a set begins in which it has one, and stops when one begin
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ from gridtokenx.host.logs import Logger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.tasks import Tasks
 from gridtokenx.ledger.readings import topic_concentrator, topic_device
-from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
+from gridtokenx.ledger.runtime import MAX_BLOCK_WEIGHT, ExecutedBlock, Ledger
 from gridtokenx.ledger.state import State
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.oracle.chain.ledger import OracleGenesis
+from gridtokenx.oracle.chain.meters import READING_WEIGHT
 from gridtokenx.oracle.process.broker import BrokerLink
 from gridtokenx.oracle.process.carriers import FAULTS, GUILTY, MUTED_S, Carriers, unpack
 from gridtokenx.oracle.process.inbox import Inbox
@@ -34,6 +36,10 @@ from gridtokenx.pbft.membership import validators_of
 
 BATCH: Final = 64
 """Readings judged before the event loop gets its turn: about ten milliseconds."""
+MAX_PENDING: Final = 2 * MAX_BLOCK_WEIGHT // READING_WEIGHT
+"""Readings that are submitted and in no block yet."""
+ROOM_S: Final = 1.0
+"""How often the room is looked at when no block comes: what is pending can expire, too."""
 FULL_PERCENT: Final = 80
 """Of the inbox: above this the node is not ready."""
 
@@ -54,6 +60,11 @@ class OracleNode(Protocol):
     @property
     def head(self) -> ExecutedBlock:
         """The last committed block."""
+        ...
+
+    @property
+    def pending(self) -> int:
+        """Transactions that wait for a block here."""
         ...
 
     def submit(self, transactions: Sequence[Transaction]) -> None:
@@ -107,6 +118,7 @@ class OracleService:
         self._dropped = 0
         self._watermarks: Final = Watermarks(ledger, self._key)
         self._inbox: Final = Inbox()
+        self._block: Final = asyncio.Event()
         self._arrived: Final = asyncio.Event()
         self._seated = self._has_seat(node.head)
         self._seat_changed: Final = asyncio.Event()
@@ -201,6 +213,7 @@ class OracleService:
             if kept:
                 self._submit(kept)
         self._link.wake()
+        self._block.set()
 
     # -- readings ----------------------------------------------------------------------------------
 
@@ -223,8 +236,21 @@ class OracleService:
             while len(self._inbox):
                 arrived = self._take()
                 for cut in range(0, len(arrived), BATCH):
+                    await self._room()
                     await self._judge(arrived[cut : cut + BATCH])
                     await asyncio.sleep(0)
+
+    async def _room(self) -> None:
+        """Wait while two blocks' worth is pending.
+
+        A burst of ten thousand readings would cost leaders their views: what is pending must be
+        included within a bound, and what waits here need not. The consensus comes first.
+        """
+        while self._node.pending >= MAX_PENDING:
+            self._block.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ROOM_S):
+                    await self._block.wait()
 
     def _take(self) -> list[Arrived]:
         """Some messages' readings: at least one message's, and not many more than `BATCH`."""
