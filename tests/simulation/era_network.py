@@ -161,7 +161,7 @@ class EraNetwork:
         assert self.public.ledger.check_invariants(self.chain[max(self.chain)].state) == []
         for name in (name for name in self.names if name not in self.wrap):
             store = self.world.nodes[self.id(name)].store
-            for height in range(1, self.final(name) + 1):
+            for height in range(1, self.committed(name) + 1):
                 block = load_block(store, height)
                 assert block is not None
                 assert block.hash == self.chain[height].hash
@@ -170,7 +170,7 @@ class EraNetwork:
                     raw = store.get(SETS, following.set_id.to_bytes(8, "big"))
                     assert raw is not None, "whoever asks later is told the set"
                     assert decode_own(raw, ValidatorSet) == following
-            if self.final(name) > 0:
+            if self.committed(name) > 0:
                 self.follow_as_client(name)
 
     def follow_as_client(self, name: str) -> ClientState:
@@ -191,9 +191,11 @@ class EraNetwork:
             START_MS,
         )
         validators = genesis.validator_set
-        for height in [*self.handovers(), self.final(name)]:
-            if not client.latest_height < height <= self.final(name):
-                continue
+        last = self.committed(name)
+        newest = next(h for h in range(last, 0, -1) if load_finality(store, h) is not None)
+        for height in sorted({*self.handovers(), newest}):
+            if height > newest:
+                break
             header, raw = self.chain[height].header, load_finality(store, height)
             assert raw is not None
             following = self.set_after(self.chain[height])
@@ -227,6 +229,10 @@ class EraNetwork:
 
     def final(self, name: str) -> int:
         return final_height(self.world.nodes[self.id(name)].store) or 0
+
+    def committed(self, name: str) -> int:
+        """As far as its disk and the chain that all agreed on go together."""
+        return min(self.final(name), max(self.chain))
 
     def seated(self) -> set[str]:
         """Who validates the children of the last final block."""
