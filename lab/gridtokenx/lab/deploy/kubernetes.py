@@ -346,9 +346,9 @@ def _policies(cluster: Cluster, services: list[Service]) -> Iterator[Yaml]:
 
 
 def _within(cluster: Cluster, network: str, services: list[Service]) -> Yaml:
-    """The members of a network reach each other's peer port, and nothing else."""
+    """The members of a network reach what is dialed in it, and nothing else."""
     members = {"podSelector": {"matchLabels": {f"gridtokenx.network/{network}": "member"}}}
-    dialed = {s.peer_port for s in services if network in s.networks and s.peer_port}
+    dialed = {s.peer_port for s in services if network == s.dialed_in}
     ports = [_tcp(port) for port in sorted(dialed)]
     return _policy(
         cluster,

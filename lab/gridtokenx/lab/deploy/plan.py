@@ -98,6 +98,11 @@ class Service:
     after: tuple[str, ...] = ()
     """Services that have to be there, or done, before."""
 
+    @property
+    def dialed_in(self) -> str | None:
+        """The network in which others dial `peer_port`: its first."""
+        return self.networks[0] if self.peer_port else None
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
