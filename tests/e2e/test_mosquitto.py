@@ -1,6 +1,8 @@
 """A real Mosquitto with the settings that we write: who gets in, who may say what, what is kept."""
 
+import dataclasses
 import ssl
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,14 @@ from tests.mosquitto_world import (
     running,
     seed_of,
 )
+from tests.unit.host_network import free_ports
 
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.core.keys import sha256
-from gridtokenx.host.broker import parse_broker
+from gridtokenx.core.keys import Ed25519Signer, sha256
+from gridtokenx.host.broker import broker_client, parse_broker
 from gridtokenx.host.certificates import Authority, Role, load_chain, pem
 from gridtokenx.lab.deploy.mosquitto import client_certificate, revocation_list, write_mosquitto
+from gridtokenx.lab.deploy.mosquitto_process import MosquittoProcess, own_user
 from gridtokenx.ledger.readings import (
     ALL_BATCHES,
     ALL_READINGS,
@@ -171,3 +175,38 @@ def test_our_own_bad_files_are_refused_at_start(world: World) -> None:
 def test_a_certificate_can_be_loaded_into_any_context(world: World) -> None:
     context = ssl.create_default_context(cafile=world.ca)
     load_chain(context, client_certificate(world.authority, key_of(METER)), seed_of(METER))
+
+
+async def test_both_versions_of_the_protocol_are_spoken(world: World) -> None:
+    topic = reading_topic(ZONE, key_of(METER))
+    async with running(world), world.client(ORACLE) as oracle:
+        await oracle.subscribe(ALL_READINGS, qos=1)
+        for version in ("3.1.1", "5"):
+            address = dataclasses.replace(world.address(METER), version=version)
+            async with world.client_at(METER, address) as meter:
+                await meter.publish(topic, version.encode(), qos=1)
+        assert [payload for _, payload in await received(oracle)] == [b"3.1.1", b"5"]
+
+
+async def test_a_name_and_a_password_open_a_broker_of_anothers_making(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    make = ["mosquitto_passwd", "-b", "-c", "users", "me", "secret"]
+    subprocess.run(make, cwd=tmp_path, check=True)  # noqa: ASYNC221 - nothing runs yet
+    (tmp_path / "mosquitto.conf").write_text(
+        f"listener {port} 127.0.0.1\nallow_anonymous false\npassword_file users\nuser {own_user()}\n"
+    )
+    broker = MosquittoProcess(tmp_path, port)
+    await broker.start()
+    try:
+        signer = Ed25519Signer(seed_of(METER))
+        for version in ("3.1.1", "5"):
+            for login, outcome in (
+                ("me:secret@", "it was let in"),
+                ("me:wrong@", "it refuses the login: Not authorized"),
+                ("", "it refuses the login: Not authorized"),
+            ):
+                address = parse_broker(f"mqtt://{login}127.0.0.1:{port}", None, version)
+                client = broker_client(address, signer, "x", keepalive_s=9, queued_messages=9)
+                assert await refusal(client) == outcome
+    finally:
+        await broker.stop()
