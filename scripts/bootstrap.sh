@@ -1,5 +1,6 @@
 # Sourced by the other scripts: makes .venv with the locked dependencies, once per lock file.
 # Needs Python >= 3.11 and nothing else; says in one line what is missing. Sets VENV.
+# A .venv that was made in another place (a moved clone) is made anew.
 # Usage: . scripts/bootstrap.sh; prepare requirements.lock [requirements-dev.lock]
 
 VENV="$PWD/.venv"
@@ -17,8 +18,19 @@ find_python() {
   exit 2
 }
 
+# Whether the programs in .venv call that .venv: a clone that was moved or copied has another's paths.
+is_at_home() {
+  local named
+  named="$(sed -n '1,2s/^[^/]*\(\/.*\/bin\)\/python.*/\1/p' "$VENV/bin/gtx" | head -n 1)"
+  [ -z "$named" ] || [ "$named" -ef "$VENV/bin" ]
+}
+
 prepare() {
   local stamp lock python
+  if [ -f "$VENV/bin/gtx" ] && ! is_at_home; then
+    echo "This clone was moved: its .venv names another place; making it anew" >&2
+    rm -rf "$VENV"
+  fi
   stamp="$(cat "$@" pyproject.toml | cksum)"
   if [ -x "$VENV/bin/gtx" ] && grep -qsxF "$*: $stamp" "$VENV/.prepared"; then
     return

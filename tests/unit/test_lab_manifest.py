@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gridtokenx.consortium.market.parameters import MarketParameters
 from gridtokenx.core.errors import LocalFault
+from gridtokenx.devices.fleet.agents import AgentsSettings
+from gridtokenx.devices.fleet.bidder import GATE_MARGIN_MS
+from gridtokenx.host.config import fields
 from gridtokenx.lab.manifest import (
+    AHEAD_INTERVALS,
+    BIDDING_MS,
+    GATE_MS,
     Devices,
     Manifest,
     Public,
@@ -15,6 +22,7 @@ from gridtokenx.lab.manifest import (
     load_manifest,
     parse_manifest,
 )
+from gridtokenx.lab.testnet.layout import Layout
 from gridtokenx.oracle.chain.parameters import MeterParameters
 
 LOCAL = Path(__file__).parents[2] / "compose" / "manifests" / "local.toml"
@@ -45,9 +53,21 @@ def test_a_dumped_manifest_reads_back(manifest: Manifest) -> None:
         ("[public]\nvalidators = 0", "public.validators: Expected `int` >= 1"),
         ("[public]\nvalidators = 'four'", "public.validators: Expected `int`, got `str`"),
         ("[public]\nvalidators = 4\ncandidates = 2", "public.candidates = 2 is fewer than"),
-        ("[time]\nstart = 'tomorrow'", "time.start is 'tomorrow', not ISO 8601"),
+        ("[time]\nstart = 'tomorrow'", "time.start is 'tomorrow'; write a date"),
         ("[time]\nstart = '2026-04-22T09:00:00'", "needs an offset"),
         ("[time]\nstart = '2026-04-22T09:10:00+07:00'", "not on a whole half hour"),
+        ("[time]\nstart = '1969-12-31T23:30:00+00:00'", "outside the years 1971 to 2199"),
+        ("[time]\nstart = '0001-01-01T00:00:00+07:00'", "outside the years 1971 to 2199"),
+        ("[time]\nstart = '9999-12-31T23:30:00-07:00'", "outside the years 1971 to 2199"),
+        ("[time]\nstart = 7", "time.start: Expected `str`, got `int`"),
+        ("[time]\nscale = 3600", "time.scale = 3600: a half hour lasts 500 ms"),
+        ("[devices]\nbattery_percent = 60", "devices.battery_percent = 60 exceeds"),
+        ("[devices]\nhouseholds = 10001", "devices.households: Expected `int` <= 10000"),
+        ("[ports]\ngateway = 26610", "ports.gateway = 26610 is one of the ports 26600 to 26631"),
+        (
+            "[ports]\nbase = 64990\ngateway = 2000\n[public]\nvalidators = 100\ncandidates = 400",
+            "at most",
+        ),
         ("name = 'Not Allowed'", "name: Expected `str` matching regex"),
         ("= 3", "not TOML"),
     ],
@@ -74,3 +94,17 @@ def test_the_manifest_allows_no_grace_that_the_oracle_chain_refuses() -> None:
     assert parse_manifest(f"[oracle]\ngrace_ms = {least}\n", "least").oracle.grace_ms == least
     with pytest.raises(LocalFault, match="grace_ms"):
         parse_manifest(f"[oracle]\ngrace_ms = {least - 1}\n", "less")
+
+
+def test_the_ports_of_the_default_network_are_those_that_the_check_counts() -> None:
+    layout = Layout(Path("home"), Manifest())
+    others = [m for m in layout.members if m.name != "gateway"]
+    ports = sorted(port for m in others for port in (m.peer_port, m.http_port) if port)
+    assert ports == list(range(26_600, 26_632))
+
+
+def test_the_testnet_bids_as_far_ahead_as_the_check_believes() -> None:
+    ahead = next(field for field in fields(AgentsSettings) if field.key == "ahead")
+    assert ahead.default == AHEAD_INTERVALS
+    assert MarketParameters().gate_network_ms == GATE_MS
+    assert GATE_MARGIN_MS == BIDDING_MS

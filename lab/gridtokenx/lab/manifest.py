@@ -7,6 +7,7 @@ line that names it.
 
 import difflib
 import tomllib
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
@@ -19,6 +20,13 @@ from gridtokenx.core.units import WATT
 
 Count = Annotated[int, Meta(ge=0, le=100_000)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+HALF_HOUR_MS: Final = 1_800_000
+AHEAD_INTERVALS: Final = 4
+"""Half hours ahead for which the testnet's households bid."""
+GATE_MS: Final = 5_000
+"""The gate closes so long before delivery, whatever the scale."""
+BIDDING_MS: Final = 2_000
+"""What a bid is given to be decided and signed (the bidder's margin before the gate)."""
 BANGKOK_START: Final = "2026-04-22T09:00:00+07:00"
 
 
@@ -40,7 +48,14 @@ class Time(Section, frozen=True):
         try:
             moment = datetime.fromisoformat(self.start)
         except ValueError:
-            raise LocalFault(f"manifest: time.start is {self.start!r}, not ISO 8601") from None
+            raise LocalFault(
+                f"manifest: time.start is {self.start!r}; write a date and time with offset, "
+                f"like {BANGKOK_START}"
+            ) from None
+        if not 1971 <= moment.year < 2200:
+            raise LocalFault(
+                f"manifest: time.start {self.start!r} lies outside the years 1971 to 2199"
+            )
         if moment.tzinfo is None:
             raise LocalFault(f"manifest: time.start {self.start!r} needs an offset, like +07:00")
         start_ms = int(moment.astimezone(UTC).timestamp()) * 1000
@@ -207,13 +222,59 @@ def _convert(raw: dict[str, object], source: str) -> Manifest:
         manifest = msgspec.convert(raw, Manifest)
     except msgspec.ValidationError as error:
         raise LocalFault(f"manifest {source}: {_humanise(str(error))}") from None
-    _ = manifest.time.start_ms
-    if 0 < manifest.public.candidates < manifest.public.validators:
-        raise LocalFault(
-            f"manifest {source}: public.candidates = {manifest.public.candidates} is fewer than "
-            f"public.validators = {manifest.public.validators}; use 0 for 'as many as seats'"
-        )
+    check_manifest(manifest, source)
     return manifest
+
+
+def check_manifest(manifest: Manifest, source: str) -> None:
+    """Refuse values that are allowed each by itself, and could not work together.
+
+    Raises:
+        LocalFault: the first such combination, and what to change.
+    """
+    _ = manifest.time.start_ms
+    for problem in (*_problems(manifest), *_port_problems(manifest)):
+        raise LocalFault(f"manifest {source}: {problem}")
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    public, devices = manifest.public, manifest.devices
+    if 0 < public.candidates < public.validators:
+        yield (
+            f"public.candidates = {public.candidates} is fewer than "
+            f"public.validators = {public.validators}; use 0 for 'as many as seats'"
+        )
+    if devices.battery_percent > devices.solar_percent:
+        yield (
+            f"devices.battery_percent = {devices.battery_percent} exceeds devices.solar_percent = "
+            f"{devices.solar_percent}: a battery stores what panels make; lower the one or raise the other"
+        )
+    needed_ms = GATE_MS + BIDDING_MS + 2 * manifest.consortium.block_time_ms
+    if needed_ms * manifest.time.scale > AHEAD_INTERVALS * HALF_HOUR_MS:
+        yield (
+            f"time.scale = {manifest.time.scale}: a half hour lasts "
+            f"{HALF_HOUR_MS // manifest.time.scale} ms, and households bid {AHEAD_INTERVALS} ahead, so no bid "
+            f"would be in a block before its gate; at most {AHEAD_INTERVALS * HALF_HOUR_MS // needed_ms} "
+            "works"
+        )
+
+
+def _port_problems(manifest: Manifest) -> Iterator[str]:
+    ports = manifest.ports
+    nodes = manifest.public.candidates or manifest.public.validators
+    nodes += manifest.consortium.replicas + manifest.oracle.nodes
+    count = 2 * (2 + nodes) + manifest.bridge.relayers + 2
+    last = ports.base + count - 1
+    if last > 65_535:
+        yield (
+            f"ports.base = {ports.base}: the processes need {count} ports from there on; at most "
+            f"{65_536 - count} fits"
+        )
+    if ports.base <= ports.gateway <= last:
+        yield (
+            f"ports.gateway = {ports.gateway} is one of the ports {ports.base} to {last} that the other "
+            "processes take from ports.base on; choose one outside"
+        )
 
 
 def _check_keys(

@@ -23,8 +23,9 @@ async def run_consortium(settings: ConsortiumNodeSettings) -> None:
     """
     genesis = parse_genesis(read_file(settings.genesis), ConsortiumGenesis, str(settings.genesis))
     role = open_role(settings, CHAIN)
-    for warning in genesis.warnings():
-        role.log.warning("genesis", warning=warning)
+    if not settings.data.exists():  # it does not change: said at the first start, not at each
+        for warning in genesis.warnings():
+            role.log.warning("genesis", warning=warning)
 
     def chain_of(verifier: CachingVerifier) -> PbftChain:
         ledger = consortium_ledger(genesis, verifier)

@@ -15,13 +15,15 @@ import msgspec
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab.commands import deploy
-from gridtokenx.lab.manifest import Manifest, load_manifest
+from gridtokenx.lab.manifest import Manifest, check_manifest, load_manifest
 from gridtokenx.lab.testnet.layout import Layout
 
 if TYPE_CHECKING:
     from gridtokenx.lab.testnet.up import Outcome
 
 DEFAULT_HOME: Final = Path(".testnet")
+DOWN_S: Final = 30.0
+"""How long `down` waits for a supervisor before it kills it; ten seconds are promised."""
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(s|m|h)?")
 _UNIT_S: Final = {"s": 1, "m": 60, "h": 3600}
 
@@ -123,10 +125,22 @@ def up(
     fresh: bool,
     open_page: bool,
 ) -> int:
-    """Start every process of the testnet and watch it; Ctrl-C stops everything.
+    r"""Start every process of the testnet and watch it; Ctrl-C stops everything.
 
-    The next start goes on from disk at the height it had. The exit code is 0 when all processes
-    could be kept alive and, with --summary, every invariant held; else 1.
+    The first start makes the testnet: keys, genesis files, household profiles. Later ones go on from
+    disk at the height it had. In another terminal, `gtx testnet status` shows the same network,
+    `gtx testnet down` stops it, `gtx tx` sends transactions, and the live page tells the rest.
+
+    A process that ends is started again. The first Ctrl-C (or SIGTERM) stops everything in order,
+    within some seconds; a second one ends it at once, and nothing that was acknowledged is lost.
+
+    \b
+    ./scripts/up                                   the default network, under .testnet
+    ./scripts/up --fresh --households 12           another one: new keys, new chains
+    ./scripts/up --for 5m --summary run.json       by itself, with a verdict on every invariant
+
+    The exit code is 0 when all processes could be kept alive and, with --summary, every invariant
+    held; 1 if not; 2 if something that was given, or is around, cannot be used.
     """
     from gridtokenx.lab.testnet import up as running  # noqa: PLC0415 - only here
 
@@ -172,10 +186,37 @@ def down(home: Path) -> None:
     if pid is None:
         click.echo(f"{home}: no testnet is running")
         return
-    os.kill(pid, signal.SIGTERM)
+    for signum in (signal.SIGTERM, signal.SIGCONT):  # one that was suspended has to go on to stop
+        _tell(pid, signum)
+    if _is_gone(home, pid, DOWN_S):
+        click.echo("stopped")
+        return
+    _tell(pid, signal.SIGKILL)  # what it started is ended by its fork server
+    if not _is_gone(home, pid, DOWN_S):
+        raise LocalFault(f"{home}: process {pid} cannot be stopped")
+    click.echo(f"process {pid} did not stop within {DOWN_S:.0f} s, and was killed")
+
+
+def _tell(pid: int, signum: int) -> None:
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        return
+    except PermissionError:
+        raise LocalFault(
+            f"process {pid} belongs to another user; stop the testnet as that user"
+        ) from None
+
+
+def _is_gone(home: Path, pid: int, within_s: float) -> bool:
+    from gridtokenx.lab.testnet.up import running_supervisor  # noqa: PLC0415 - only here
+
+    deadline_s = time.monotonic() + within_s
     while running_supervisor(home) == pid:
+        if time.monotonic() > deadline_s:
+            return False
         time.sleep(0.1)
-    click.echo("stopped")
+    return True
 
 
 def _wanted(manifest: Path | None, households: int | None, time_scale: int | None) -> Manifest:
@@ -185,6 +226,9 @@ def _wanted(manifest: Path | None, households: int | None, time_scale: int | Non
         wanted = replace(wanted, devices=replace(wanted.devices, households=households))
     if time_scale is not None:
         wanted = replace(wanted, time=replace(wanted.time, scale=time_scale))
+    check_manifest(
+        wanted, "with these flags" if manifest is None else f"{manifest} with these flags"
+    )
     return wanted
 
 
@@ -232,16 +276,17 @@ def _make(home: Path, manifest: Manifest) -> Layout:
         raise LocalFault(f"{home} is not empty and holds no testnet; choose another --home")
     if running_supervisor(home) is not None:
         raise LocalFault(f"{home} is running; stop it first with: gtx testnet down --home {home}")
-    partial = home.with_name(home.name + ".partial")
+    place = home.resolve()  # a link to a directory stays one
+    partial = place.with_name(place.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         from gridtokenx.lab.testnet.initialise import initialise  # noqa: PLC0415 - imports pvlib
 
         initialise(Layout(partial, manifest), click.echo)
-        if home.exists():
-            shutil.rmtree(home)
-        partial.rename(home)
+        if place.exists():
+            shutil.rmtree(place)
+        partial.rename(place)
     except OSError as error:
         raise LocalFault(
             f"{home}: cannot be made: {error.strerror or error}; choose another --home"
@@ -261,6 +306,9 @@ def _write_summary(layout: Layout, outcome: "Outcome", path: Path) -> bool:
 
     click.echo("summing up: re-executing the chains from disk")
     summary, verdict = summarise(layout, outcome)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+    try:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+    except OSError as error:
+        raise LocalFault(f"--summary {path}: cannot be written: {error.strerror}") from None
     click.echo(f"summary: {path}; invariants {'all hold' if verdict else 'BROKEN'}")
     return verdict
