@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from tests.e2e.testnet import GTX, STOP_S, Network, gtx
@@ -128,7 +129,7 @@ def test_an_observer_is_enrolled_from_its_own_command_line(tmp_path: Path) -> No
     assert gtx("ca", "issue", home / "consortium-request.pem", *made.chain).code == 0
     with made.running(*(made.home / name for name in REPLICAS), home):
         made.grows(REPLICAS)
-        made.wait("to follow", lambda: _height(made, http) >= made.height(REPLICAS[0]) - 2 > 0)
+        made.wait("to follow", lambda: _height(http) >= made.height(REPLICAS[0]) - 2 > 0)
 
 
 def _ended(process: subprocess.Popen[bytes]) -> int:
@@ -138,9 +139,11 @@ def _ended(process: subprocess.Popen[bytes]) -> int:
         process.kill()
 
 
-def _height(made: Replicas, http: str) -> float:
-    from urllib.request import urlopen
-
-    with urlopen(f"http://{http}/metrics", timeout=5) as answer:
-        found = re.search(r"^gtx_final_height{.*} (\S+)$", answer.read().decode(), re.MULTILINE)
+def _height(http: str) -> float:
+    try:
+        with urlopen(f"http://{http}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+    except OSError:  # it is still starting
+        return -1
+    found = re.search(r"^gtx_final_height{.*} (\S+)$", text, re.MULTILINE)
     return float(found[1]) if found else -1
