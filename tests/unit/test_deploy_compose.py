@@ -45,7 +45,9 @@ def test_every_service_is_shut_in(document):
         assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}, name
         assert service["logging"]["options"]["max-size"], name
         assert service["stop_grace_period"], name
-        assert service["restart"] == ("no" if name in ("init", "audit") else "unless-stopped")
+        assert service["restart"] == (
+            "no" if name in ("init", "audit", "wallet") else "unless-stopped"
+        )
 
 
 def test_nothing_is_published_but_on_loopback(document):

@@ -84,7 +84,7 @@ def test_policies_begin_with_nothing(documents):
         for name in ("public", "consortium", "oracle", "devices", "feeds")
     }
     assert dialed.pop("devices") == {8883}
-    assert dialed == dict.fromkeys(dialed, {26600})
+    assert dialed == {name: {26600} for name in dialed}
 
 
 def test_maintenance_takes_no_more_than_a_chain_can_miss(documents):

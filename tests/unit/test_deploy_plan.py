@@ -56,7 +56,7 @@ def test_every_process_has_a_service_and_a_volume_of_its_own(manifest: Manifest)
     plan = plan_network(manifest)
     names = [service.name for service in plan.services]
     assert len(set(names)) == len(names)
-    assert set(names) == {*process_names(manifest), "init", "heartbeat", "audit"}
+    assert set(names) == {*process_names(manifest), "init", "heartbeat", "audit", "wallet"}
     for name in process_names(manifest):
         writable = [m.volume for m in plan.service(name).mounts if not m.read_only]
         assert writable == [name]
@@ -74,7 +74,9 @@ def test_the_default_network_is_complete():
 def test_each_service_meets_only_those_it_needs():
     plan = plan_network(Manifest())
     met = {
-        network: {family(s.name) for s in plan.services if network in s.networks}
+        network: {
+            family(s.name) for s in plan.services if network in s.networks and s.life is Life.ALWAYS
+        }
         for network in NETWORKS
     }
     assert met == {

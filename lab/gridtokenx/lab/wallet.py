@@ -41,12 +41,14 @@ class Wallet:
         self._directory: Final = home / "wallet"
         self._own_keys: Final = self._directory / "keys"
         self._keys: Final = keys or self._own_keys
-        path = home / NETWORK_FILE
-        if not path.is_file():
+        places = (home / NETWORK_FILE, home / "genesis" / NETWORK_FILE)  # containers' is the latter
+        facts = next((path for path in places if path.is_file()), None)
+        if facts is None:
             raise LocalFault(
                 f"{home} holds no testnet; make one with: gtx testnet init --home {home}"
             )
-        self._network = read_network(path)
+        self._facts: Final = facts
+        self._network = read_network(self._facts)
 
     def key_of(self, name: str) -> bytes:
         """The public key behind an address, or behind the name of a key of this wallet.
@@ -82,21 +84,26 @@ class Wallet:
         entry = self._network.chains[chain]
         permissioned = chain != "public"
         link = LinkSettings(
-            genesis=self._home / entry.genesis,
+            genesis=self._facts.parent / entry.genesis,
             nodes=entry.nodes,
             certificate=self._directory / f"{chain}-certificate.pem" if permissioned else None,
             authority=self._home / "genesis" / f"{chain}-authority.pem" if permissioned else None,
         )
         password = find_password(self._own_keys, None, os.environ)
-        # A running network's heartbeat is at most a second old, so this is its offset, nearly.
-        offset_ms = Heartbeat.resume(self._home / "heartbeat").offset_ms
         parts = ClientParts(
             seed=KeyRing.open(self._own_keys, password).seed("identity"),
-            clock=NetworkClock(offset_ms),
+            clock=NetworkClock(self._offset_ms()),
             metrics=Metrics(),
             log=NullLogger(),
         )
         return ChainAccess(read_chain(chain, link.genesis), link, parts)
+
+    def _offset_ms(self) -> int:
+        """A running network's heartbeat is at most a second old, so it shows its offset, nearly."""
+        for path in (self._home / "heartbeat", self._home / "clock" / "heartbeat"):
+            if path.is_file():
+                return Heartbeat.resume(path).offset_ms
+        return 0  # of several machines, which keep wall time
 
     @asynccontextmanager
     async def following(self, *chains: str) -> AsyncIterator[dict[str, ChainAccess]]:

@@ -11,6 +11,7 @@ A bundle is compressed JSON, cut into parts that fit into any engine's secret::
 
 import gzip
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -162,7 +163,7 @@ def _decode(whole: bytes, name: str, directory: Path) -> _Bundle:
         with gzip.GzipFile(fileobj=BytesIO(whole)) as stream:
             data = stream.read(MAX_BYTES)
         bundle = msgspec.json.decode(data, type=_Bundle)
-    except (OSError, EOFError, msgspec.DecodeError) as error:
+    except (OSError, EOFError, zlib.error, msgspec.DecodeError) as error:
         raise LocalFault(f"{directory}: the bundle of {name} is damaged: {error}") from None
     if bundle.process != name:
         raise LocalFault(f"{directory}: the bundle is of {bundle.process}, not of {name}")

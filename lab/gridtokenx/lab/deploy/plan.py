@@ -168,7 +168,7 @@ def plan_network(manifest: Manifest, parts: dict[str, int] | None = None) -> Pla
         members = (_broker_home(), *members)
         return Plan(manifest, placement, members, names, tuple(parts.items()))
     volumes = ("genesis", "clock", *OPERATOR_HOMES, *names)
-    others = (_init(layout, volumes), _heartbeat(), _audit(layout))
+    others = (_init(layout, volumes), _heartbeat(), _audit(layout), _wallet())
     return Plan(manifest, placement, (*others, *members), volumes)
 
 
@@ -300,6 +300,24 @@ def _audit(layout: Layout) -> Service:
         life=Life.ON_REQUEST,
         limits=Limits(memory_mib=2048, cpus="2.0"),
         mounts=tuple(_audited(layout)),
+    )
+
+
+def _wallet() -> Service:
+    """`gtx` with the keys of the testnet's people: ``run --rm wallet tx balance alice``."""
+    return Service(
+        name="wallet",
+        image=Image.VALIDATOR,
+        command=("tx", "--help"),
+        life=Life.ON_REQUEST,
+        limits=Limits(memory_mib=256),
+        networks=("public", "consortium", "oracle"),
+        mounts=(
+            Mount("wallet", HOME / "wallet"),
+            Mount("genesis", HOME / "genesis", read_only=True),
+            Mount("clock", HOME / "clock", read_only=True),
+        ),
+        environment=(("GTX_HOME", str(HOME)),),
     )
 
 

@@ -211,7 +211,7 @@ def _write_facts(layout: Layout, network: Network) -> None:
         chains={
             chain: ChainEntry(
                 chain_id=genesis.chain_id.hex(),
-                genesis=f"genesis/{chain}.json",
+                genesis=str(layout.genesis_path(chain).relative_to(layout.network_path.parent)),
                 nodes=tuple(layout.addresses(chain)),
             )
             for chain, genesis in network.by_chain().items()
