@@ -222,5 +222,19 @@ def test_the_entry_unpacks_a_bundle_once(bundles: Path, tmp_path: Path):
     assert (tmp_path / "broker" / "mosquitto.conf").is_file()
 
 
+def test_the_entry_refuses_a_volume_that_it_may_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    process = Process.of({"GTX_PROCESS": "public-0"}, tmp_path)
+    assert process is not None
+
+    def forbidden(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    with pytest.raises(LocalFault, match="network.json: Permission denied"):
+        wait_for_home(process, lambda _line: None)
+
+
 def test_a_container_of_no_network_waits_for_nothing():
     assert Process.of({}) is None

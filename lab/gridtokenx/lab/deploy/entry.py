@@ -69,8 +69,17 @@ def wait_for_home(
     """Return when everything that the process reads at its start is there.
 
     Raises:
-        LocalFault: its bundle is damaged, or does not fit.
+        LocalFault: its bundle is damaged, or does not fit; its volume cannot be read.
     """
+    try:
+        _wait_for_home(process, say, sleep)
+    except OSError as error:  # a volume of another user, or one that cannot be written
+        raise LocalFault(f"{error.filename}: {error.strerror}") from None
+
+
+def _wait_for_home(
+    process: Process, say: Callable[[str], None], sleep: Callable[[float], None]
+) -> None:
     if process.bundle is not None and unpack(process.bundle, process.name, process.home):
         say(f"unpacked the home of {process.name}")
     said, waited_s = "", 0.0
