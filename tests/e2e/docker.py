@@ -228,12 +228,15 @@ class ComposeNetwork:
 
     # -- looking -----------------------------------------------------------------------------------
 
-    def wait_for(self, what: str, condition: Callable[[], object], seconds: float) -> float:
+    def wait_for(
+        self, what: str | Callable[[], str], condition: Callable[[], object], seconds: float
+    ) -> float:
         """Wait until something holds; returns how long it took."""
         began = time.monotonic()
         while not condition():
             if time.monotonic() - began > seconds:
-                raise AssertionError(f"not within {seconds} s: {what}")
+                said = what if isinstance(what, str) else what()
+                raise AssertionError(f"not within {seconds} s: {said}")
             time.sleep(POLL_S)
         return time.monotonic() - began
 

@@ -7,6 +7,7 @@ the hurt ones come back within a bound, and at the end nothing that was acknowle
 
 import datetime as dt
 import json
+import os
 import shutil
 import sys
 import time
@@ -58,6 +59,7 @@ VICTIMS = (
     "agents",
 )  # fmt: skip
 """One of every kind, all at once."""
+CONTAINER_USER = (10_001, 10_001)
 ORACLES = tuple(f"oracle-{index}" for index in range(4))
 ROUTES = (
     "oracle-consortium", "consortium-oracle", "oracle-public", "public-consortium",
@@ -72,6 +74,12 @@ INVARIANTS = {
 }  # fmt: skip
 
 
+def give_away(directory: Path) -> None:
+    """Let containers own what was copied out of one."""
+    for path in (directory, *directory.rglob("*")):
+        os.chown(path, *CONTAINER_USER)
+
+
 Change = Callable[[ComposeNetwork, Path], dict[str, str]]
 """Given the network and a directory: other mounts for a container, source by destination."""
 
@@ -80,15 +88,15 @@ def genesis_of_another_chain(network: ComposeNetwork, directory: Path) -> dict[s
     copied = directory / "genesis"
     docker("cp", f"{network.container('consortium-0').id}:{HOME}/genesis", copied)
     shutil.copyfile(copied / "oracle.json", copied / "consortium.json")
-    for path in (copied, *copied.rglob("*")):
-        path.chmod(0o755)
+    give_away(copied)
     return {f"{HOME}/genesis": str(copied)}
 
 
 def data_of(other: str) -> Change:
     def change(network: ComposeNetwork, directory: Path) -> dict[str, str]:
         copied = directory / "data"
-        docker("cp", "--archive", f"{network.container(other).id}:{HOME}/{other}/data", copied)
+        docker("cp", f"{network.container(other).id}:{HOME}/{other}/data", copied)
+        give_away(copied)
         return {f"{HOME}/consortium-0/data": str(copied)}
 
     return change
@@ -123,8 +131,9 @@ class Stopped:
 
     heights: dict[str, int]
     network_ms: int
+    """Network time when it was all down; at most, for it goes on while containers stop."""
     at_s: float
-    """By this machine's monotonic clock."""
+    """The same by this machine's monotonic clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,23 +215,26 @@ def test_it_is_final_on_all_chains_within_a_minute(life: Life) -> None:
 
 
 def all_ready(network: ComposeNetwork) -> bool:
-    return all(is_back(network, name) for name in network.services())
+    return not any(trouble(network, name) for name in network.services())
 
 
-def is_back(network: ComposeNetwork, service: str) -> bool:
-    """Whether a process does its work; a broker's is that oracles are connected."""
+def trouble(network: ComposeNetwork, service: str) -> str:
+    """Why a process does not do its work; a broker's is that the oracles are connected."""
     if service == "broker":
-        return all(network.number(oracle, "gtx_broker_connected") == 1 for oracle in ORACLES)
-    return network.get(service, "/ready")[0] == 200
+        connected = {name: network.number(name, "gtx_broker_connected") for name in ORACLES}
+        return "" if set(connected.values()) == {1} else str(connected)
+    code, body = network.get(service, "/ready")
+    return "" if code == 200 else f"{code} {body.decode()}"
 
 
 def test_a_twin_with_the_same_key_signs_nothing(life: Life, tmp_path: Path) -> None:
     """A home that was copied, as to a new machine, while the old one still runs."""
     network, name = life.network, "consortium-3"
-    docker("cp", "--archive", f"{network.container(name).id}:{HOME}/{name}", tmp_path)
-    shutil.rmtree(tmp_path / name / "data")
-    mounts = {f"{HOME}/{name}": str(tmp_path / name)}
-    said = network.run_again(name, mounts, f"{network.project}_consortium")
+    copied = tmp_path / name
+    docker("cp", f"{network.container(name).id}:{HOME}/{name}", copied)
+    shutil.rmtree(copied / "data")
+    give_away(copied)
+    said = network.run_again(name, {f"{HOME}/{name}": str(copied)}, f"{network.project}_consortium")
     said.refused("another process runs with the key", "nothing was signed here")
     assert network.get(name, "/ready")[0] == 200, "who was first stays"
 
@@ -288,15 +300,20 @@ def grew(network: ComposeNetwork, nodes: dict[str, str], before: dict[str, float
 def back_after_s(life: Life, victim: str, seen: dict[str, float]) -> float:
     """Seconds until it does its work and knows at least what its chain had when it came back."""
     network, chain = life.network, chain_of(victim)
+    why = ""
 
     def is_current() -> bool:
-        if not is_back(network, victim):
-            return False
-        if victim == "gateway":
-            return all(network.finalized().get(name, -1) >= seen[name] for name in seen)
-        return not chain or (network.number(victim, "gtx_final_height") or -1) >= seen[chain]
+        nonlocal why
+        why = trouble(network, victim)
+        if not why and victim == "gateway":
+            shown = network.finalized()
+            why = "" if all(shown.get(each, -1) >= seen[each] for each in seen) else f"at {shown}"
+        elif not why and chain:
+            height = network.number(victim, "gtx_final_height") or -1
+            why = "" if height >= seen[chain] else f"at {height} of {seen[chain]}"
+        return not why
 
-    return network.wait_for(f"{victim} to be back", is_current, BACK_S)
+    return network.wait_for(lambda: f"{victim} to be back: {why}", is_current, BACK_S)
 
 
 # -- stopped and resumed ---------------------------------------------------------------------------
@@ -336,7 +353,7 @@ def stop_when_quiet(life: Life) -> Stopped:
     seconds = time.monotonic() - began
     life.tell(f"stopped after {seconds:.1f} s")
     assert seconds <= STOP_S
-    return Stopped(heights_then, network_ms, began)
+    return Stopped(heights_then, network_ms + int(seconds * 1000), began + seconds)
 
 
 def is_quiet(network: ComposeNetwork) -> bool:
@@ -352,8 +369,9 @@ def is_quiet(network: ComposeNetwork) -> bool:
 def test_a_container_refuses_what_is_not_its_own(life: Life, tmp_path: Path, name: str) -> None:
     service, change, words = REFUSED[name]
     assert life.stopped is not None, "this needs the network to be stopped"
-    mounts = change(life.network, tmp_path)
-    life.network.run_again(service, mounts).refused(*words)
+    said = life.network.run_again(service, change(life.network, tmp_path))
+    life.tell(said.err.strip())
+    said.refused(*words)
 
 
 def test_it_goes_on_where_it_was(life: Life) -> None:
