@@ -24,7 +24,8 @@ from gridtokenx.host.process import run_command
 from gridtokenx.host.readiness import Readiness
 
 PROGRAM = """
-import asyncio, sys
+import asyncio, sys, time
+from gridtokenx.host import process
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.host.driver import MachineHalted
 from gridtokenx.host.process import serve
@@ -43,6 +44,23 @@ async def grouped():
     async with asyncio.TaskGroup() as group:
         group.create_task(local())
 async def done(): pass
+async def busy():
+    # closes slowly, without the loop
+    try:
+        await forever()
+    finally:
+        print("closing", flush=True)
+        time.sleep(float(sys.argv[2]))
+async def deaf():
+    # does not let itself be cancelled
+    print("started", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            print("closed\\nclosing", flush=True)
+if len(sys.argv) > 3:
+    process.DRAIN_S = float(sys.argv[3])
 
 sys.exit(serve(globals()[sys.argv[1]]))
 """
@@ -95,6 +113,46 @@ def test_a_signal_stops_it_gracefully(number: signal.Signals) -> None:
     assert process.stdout.read() == "closed\n"
     assert process.wait(10) == 0
     process.stdout.close()
+
+
+def stopping(*arguments: str) -> subprocess.Popen[str]:
+    """A program that was asked to stop, and is about it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "closed\n"
+    assert process.stdout.readline() == "closing\n"
+    return process
+
+
+@pytest.mark.parametrize("kind", ["busy", "deaf"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(number: signal.Signals, kind: str) -> None:
+    with stopping(kind, "60") as process:
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert stderr == "asked again to stop: ending at once; nothing acknowledged is lost\n"
+
+
+@pytest.mark.parametrize("kind", ["busy", "deaf"])
+def test_stopping_is_bounded(kind: str) -> None:
+    with stopping(kind, "60", "0.3") as process:
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert stderr.startswith("not stopped within 0 s: ending at once")
+
+
+def test_what_stops_in_time_is_left_to_it() -> None:
+    with stopping("busy", "0.5", "15") as process:
+        _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stderr) == (0, "")
 
 
 def test_an_unknown_crash_point_is_refused() -> None:

@@ -1,5 +1,9 @@
 """What every process does around its own work: signals, one-line errors, exit codes.
 
+The first SIGTERM or SIGINT asks it to stop: it takes no more work, closes its links, makes durable what
+it was about to, and ends, within `DRAIN_S` at the latest. A second signal does not wait for that.
+Either way nothing that was acknowledged is lost: that was durable before it was said.
+
 ====  ==================================================================================
 code  meaning
 ====  ==================================================================================
@@ -9,6 +13,7 @@ code  meaning
 70    a machine halted: nothing more was sent; the traceback is printed
 74    the store could not write (see `storage`): one line
 75    it wants to be started again: a restored node has caught up (see `restored`)
+130   asked twice to stop, or stopping took too long: ended at once
 ====  ==================================================================================
 """
 
@@ -16,8 +21,10 @@ import asyncio
 import contextlib
 import errno
 import faulthandler
+import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Final, NoReturn
@@ -44,6 +51,10 @@ _SURROUNDINGS: Final = frozenset(
     }
 )
 """What an operator can mend, wherever it comes up; no other failure of the system is expected."""
+DRAIN_S: Final = 7.0
+"""How long stopping may take; fork server, container engines and service managers wait longer."""
+AT_ONCE_EXIT: Final = 130
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 AGAIN_EXIT: Final = 75
 """EX_TEMPFAIL of sysexits.h: start it again."""
 
@@ -70,8 +81,8 @@ def run_command(command: click.Command, arguments: Sequence[str] | None = None) 
 def serve(work: Callable[[], Coroutine[object, object, None]]) -> int:
     """Run a process's main coroutine until it ends or a signal asks it to; return the exit code.
 
-    A signal cancels the coroutine, which then has the time that its supervisor gives it to close
-    what it opened. Call it after any fork: the event loop begins here.
+    A signal cancels the coroutine, which then has `DRAIN_S` to close what it opened; another signal
+    ends the process. Call it after any fork: the event loop begins here.
     """
     faulthandler.enable()
     with _one_line_errors() as outcome:
@@ -86,13 +97,20 @@ async def _until_signal(work: Callable[[], Coroutine[object, object, None]]) -> 
     loop = asyncio.get_running_loop()
     task = loop.create_task(work(), name="main")
     asked = False
+    # A thread, because what holds the stop up may hold the event loop up, too.
+    too_long = threading.Timer(DRAIN_S, _end_at_once, (f"not stopped within {DRAIN_S:.0f} s",))
+    too_long.daemon = True
 
     def stop() -> None:
         nonlocal asked
         asked = True
+        for number in _STOP_SIGNALS:  # from now on not by the loop, which may be held up
+            loop.remove_signal_handler(number)
+            signal.signal(number, lambda *_: _end_at_once("asked again to stop"))
+        too_long.start()
         task.cancel()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, stop)
     try:
         await task
@@ -100,8 +118,16 @@ async def _until_signal(work: Callable[[], Coroutine[object, object, None]]) -> 
         if not asked:
             raise
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+        too_long.cancel()
+        for number in _STOP_SIGNALS:
+            if not loop.remove_signal_handler(number):
+                signal.signal(number, signal.SIG_DFL)
+
+
+def _end_at_once(why: str) -> NoReturn:
+    """End without closing anything: as after a crash, the next start goes on from what is durable."""
+    _say(f"{why}: ending at once; nothing acknowledged is lost")
+    os._exit(AT_ONCE_EXIT)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
