@@ -110,7 +110,7 @@ def test_nothing_is_left_when_it_is_stopped_from_elsewhere_or_killed(tmp_path: P
     killed_supervisor_leaves_nothing(network)
     down = gtx("testnet", "down", "--home", network.home)
     assert (down.code, "no testnet is running" in down.out) == (0, True)
-    killed_fork_server_leaves_nothing(network)
+    a_killed_fork_server_is_replaced(network)
 
 
 def killed_supervisor_leaves_nothing(network: Network) -> None:
@@ -122,15 +122,23 @@ def killed_supervisor_leaves_nothing(network: Network) -> None:
         wait_for_the_end_of(pids, network)
 
 
-def killed_fork_server_leaves_nothing(network: Network) -> None:
-    """And what follows such an end: the chains go on."""
+def a_killed_fork_server_is_replaced(network: Network) -> None:
+    """What it had started ends with it, another one starts it again, and the chains go on."""
     with network.up() as process:
         network.wait_for("three chains that finalise", network.finalises, 40)
-        pids = network.pids()
+        pids, heights = network.pids(), network.finalized()
         os.kill(parent_of(pids["gateway"]), signal.SIGKILL)
         wait_for_the_end_of(pids, network)
-        assert process.wait(STOP_S) == 1
-    assert "the fork server ended" in network.said()
+        network.wait_for("all processes again", network.all_started, 40)
+
+        def goes_on() -> bool:
+            now = network.finalized()
+            return bool(now) and all(now[name] > heights[name] for name in heights)
+
+        network.wait_for("chains that go on", goes_on, 60)
+        process.terminate()
+        assert network.stopped(process, STOP_S) == 0
+    assert "the fork server ended; another one starts its" in network.said()
 
 
 def wait_for_the_end_of(pids: dict[str, int], network: Network) -> None:
