@@ -190,6 +190,17 @@ def test_a_final_backup_retires_the_home_and_signs_at_once(
     store.close()
 
 
+def test_signing_at_once_is_said_to_be_dangerous(
+    node: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, again = backed_up(node), tmp_path / "again"
+    assert gtx("backup", "restore", archive, "--home", again, "--sign-at-once") == 0
+    assert "it lies" in capsys.readouterr().out
+    store = Store.open(again / "data")
+    assert marked(store) is None
+    store.close()
+
+
 def test_a_running_node_cannot_be_moved(
     node: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,12 +20,13 @@ from gridtokenx.lab.verify.home import CONFIG, node_chain, node_identity, open_h
 from gridtokenx.ledger.records import final_height
 
 
-def restore(archive: Path, home: Path) -> tuple[Manifest, list[str]]:
+def restore(archive: Path, home: Path, *, sign_at_once: bool = False) -> tuple[Manifest, list[str]]:
     """Make a home of a backup; it appears whole or not at all.
 
     Args:
         archive: the backup.
         home: an empty directory, or none yet.
+        sign_at_once: do not let a node follow first; see `gtx backup restore --help`.
 
     Returns:
         What it is of, and lines about what a person should know.
@@ -40,7 +41,7 @@ def restore(archive: Path, home: Path) -> tuple[Manifest, list[str]]:
         with _scratch(home) as partial:
             manifest = read_archive(archive, lambda entry: _open_new(partial, entry))
             _check_store(archive, partial, manifest)
-            lines = _settle(partial, home, manifest)
+            lines = _settle(partial, home, manifest, sign_at_once=sign_at_once)
             if home.exists():
                 home.rmdir()
             partial.rename(home)
@@ -140,7 +141,7 @@ def _check_store(archive: Path, home: Path, manifest: Manifest) -> None:
         raise LocalFault(f"{archive}: its store is at block {head}, not {manifest.height}")
 
 
-def _settle(partial: Path, home: Path, manifest: Manifest) -> list[str]:
+def _settle(partial: Path, home: Path, manifest: Manifest, *, sign_at_once: bool) -> list[str]:
     """Bring paths and signing in order for the place where it will live."""
     lines: list[str] = []
     for moved in manifest.moved:
@@ -154,6 +155,8 @@ def _settle(partial: Path, home: Path, manifest: Manifest) -> list[str]:
             lines.append(
                 "this was a final backup: the node signs at once; restore it this once only"
             )
+        elif sign_at_once:
+            lines.append("the node signs at once: if it signed anything after the backup, it lies")
         else:
             store.put_now(*mark_writes(store, manifest.chain, "a backup", _now_ms()))
             lines.append(

@@ -60,9 +60,20 @@ def create(home: Path, target: Path, *, final: bool) -> None:
 @command.command()
 @click.argument("archive", type=click.Path(path_type=Path, dir_okay=False))
 @home_option
-def restore(archive: Path, home: Path) -> None:
-    """Make a home of ARCHIVE, in a directory that is empty or does not exist."""
-    manifest, lines = restore_backup(archive, home)
+@click.option(
+    "--sign-at-once",
+    is_flag=True,
+    help="Dangerous. Only if this key has certainly signed nothing after the backup.",
+)
+def restore(archive: Path, home: Path, *, sign_at_once: bool) -> None:
+    """Make a home of ARCHIVE, in a directory that is empty or does not exist.
+
+    A node follows first; with n members, n - q + f + 1 others (three of four) must run and sign for it
+    to sign again. So restore at most f nodes of a chain at a time. Where more are lost at once, those
+    who run the network must agree on where it goes on; only then, and only where nothing was signed
+    after the backups, --sign-at-once is right.
+    """
+    manifest, lines = restore_backup(archive, home, sign_at_once=sign_at_once)
     click.echo(f"{home}: restored {_describe(manifest)}")
     for line in lines:
         click.echo(line)
