@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.stages import spread
 from tests.unit.host_chain import TestChain, client_parts, places, running
 from tests.unit.host_network import free_ports
 
@@ -112,18 +113,18 @@ async def node_height(follower: Follower, port: int) -> int:
     return -1
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "node.ready",
-        "driver.before_step:40",
-        "driver.after_step:40",
-        "driver.before_send:15",
-        "storage.before_commit:12",
-        "storage.inside_commit:12",
-        "storage.after_commit:12",
-    ],
+PLACES = (
+    "node.ready",
+    "driver.before_step:40",
+    "driver.after_step:40",
+    "driver.before_send:15",
+    "storage.before_commit:12",
+    "storage.inside_commit:12",
+    "storage.after_commit:12",
 )
+
+
+@pytest.mark.parametrize("place", spread(PLACES, 3))
 async def test_a_node_killed_at_a_named_point_comes_back_and_keeps_up(
     tmp_path: Path, place: str
 ) -> None:
