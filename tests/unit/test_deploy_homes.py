@@ -232,7 +232,7 @@ def test_the_entry_refuses_a_volume_that_it_may_not_read(
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "is_file", forbidden)
-    with pytest.raises(LocalFault, match="network.json: Permission denied"):
+    with pytest.raises(LocalFault, match="Permission denied"):
         wait_for_home(process, lambda _line: None)
 
 
