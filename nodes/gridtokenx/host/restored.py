@@ -312,9 +312,8 @@ class FollowingMachine:
 
     def reasons(self) -> Iterable[str]:
         """Why the node is not ready, for `/ready`."""
-        missing = self._following.missing(self._chain)
-        if missing is not None:
-            yield f"restored: it follows and signs nothing yet; {missing}"
+        missing = self._following.missing(self._chain) or "it has caught up, and starts again"
+        yield f"restored: it follows and signs nothing yet; {missing}"
 
 
 def follow_first(
