@@ -105,7 +105,7 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def images() -> dict[str, int]:
+def images(request: pytest.FixtureRequest) -> dict[str, int]:
     """The images, built by `scripts/images`: their sizes over their base, in bytes, by role.
 
     A missing engine is a failure: whoever turned this stage on wants to know.
@@ -114,11 +114,14 @@ def images() -> dict[str, int]:
         assert shutil.which(command), f"the stage `docker` needs {command}"
     version = run("docker", "version")
     assert version.code == 0, f"no container engine answers: {version.err}"
-    around = environment()
+    around, began = environment(), time.monotonic()
     built = run("scripts/images", "--network=host", timeout_s=BUILD_S, around=around)
     assert built.code == 0, (built.out[-3000:], built.err[-3000:])
     base = around.get("PYTHON_IMAGE", "python:3.12-slim-bookworm")
-    return {role: image_bytes(tag(role)) - image_bytes(base) for role in ROLES}
+    sizes = {role: image_bytes(tag(role)) - image_bytes(base) for role in ROLES}
+    told = ", ".join(f"{role} {size / 1e6:.1f} MB over {base}" for role, size in sizes.items())
+    tell(request.config, f"images after {time.monotonic() - began:.0f} s: {told}")
+    return sizes
 
 
 # -- one network -----------------------------------------------------------------------------------
