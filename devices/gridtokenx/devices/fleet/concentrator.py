@@ -23,6 +23,7 @@ import aiomqtt
 from gridtokenx.core.codec import decode, encode
 from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.keys import Signer
+from gridtokenx.devices.fleet.journal import SignedReading
 from gridtokenx.devices.fleet.outbox import Feed, Outbox
 from gridtokenx.host.broker import (
     BrokerAddress,
@@ -54,6 +55,9 @@ WATERMARK_PATIENCE_S: Final = 2.0
 """How long a fresh connection waits for the retained watermarks before anything is sent."""
 FEED_S: Final = 1.0
 """How often outboxes are looked through for what is to be sent again."""
+REPEATS: Final = 128
+"""Readings that are sent again in that time: where all are late, the network is slow, and to repeat
+everything would make it slower."""
 LAST_BACKOFF_S: Final = 15.0
 _KEEPALIVE_S: Final = 30
 _QUEUE: Final = 1_024
@@ -227,18 +231,35 @@ class FleetConcentrator:
 
     async def _feed(self) -> None:
         await self._concentrator.heard.wait()
-        feeds = [Feed(outbox, time.monotonic()) for outbox in self._outboxes.values()]
+        feeds = deque(Feed(outbox, time.monotonic()) for outbox in self._outboxes.values())
+        repeated_s = time.monotonic()
         while True:
             now_s = time.monotonic()
             for feed in feeds:
-                for reading in feed.due(now_s):
-                    self._concentrator.offer(reading.transaction)
+                self._offer(feed.fresh(now_s))
+            if now_s - repeated_s >= FEED_S:
+                repeated_s = now_s
+                self._repeat(feeds, now_s)
             self._woken.clear()
             try:
                 async with asyncio.timeout(FEED_S):
                     await self._woken.wait()
             except TimeoutError:
                 continue
+
+    def _repeat(self, feeds: "deque[Feed]", now_s: float) -> None:
+        """Some of what is to be sent again, the devices by turns, once the buffer is empty."""
+        repeated = 0
+        for _ in range(len(feeds)):
+            if repeated >= REPEATS or self._concentrator.buffered:
+                return
+            repeated += self._offer(feeds[0].again(now_s))
+            feeds.rotate(-1)
+
+    def _offer(self, readings: Sequence[SignedReading]) -> int:
+        for reading in readings:
+            self._concentrator.offer(reading.transaction)
+        return len(readings)
 
     def _reached(self, watermark: Watermark) -> None:
         outbox = self._outboxes.get(watermark.device)

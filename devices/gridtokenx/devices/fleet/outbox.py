@@ -121,15 +121,22 @@ class Feed:
 
     def due(self, now_s: float) -> list[SignedReading]:
         """What is to be sent now, oldest first; it counts as sent."""
+        return self.fresh(now_s) or self.again(now_s)
+
+    def fresh(self, now_s: float) -> list[SignedReading]:
+        """What was never sent; it counts as sent from now on."""
         outbox = self._outbox
         fresh = outbox.after(self.sent)
         self.sent = max(self.sent, outbox.watermark, *(each.sequence for each in fresh))
-        if fresh:
-            if outbox.waiting <= len(fresh):
-                # All that waits goes out for the first time.
-                self._pace = Pace()
-                self.repeat_at_s = now_s + self._pace.wait_s
-            return fresh
+        if fresh and outbox.waiting <= len(fresh):
+            # All that waits goes out for the first time.
+            self._pace = Pace()
+            self.repeat_at_s = now_s + self._pace.wait_s
+        return fresh
+
+    def again(self, now_s: float) -> list[SignedReading]:
+        """What is to be repeated, if it is time; its turn has then passed."""
+        outbox = self._outbox
         if now_s < self.repeat_at_s:
             return []
         batch = outbox.batch_after(self._repeated)

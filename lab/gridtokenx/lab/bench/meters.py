@@ -101,7 +101,11 @@ async def _run(home: Path) -> None:
     bench = OracleBench(home, GRACE_MS, BLOCK_TIME_MS, CONCENTRATORS, loner)
     kind = "Mosquitto, TLS 1.3" if bench.mosquitto else "embedded broker"
     print(f"{METERS} meters, {CONCENTRATORS} concentrators, 4 oracles, {kind};", end=" ")
-    print(f"a boundary every {PERIOD_S:.0f} s, {os.cpu_count()} cores")
+    print(
+        f"a boundary every {PERIOD_S:.0f} s, {os.cpu_count()} cores, of which others want"
+        f" {os.getloadavg()[0]:.1f}",
+        flush=True,
+    )
     meters = [_meter(index) for index in range(METERS)]
     async with bench.running() as pids:
         started_s = time.monotonic()
@@ -256,7 +260,8 @@ def _tell(result: Result, home: Path) -> None:
         print(row("last reading of a boundary acknowledged", max(done), PERIOD_S, "s", "period"))
         rate = METERS / statistics.mean(done)
         print(row("readings/s through a burst", rate, METERS / PERIOD_S, "/s", "mean load"))
-    print(f"processor, {result.elapsed_s:.0f} s:")
+    cores = sum(result.cpu_s.values()) / result.elapsed_s
+    print(f"processor, {result.elapsed_s:.0f} s, {cores:.2f} cores in all:")
     for name, used_s in sorted(result.cpu_s.items()):
         per_us = 1e6 * used_s / readings
         memory = result.memory_mib.get(name)
