@@ -33,7 +33,7 @@ def test_it_finalises_trades_stops_and_goes_on(tmp_path: Path) -> None:
     network = Network(tmp_path, SMALL)
     summary_path = tmp_path / "s.json"
     with network.fresh("--for", "40s", "--summary", summary_path) as process:
-        network.wait_for("all processes", network.all_started, 30)
+        network.wait_for("all processes", network.all_started, 60)
         network.wait_for("three chains that finalise", network.finalises, 30)
         refuses_to_be_disturbed(network)
         shown = gtx("testnet", "status", "--home", network.home)
