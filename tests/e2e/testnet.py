@@ -297,7 +297,7 @@ def free_base() -> int:
     """The first of a hundred ports that nobody listens on, below those that systems hand out."""
     for _ in range(50):
         base = random.randrange(20_000, 26_000, 100)
-        if all(_is_free(port) for port in range(base, base + 60)):
+        if all(_is_free(port) for port in range(base, base + 100)):
             return base
     raise AssertionError("no free range of ports")
 

@@ -28,6 +28,8 @@ class ChainEntry(msgspec.Struct, frozen=True):
     """Path of the genesis file, from the directory of this file."""
     nodes: tuple[str, ...]
     """Some of its nodes: host:port."""
+    block_time_ms: int | None = None
+    """Of a PBFT chain: what every replica is set to."""
 
 
 class NetworkFacts(msgspec.Struct, frozen=True):
@@ -38,6 +40,8 @@ class NetworkFacts(msgspec.Struct, frozen=True):
     gateway: str
     broker: str = ""
     """Where readings go; empty if that is not for everyone."""
+    broker_protocol: str = ""
+    """The version of MQTT that it speaks."""
     note: str = ""
 
 
@@ -74,11 +78,15 @@ def settings_from(path: Path, chains: tuple[str, ...], *, node: bool) -> Iterato
         prefix = "" if node else f"{chain}."
         yield f"{prefix}genesis", str(directory / entry.genesis)
         yield f"{prefix}{'peers' if node else 'nodes'}", ",".join(entry.nodes)
+        if node and entry.block_time_ms is not None:
+            yield "block_time_ms", str(entry.block_time_ms)
         for what in ("authority", "revocations"):
             file = (directory / entry.genesis).with_name(f"{chain}-{what}.pem")
             if file.is_file():
                 yield f"{prefix}{what}", str(file)
     if facts.broker:
         yield "broker", facts.broker
+    if facts.broker_protocol:
+        yield "broker_protocol", facts.broker_protocol
     if (directory / CLOCK_FILE).is_file():
         yield "clock_file", str(directory / CLOCK_FILE)

@@ -35,7 +35,12 @@ from gridtokenx.lab.network import ChainEntry, NetworkFacts
 from gridtokenx.lab.testnet.genesis import PEOPLE, WORKLOAD, Network, make_network
 from gridtokenx.lab.testnet.heartbeat import wall_ms, write_beat
 from gridtokenx.lab.testnet.layout import Layout
-from gridtokenx.lab.testnet.settings import BROKER, BROKER_CERTIFICATES, settings_of
+from gridtokenx.lab.testnet.settings import (
+    BROKER,
+    BROKER_CERTIFICATES,
+    broker_protocol,
+    settings_of,
+)
 from gridtokenx.ledger.identity import render_genesis
 
 SCRYPT_N: Final = 1_024
@@ -205,19 +210,26 @@ def _write_clients(layout: Layout, network: Network) -> None:
 
 def _write_facts(layout: Layout, network: Network) -> None:
     """Last of all: who finds these facts finds the whole network."""
+    manifest = layout.manifest
+    block_times_ms = {
+        "consortium": manifest.consortium.block_time_ms,
+        "oracle": manifest.oracle.block_time_ms,
+    }
     facts = NetworkFacts(
         note="public facts of a development network; all of its keys were generated",
-        name=layout.manifest.name,
+        name=manifest.name,
         chains={
             chain: ChainEntry(
                 chain_id=genesis.chain_id.hex(),
                 genesis=str(layout.genesis_path(chain).relative_to(layout.network_path.parent)),
                 nodes=tuple(layout.addresses(chain)),
+                block_time_ms=block_times_ms.get(chain),
             )
             for chain, genesis in network.by_chain().items()
         },
         gateway=layout.gateway_url,
         broker=layout.broker_url,
+        broker_protocol=broker_protocol(layout),
     )
     write_file(layout.network_path, msgspec.json.format(msgspec.json.encode(facts), indent=2))
 

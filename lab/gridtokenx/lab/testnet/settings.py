@@ -119,7 +119,7 @@ def _oracle(layout: Layout, member: Member, _network: Network) -> ProcessSetting
         revocations=_revocations("oracle"),
         block_time_ms=layout.manifest.oracle.block_time_ms,
         broker=layout.broker_url,
-        broker_protocol=_protocol(layout),
+        broker_protocol=broker_protocol(layout),
         broker_authority=_authority(BROKER) if layout.placement.mosquitto else None,
         broker_certificate=_certificate(BROKER) if layout.placement.mosquitto else None,
         feed=ENERGY_PRICE,
@@ -127,7 +127,8 @@ def _oracle(layout: Layout, member: Member, _network: Network) -> ProcessSetting
     )
 
 
-def _protocol(layout: Layout) -> Version:
+def broker_protocol(layout: Layout) -> Version:
+    """The version of MQTT that the network's broker speaks; the embedded one knows 3.1.1 only."""
     return "5" if layout.placement.mosquitto else "3.1.1"
 
 
@@ -195,7 +196,7 @@ def _devices(layout: Layout, member: Member, network: Network) -> ProcessSetting
     return FleetSettings(
         http=member.http_listen,
         broker=layout.broker_url,
-        broker_protocol=_protocol(layout),
+        broker_protocol=broker_protocol(layout),
         broker_authority=_authority(BROKER) if layout.placement.mosquitto else None,
         broker_certificates=BROKER_CERTIFICATES if layout.placement.mosquitto else None,
         roster=Path("roster.json"),
