@@ -107,7 +107,9 @@ def _public(clock: GridClock) -> PublicGenesis:
         validators=4,
         candidates=candidates,
         nominations=tuple(
-            Nomination(voter=each.account, stake_ngrid=(9 - n) * 100 * GRID, targets=(each.account,))
+            Nomination(
+                voter=each.account, stake_ngrid=(9 - n) * 100 * GRID, targets=(each.account,)
+            )
             for n, each in enumerate(candidates)
         ),
         balances=tuple(

@@ -122,7 +122,9 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     monkeypatch.setattr(members, "read_chain", lambda *_: access.facts)
     keys = tmp_path / "node" / "keys"
     monkeypatch.setenv("GTX_PASSWORD", "correct horse")
-    KeyRing.create(keys, "correct horse", scrypt_n=1 << 10).put("identity", sha256(b"m", bytes((4,))))
+    KeyRing.create(keys, "correct horse", scrypt_n=1 << 10).put(
+        "identity", sha256(b"m", bytes((4,)))
+    )
     return Scene(access, tmp_path)
 
 
