@@ -14,6 +14,7 @@ laptop's processes share one address. Two processes with one key are told apart:
 """
 
 import asyncio
+import functools
 import random
 import secrets
 import socket
@@ -199,6 +200,8 @@ class Network:
     async def close(self) -> None:
         """Tell everyone, close everything."""
         self._closing = True
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
         for link in (
             *self._links.values(),
             *self._clients.values(),
@@ -332,22 +335,35 @@ class Network:
         except OSError as error:
             raise LocalFault(f"cannot listen on {listen}: {error.strerror or error}") from None
         self._listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
-        self._tasks.spawn(self._accept(self._listener), f"accept on {listen}")
+        self._take_connections(self._listener)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        """Take connections one by one, so that a failed TLS handshake is seen and counted."""
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except OSError as error:  # out of descriptors, or gone before we took it
-                self._parts.metrics.count("remote_faults", reason="accept-failed")
-                self._log.warning("cannot take a connection", "", why=str(error))
-                await asyncio.sleep(_ACCEPT_PAUSE_S)
-                continue
-            self._make_room()
-            link = self._new_link()
-            self._pending[link] = self._tasks.spawn(self._welcome(connection, link), "welcome")
+    def _take_connections(self, listener: socket.socket) -> None:
+        """Have `_accept` called whenever somebody waits."""
+        if not self._closing:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Take a connection, without asyncio's server: a failed TLS handshake is seen and counted.
+
+        It is no task, so that none can be cancelled between taking a connection and having it.
+        """
+        try:
+            connection, _ = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return  # gone before we took it
+        except OSError as error:  # out of descriptors
+            self._parts.metrics.count("remote_faults", reason="accept-failed")
+            self._log.warning("cannot take a connection", "", why=str(error))
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            loop.call_later(_ACCEPT_PAUSE_S, self._take_connections, listener)
+            return
+        connection.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        self._make_room()
+        link = self._new_link()
+        welcome = self._tasks.spawn(self._welcome(connection, link), "welcome")
+        welcome.add_done_callback(functools.partial(_let_go, connection, link))
+        self._pending[link] = welcome
 
     def _make_room(self) -> None:
         """End the oldest unfinished handshake if there are too many: best one without TLS yet."""
@@ -626,6 +642,12 @@ class Network:
             if fault is not None:
                 self._parts.metrics.count("remote_faults", reason=fault.reason)
                 link.refuse(fault)
+
+
+def _let_go(connection: socket.socket, link: Link, task: asyncio.Task[None]) -> None:
+    """Close a connection whose task was cancelled before it could take hold of it."""
+    if task.cancelled() and not link.connected:
+        connection.close()
 
 
 async def dial(parts: NetworkParts, address: NodeAddress, link: Link) -> Accepted:
