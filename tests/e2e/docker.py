@@ -104,9 +104,8 @@ def environment() -> dict[str, str]:
     return {**stand_ins, **os.environ, **ours, "TAG": TAG}
 
 
-@pytest.fixture(scope="session")
-def images(request: pytest.FixtureRequest) -> dict[str, int]:
-    """The images, built by `scripts/images`: their sizes over their base, in bytes, by role.
+def build_images(say: Callable[[str], None]) -> dict[str, int]:
+    """Build them by `scripts/images`: their sizes over their base, in bytes, by role.
 
     A missing engine is a failure: whoever turned this stage on wants to know.
     """
@@ -120,7 +119,7 @@ def images(request: pytest.FixtureRequest) -> dict[str, int]:
     base = around.get("PYTHON_IMAGE", "python:3.12-slim-bookworm")
     sizes = {role: image_bytes(tag(role)) - image_bytes(base) for role in ROLES}
     told = ", ".join(f"{role} {size / 1e6:.1f} MB over {base}" for role, size in sizes.items())
-    tell(request.config, f"images after {time.monotonic() - began:.0f} s: {told}")
+    say(f"images after {time.monotonic() - began:.0f} s: {told}")
     return sizes
 
 

@@ -1,10 +1,9 @@
 """The images, as `scripts/images` builds them: how large they are, and as whom they run."""
 
 import pytest
-from tests.e2e.docker import ROLES, docker, images, tag
+from tests.e2e.docker import ROLES, docker, tag
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.timeout(1_200)]
-__all__ = ["images"]
 
 VALIDATOR_MB = 60
 """What a validator's image may add to its base."""

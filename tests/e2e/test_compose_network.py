@@ -24,7 +24,6 @@ from tests.e2e.docker import (
     ComposeNetwork,
     all_at_once,
     docker,
-    images,
     tell,
 )
 from tests.e2e.testnet import free_base, only_network
@@ -35,7 +34,6 @@ from gridtokenx.lab.testnet.layout import Layout
 from gridtokenx.ledger.records import final_height, load_block
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.timeout(900)]
-__all__ = ["images"]
 
 FINAL_S = 60.0
 """From `up`, with images built, until all three chains finalise."""

@@ -7,11 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.e2e.docker import COMMAND_S, docker, environment, http_get, images, run, tell
+from tests.e2e.docker import COMMAND_S, docker, environment, http_get, run, tell
 from tests.e2e.testnet import free_base, gtx, only_network
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.timeout(600)]
-__all__ = ["images"]
 
 FINAL_S = 120.0
 """Without `depends_on` everything starts at once, and names are known once a process is healthy."""
