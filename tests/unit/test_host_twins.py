@@ -154,8 +154,8 @@ async def test_clients_with_one_key_are_served_side_by_side_and_warned() -> None
             accepted = await dial(client.parts, host.address, links[-1])
             assert accepted.twin.startswith("127.0.0.1:") == bool(count)
         await until(lambda: host.network.clients == len(links))
+        links.append(Link(host.parts.limits.link))
         with pytest.raises(Exception, match=f"{IN_USE}: 4 processes"):
-            links.append(Link(host.parts.limits.link))
             await dial(client_of(1), host.address, links[-1])
         other = Link(host.parts.limits.link)
         assert (await dial(client_of(2), host.address, other)).twin == ""

@@ -365,7 +365,7 @@ class ChainNode:
         metrics.gauge("peers", lambda: len(self._network.peers))
         metrics.gauge("guests", lambda: len(self._network.guests))
         metrics.gauge("clients", lambda: self._network.clients)
-        metrics.gauge("disk_free_bytes", lambda: self._parts.store.free_bytes())
+        metrics.gauge("disk_free_bytes", self._parts.store.free_bytes)
         metrics.describe("remote_faults", "Bad input of peers and clients, by reason.")
         metrics.describe("finality_lag", "From a block's timestamp to its finality here.")
 

@@ -173,7 +173,7 @@ async def _boundaries(
         await _sleep_until(due_ms)
         seen.append(await _one(bench.genesis.chain_id, boundary + offset, meters, fleet))
         print(f"  boundary {offset + 1}: {_sentence(seen[-1])}", flush=True)
-    await _sleep_until(due_ms + int(1_000 * PERIOD_S))
+    await _sleep_until(clock.network_ms(GRID_EPOCH_MS + (boundary + BOUNDARIES) * INTERVAL_MS))
     elapsed_s = time.monotonic() - began_s
     cpu_s = {name: used - before[name] for name, used in _cpu(pids).items()}
     return Result(seen, cpu_s, {name: _memory_mib(pid) for name, pid in pids.items()}, elapsed_s)
