@@ -34,7 +34,6 @@ HOME = "/home/gridtokenx/home"
 COMMAND_S = 60.0
 BUILD_S = 900.0
 POLL_S = 0.2
-TAIL_LINES = 40
 T = TypeVar("T")
 R = TypeVar("R")
 CHAINS = ("public", "consortium", "oracle")
@@ -208,17 +207,17 @@ class ComposeNetwork:
         image, command = like.config["Image"], like.config["Cmd"]
         return run("docker", "run", "--rm", f"--network={network}", *words, image, *command)
 
-    def tails(self) -> dict[str, str]:
-        """The ends of all logs, which are saved in whole."""
-        logs = self.directory / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        tails = {}
+    def logs(self) -> dict[str, list[str]]:
+        """The lines of all logs, which are saved, too."""
+        directory = self.directory / "logs"
+        directory.mkdir(parents=True, exist_ok=True)
+        found = {}
         for service, container in sorted(self.containers().items()):
             said = run("docker", "logs", "--timestamps", container.id)
-            lines = sorted([*said.out.splitlines(), *said.err.splitlines()])
-            (logs / f"{service}.log").write_text("\n".join(lines), encoding="utf-8")
-            tails[service] = "\n".join(lines[-TAIL_LINES:])
-        return tails
+            found[service] = sorted([*said.out.splitlines(), *said.err.splitlines()])
+            text = "\n".join(found[service])
+            (directory / f"{service}.log").write_text(text, encoding="utf-8")
+        return found
 
     def clear(self) -> None:
         """Leave nothing of it: containers, networks, volumes."""

@@ -60,6 +60,7 @@ VICTIMS = (
     "agents",
 )  # fmt: skip
 """One of every kind, all at once."""
+TAIL_LINES = 40
 CONTAINER_USER = (10_001, 10_001)
 ORACLES = tuple(f"oracle-{index}" for index in range(4))
 ROUTES = (
@@ -183,12 +184,17 @@ def life(
             yield life
         finally:
             try:
-                tails = network.tails()
+                logs = network.logs()
                 if life.first_final_s == 0 or request.session.testsfailed > failed:
-                    for service, tail in tails.items():
-                        life.tell(f"--- {service} (whole logs: {directory / 'logs'})\n{tail}\n")
+                    tell_tails(life, logs)
             finally:
                 network.clear()
+
+
+def tell_tails(life: Life, logs: dict[str, list[str]]) -> None:
+    for service, lines in logs.items():
+        tail = "\n".join(lines[-TAIL_LINES:])
+        life.tell(f"--- {service} (all logs in whole: {life.network.directory}/logs)\n{tail}\n")
 
 
 def bring_up(life: Life) -> None:
@@ -465,3 +471,8 @@ def test_no_energy_is_lost(left: Left) -> None:
     booked, signed = booked_registers(left, INTERVAL_MS), signed_registers(left)
     assert booked == {key: signed[key] for key in booked}
     assert sum(registers.import_wh for registers in booked.values() if registers) > 0
+
+
+def test_no_process_met_anything_unexpected(life: Life, left: Left) -> None:
+    logs = life.network.logs()
+    assert {name: lines for name, lines in logs.items() if "Traceback" in "".join(lines)} == {}
