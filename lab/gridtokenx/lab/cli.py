@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "keys": ("gridtokenx.lab.commands.keys", "Make, show, move and re-encrypt keys."),
     "ca": ("gridtokenx.lab.commands.ca", "Run the authority of a permissioned chain."),
     "backup": ("gridtokenx.lab.commands.backup", "Back up and restore a process's home."),
+    "sim": ("gridtokenx.lab.commands.sim", "Run chains in virtual time, with faults and traitors."),
     "verify": ("gridtokenx.lab.commands.verify", "Re-execute a node's chain from its disk."),
     "node": ("gridtokenx.lab.commands.node", "Run a node of one of the three chains."),
     "members": ("gridtokenx.lab.commands.members", "Change who runs a permissioned chain."),

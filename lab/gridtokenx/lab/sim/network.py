@@ -8,10 +8,19 @@ first out, as TCP is, unless the profile says that some messages overtake others
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from decimal import Decimal
+from math import isqrt
+from typing import Final, Literal
 
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.machine import Instant, NodeId
+
+_STEPS: Final = 512
+"""Into so many equally likely delays a distribution with a tail is cut: integers, the same anywhere."""
+_EXPONENTIAL: Final = tuple(
+    int(-1_000 * ((Decimal(step) + Decimal("0.5")) / _STEPS).ln()) for step in range(_STEPS)
+)
+"""Quantiles of the exponential distribution with mean 1000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +45,14 @@ class DeliverAfter:
     delay_ms: int
 
 
-Verdict = Drop | DeliverAfter
+@dataclass(frozen=True, slots=True)
+class DeliverEach:
+    """The message arrives once per delay."""
+
+    delays_ms: tuple[int, ...]
+
+
+Verdict = Drop | DeliverAfter | DeliverEach
 Rule = Callable[[Envelope], Verdict | None]
 
 
@@ -45,13 +61,25 @@ class LinkProfile:
     """How every link behaves while no rule says otherwise."""
 
     delay_ms: tuple[int, int] = (1, 5)
-    """Least and greatest delay, drawn uniformly."""
+    """Least and greatest delay where `spread` is uniform; else least and mean."""
+    spread: Literal["uniform", "exponential", "heavy"] = "uniform"
+    """How delays are distributed: evenly, as a Poisson process, or with a tail (Pareto, alpha 2)."""
     loss: float = 0.0
     """Share of messages that never arrive."""
     duplicate: float = 0.0
     """Share of messages that arrive twice."""
     reorder: float = 0.0
     """Share of messages that may be overtaken by later ones of the same link."""
+
+    def delay(self, draw: random.Random) -> int:
+        """One message's delay."""
+        least, other = self.delay_ms
+        if self.spread == "uniform":
+            return draw.randint(least, other)
+        beyond = other - least
+        if self.spread == "exponential":
+            return least + beyond * _EXPONENTIAL[draw.randrange(_STEPS)] // 1_000
+        return least + beyond * isqrt(_STEPS * 1_000_000 // draw.randint(1, _STEPS)) // 2_000
 
 
 class Network:
@@ -89,17 +117,19 @@ class Network:
                 return []
             if isinstance(verdict, DeliverAfter):
                 return [envelope.sent_ms + verdict.delay_ms]
+            if isinstance(verdict, DeliverEach):
+                return [envelope.sent_ms + delay_ms for delay_ms in verdict.delays_ms]
         return self._by_profile(envelope)
 
     def _by_profile(self, envelope: Envelope) -> list[Instant]:
         profile, draw = self.profile, self._draw
         if profile.loss and draw.random() < profile.loss:
             return []
-        arrival = envelope.sent_ms + draw.randint(*profile.delay_ms)
+        arrival = envelope.sent_ms + profile.delay(draw)
         link = (envelope.sender, envelope.receiver)
         if not (profile.reorder and draw.random() < profile.reorder):
             arrival = max(arrival, self._last_arrival.get(link, 0))
             self._last_arrival[link] = arrival
         if profile.duplicate and draw.random() < profile.duplicate:
-            return [arrival, arrival + draw.randint(*profile.delay_ms)]
+            return [arrival, arrival + profile.delay(draw)]
         return [arrival]

@@ -7,6 +7,8 @@ The world is the second driver of the machine contract (`core/machine.py`), so i
 order: effects pass through the same `Outbox`, a message enters a machine only after its signatures
 verified, a timer that was replaced or cancelled is not delivered, and a crash keeps exactly a prefix
 of the batches that were written. It knows no protocol.
+
+Two nodes may have one identity (twins): peers send to the identity, and both hear it.
 """
 
 import hashlib
@@ -19,7 +21,7 @@ from functools import partial
 from typing import Final
 
 from gridtokenx.core.codec import Wire, encode
-from gridtokenx.core.errors import RemoteFault
+from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Verifier
 from gridtokenx.core.machine import (
     Broadcast,
@@ -54,6 +56,8 @@ START_MS: Final = 1_776_823_200_000
 """Default time of genesis: 22 April 2026, 02:00 UTC (09:00 in Bangkok)."""
 _STASH_MESSAGES: Final = 256
 _KNOWN_SIGNATURES: Final = 200_000
+_ENCODED_MESSAGES: Final = 4_096
+_MILLION: Final = 1_000_000
 
 Build = Callable[[Reader], Machine]
 
@@ -71,9 +75,7 @@ class SimulatedNode:
     outbox: Outbox = field(default_factory=Outbox)
     life: int = 0
     timers: dict[Hashable, int] = field(default_factory=dict)
-    stash: deque[tuple[NodeId, Wire]] = field(
-        default_factory=lambda: deque(maxlen=_STASH_MESSAGES)
-    )
+    stash: deque[tuple[NodeId, Wire]] = field(default_factory=lambda: deque(maxlen=_STASH_MESSAGES))
     disk_free_ms: Instant = 0
     paused: bool = False
     waiting: deque[Callable[[], None]] = field(default_factory=deque)
@@ -81,6 +83,31 @@ class SimulatedNode:
     misbehaviours: list[Misbehaviour] = field(default_factory=list)
     rejections: Counter[str] = field(default_factory=Counter)
     logs: deque[tuple[Instant, Log]] = field(default_factory=lambda: deque(maxlen=2_000))
+    identity: NodeId = b""
+    """Under which peers know it; its id, unless it is a twin."""
+    drift_ppm: int = 0
+    """How much too fast its clock runs, in millionths."""
+    drift_from_ms: Instant = 0
+    """Since when it does."""
+    halted: Exception | None = None
+    """What ended its last life, if not a crash from outside."""
+
+    def local_ms(self, now: Instant) -> Instant:
+        """What its clock shows."""
+        shown = now + self.clock_offset_ms
+        if self.drift_ppm:
+            shown += (now - self.drift_from_ms) * self.drift_ppm // _MILLION
+        return shown
+
+    def set_drift(self, now: Instant, drift_ppm: int) -> None:
+        """Let the clock run at another speed from now on."""
+        self.clock_offset_ms = self.local_ms(now) - now
+        self.drift_ppm, self.drift_from_ms = drift_ppm, now
+
+    def until_ms(self, now: Instant, local_ms: Instant) -> int:
+        """How long until its clock shows a time."""
+        wait_ms = local_ms - self.local_ms(now)
+        return max(0, -(-wait_ms * _MILLION // (_MILLION + self.drift_ppm)))
 
     @property
     def alive(self) -> bool:
@@ -116,17 +143,31 @@ class World:
         self.now: Instant = start_ms
         self.delivered = 0
         self.on_committed: Callable[[SimulatedNode, Committed], None] | None = None
+        self.on_emitted: Callable[[SimulatedNode, Wire], None] | None = None
+        """Hears of every message that leaves a node, before the network decides about it."""
+        self.on_stepped: Callable[[SimulatedNode], None] | None = None
+        """Called after every step of a machine."""
+        self.on_halted: Callable[[SimulatedNode, Exception], None] | None = None
+        """Called when a machine raised and its node ended; without it the exception goes through."""
         self._verifier = verifier
         self._disk_ms = disk_ms
         self._queue: list[tuple[Instant, int, Callable[[], None]]] = []
         self._sequence = 0
         self._known: dict[SignatureCheck, bool] = {}
         self._trace = hashlib.sha256() if trace else None
+        self._encoded: dict[int, tuple[Wire, bytes]] = {}
+        self._places: dict[NodeId, list[SimulatedNode]] = {}
 
     # -- building ----------------------------------------------------------------------------------
 
     def add(
-        self, node: NodeId, build: Build, *, network: str = "", clock_offset_ms: int = 0
+        self,
+        node: NodeId,
+        build: Build,
+        *,
+        network: str = "",
+        clock_offset_ms: int = 0,
+        identity: NodeId = b"",
     ) -> SimulatedNode:
         """Add a node, not yet started.
 
@@ -135,9 +176,11 @@ class World:
             build: makes its machine from its disk: called at every start.
             network: `Broadcast` reaches the nodes of the same network.
             clock_offset_ms: what its clock shows beyond the world's time.
+            identity: under which peers know it, if not `node`: it is a twin of that one.
         """
-        made = SimulatedNode(node, network, build, clock_offset_ms)
+        made = SimulatedNode(node, network, build, clock_offset_ms, identity=identity or node)
         self.nodes[node] = made
+        self._places.setdefault(made.identity, []).append(made)
         return made
 
     def start(self, *nodes: NodeId) -> None:
@@ -146,16 +189,17 @@ class World:
         for id_ in chosen:
             self._start(self.nodes[id_])
 
-    def crash(self, node: NodeId, keep: int | None = None) -> None:
+    def crash(self, node: NodeId, keep: int | None = None, *, torn: bool = False) -> None:
         """Kill a node at once.
 
         Args:
             node: which.
             keep: how many of its not yet durable batches survive; drawn from the seed if None.
+            torn: the batch after these is cut in the middle, on a disk that is not atomic.
         """
         victim = self.nodes[node]
         kept = self.draw.randint(0, victim.store.pending) if keep is None else keep
-        victim.store.crash(kept)
+        victim.store.crash(kept, self.draw.randint(0, victim.store.next_batch()) if torn else 0)
         victim.machine = None
         victim.life += 1
         victim.timers.clear()
@@ -216,16 +260,22 @@ class World:
         node.life += 1
         node.outbox = Outbox()
         node.disk_free_ms = self.now
-        node.machine = node.build(node.store)
+        node.halted = None
+        try:
+            node.machine = node.build(node.store)
+        except Exception as error:  # noqa: BLE001 - whatever ends a process ends its node
+            self._halt(node, error)
+            return
+        life = node.life
         self._step(node, Start())
         for peer in self._peers(node):
-            if peer.alive:
+            if peer.alive and node.life == life:
                 self._greet(node, peer)
                 self._greet(peer, node)
 
     def _greet(self, node: SimulatedNode, peer: SimulatedNode) -> None:
-        delay_ms = self.draw.randint(*self.network.profile.delay_ms)
-        self._later(node, delay_ms, lambda: self._step(node, PeerConnected(peer.id)))
+        delay_ms = self.network.profile.delay(self.draw)
+        self._later(node, delay_ms, lambda: self._step(node, PeerConnected(peer.identity)))
 
     def _later(self, node: SimulatedNode, delay_ms: int, action: Callable[[], None]) -> None:
         """Do something with this life of a node, unless it ends before."""
@@ -247,15 +297,32 @@ class World:
         if node.machine is None:
             return
         if self._trace is not None:
-            self._trace.update(_fingerprint(self.now, node, event))
-        effects = node.machine.step(self.now + node.clock_offset_ms, event)
+            self._trace.update(self._fingerprint(node, event))
+        life = node.life
+        try:
+            effects = node.machine.step(node.local_ms(self.now), event)
+        except Exception as error:  # noqa: BLE001 - whatever ends a process ends its node
+            self._halt(node, error)
+            return
         for effect in node.outbox.push(effects):
-            self._carry_out(node, effect)
+            if node.life == life:
+                self._carry_out(node, effect)
+        if self.on_stepped is not None and node.life == life:
+            self.on_stepped(node)
+
+    def _halt(self, node: SimulatedNode, error: Exception) -> None:
+        """A machine raised: its node ends, as a process would, and is not started by itself."""
+        if self.on_halted is None:
+            raise error
+        self.crash(node.id)
+        node.halted = error
+        self.on_halted(node, error)
 
     def _deliver(self, envelope: Envelope) -> None:
         node = self.nodes[envelope.receiver]
         if self.network.connected(envelope.sender, envelope.receiver):
-            self._when_running(node, lambda: self._verify(node, envelope.sender, envelope.message))
+            sender = self.nodes[envelope.sender].identity
+            self._when_running(node, lambda: self._verify(node, sender, envelope.message))
 
     def _verify(self, node: SimulatedNode, sender: NodeId, message: Wire) -> None:
         machine = node.machine
@@ -291,10 +358,13 @@ class World:
             case Persist(writes):
                 self._persist(node, Persist(writes))
             case Send(to, message):
-                self._send(node, to, message)
+                self._note_emitted(node, message)
+                for place in self._places.get(to, ()):
+                    self._send(node, place, message)
             case Broadcast(message):
+                self._note_emitted(node, message)
                 for peer in self._peers(node):
-                    self._send(node, peer.id, message)
+                    self._send(node, peer, message)
             case SetTimer(name, at_ms):
                 self._set_timer(node, name, at_ms)
             case CancelTimer(name):
@@ -309,24 +379,39 @@ class World:
                 node.logs.append((self.now, effect))
 
     def _persist(self, node: SimulatedNode, batch: Persist) -> None:
+        if node.store.full:
+            self._halt(node, LocalFault("the disk is full"))
+            return
         node.store.write(batch.writes)
         duration_ms = self.draw.randint(*self._disk_ms)
+        if node.store.delay_ms:
+            duration_ms += self.draw.randint(0, node.store.delay_ms)
         node.disk_free_ms = max(node.disk_free_ms, self.now) + duration_ms
         life = node.life
 
         def durable() -> None:
-            if node.life != life:
+            if node.store.fails:
+                self._halt(node, LocalFault("a sync failed"))
                 return
             node.store.sync()
             for effect in node.outbox.durable():
-                self._carry_out(node, effect)
+                if node.life == life:
+                    self._carry_out(node, effect)
 
-        self.at(node.disk_free_ms, durable)
+        def synced() -> None:
+            if node.life == life:
+                self._when_running(node, durable)
 
-    def _send(self, node: SimulatedNode, to: NodeId, message: Wire) -> None:
-        if to not in self.nodes or to == node.id:
+        self.at(node.disk_free_ms, synced)
+
+    def _note_emitted(self, node: SimulatedNode, message: Wire) -> None:
+        if self.on_emitted is not None:
+            self.on_emitted(node, message)
+
+    def _send(self, node: SimulatedNode, to: SimulatedNode, message: Wire) -> None:
+        if to.identity == node.identity:
             return
-        envelope = Envelope(self.now, node.id, to, message)
+        envelope = Envelope(self.now, node.id, to.id, message)
         for arrival in self.network.arrivals(envelope):
             self.at(arrival, lambda: self._deliver(envelope))
 
@@ -340,7 +425,7 @@ class World:
                 del node.timers[name]
                 self._step(node, TimerFired(name))
 
-        self._later(node, max(0, at_ms - node.clock_offset_ms - self.now), fire)
+        self._later(node, node.until_ms(self.now, at_ms), fire)
 
     def _note_committed(self, node: SimulatedNode, effect: Committed) -> None:
         node.committed.append(effect)
@@ -355,20 +440,30 @@ class World:
         return [
             peer
             for peer in self.nodes.values()
-            if peer.network == node.network and peer.id != node.id
+            if peer.network == node.network and peer.identity != node.identity
         ]
 
+    # -- the trace ---------------------------------------------------------------------------------
 
-def _fingerprint(now: Instant, node: SimulatedNode, event: Event) -> bytes:
-    head = now.to_bytes(8, "big") + node.id + type(event).__name__.encode()
-    match event:
-        case Received(verified):
-            return head + verified.sender + encode(verified.message)
-        case Submitted(transactions):
-            return head + b"".join(map(encode, transactions))
-        case TimerFired(name):
-            return head + repr(name).encode()
-        case PeerConnected(peer):
-            return head + peer
-        case _:
-            return head
+    def _fingerprint(self, node: SimulatedNode, event: Event) -> bytes:
+        head = self.now.to_bytes(8, "big") + node.id + type(event).__name__.encode()
+        match event:
+            case Received(verified):
+                return head + verified.sender + self._encode(verified.message)
+            case Submitted(transactions):
+                return head + b"".join(map(self._encode, transactions))
+            case TimerFired(name):
+                return head + repr(name).encode()
+            case PeerConnected(peer):
+                return head + peer
+            case _:
+                return head
+
+    def _encode(self, message: Wire) -> bytes:
+        """The bytes of a message; most are delivered to many, so the newest are kept."""
+        known = self._encoded.get(id(message))
+        if known is None:
+            if len(self._encoded) >= _ENCODED_MESSAGES:
+                self._encoded.clear()
+            known = self._encoded[id(message)] = (message, encode(message))
+        return known[1]

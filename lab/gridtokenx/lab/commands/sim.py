@@ -1,0 +1,274 @@
+"""`gtx sim`: run chains in virtual time, break them in every way, and tell a run again exactly."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+
+from gridtokenx.core.errors import LocalFault
+from gridtokenx.lab.sim.draw import resolve
+from gridtokenx.lab.sim.execute import commit, execute
+from gridtokenx.lab.sim.manifest import Manifest, dump, load
+from gridtokenx.lab.sim.outcome import Outcome
+from gridtokenx.lab.sim.pbft.variants import VARIANTS
+from gridtokenx.lab.sim.shrink import Shrinker
+from gridtokenx.lab.sim.sweep import DEFAULT_JOBS, Record, parse_seeds, summary, sweep
+
+FIRST_FAILURES: Final = 5
+_BAR: Final = 30
+MANIFEST = click.argument("manifest_path", metavar="MANIFEST", type=click.Path(path_type=Path))
+
+
+@click.group()
+def command() -> None:
+    """Run chains in virtual time: seeded, exactly repeatable, with faults and traitors.
+
+    The same seed on the same commit is the same run, to the last bit of its trace hash.
+    """
+
+
+@command.command()
+@MANIFEST
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Keep the run here.")
+@click.option("--quiet", is_flag=True, help="No timeline.")
+def run(manifest_path: Path, seed: int, out: Path | None, *, quiet: bool) -> int:
+    """Run one seed of a manifest.
+
+    Prints seed, commit and everything that was drawn before it starts, then the timeline, then the
+    verdict. With --out it keeps run.toml (to replay), outcome.json and timeline.jsonl.
+    """
+    resolved = resolve(load(manifest_path), seed)
+    _head(resolved)
+    timeline: list[tuple[int, str]] = []
+
+    def note(at_ms: int, line: str) -> None:
+        timeline.append((at_ms, line))
+        if not quiet:
+            click.echo(f"{at_ms / 1000:10.3f} s  {line}")
+
+    started = time.perf_counter()
+    outcome = execute(resolved, seed, note)
+    _verdict(outcome, time.perf_counter() - started)
+    if out is not None:
+        _keep(out, resolved, outcome, timeline)
+    return 1 if outcome.failed else 0
+
+
+@command.command()
+@MANIFEST
+@click.option("--quiet", is_flag=True, help="No timeline.")
+def replay(manifest_path: Path, *, quiet: bool) -> int:
+    """Tell a recorded run again (run.toml of `gtx sim run --out`, or a regression).
+
+    Exit code 1 if it ends otherwise than recorded: another trace hash, or another verdict.
+    """
+    recorded = load(manifest_path)
+    if recorded.seed is None:
+        raise LocalFault(f"{manifest_path}: no recorded run: it has no seed; use `gtx sim run`")
+    _head(recorded)
+    echo = None if quiet else lambda at_ms, line: click.echo(f"{at_ms / 1000:10.3f} s  {line}")
+    started = time.perf_counter()
+    outcome = execute(recorded, recorded.seed, echo)
+    _verdict(outcome, time.perf_counter() - started)
+    return 0 if _as_recorded(recorded, outcome) else 1
+
+
+@command.command("sweep")
+@MANIFEST
+@click.option("--seeds", default="0..99", show_default=True, help="One, or a range: 0..999.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=DEFAULT_JOBS, show_default=True)
+@click.option(
+    "--record",
+    "record_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A file with one line per run; a sweep that was stopped goes on from there.",
+)
+@click.option("--stop-after", type=click.IntRange(min=1), help="End after so many violations.")
+def sweep_command(
+    manifest_path: Path, seeds: str, jobs: int, record_path: Path | None, stop_after: int | None
+) -> int:
+    """Run many seeds of a manifest; exit code 1 if any breaks a promise."""
+    manifest = load(manifest_path)
+    if manifest.seed is not None:
+        raise LocalFault(f"{manifest_path}: a recorded run has one seed; use `gtx sim replay`")
+    wanted, record = parse_seeds(seeds), Record(record_path, manifest)
+    before = sum(seed in record.outcomes for seed in wanted)
+    click.echo(f"{manifest.name} at commit {commit()}: seeds {seeds}, {jobs} jobs")
+    if before:
+        click.echo(f"{before} of {len(wanted)} runs are on record")
+    started, bar = time.perf_counter(), _Bar(len(wanted), before)
+    failed = 0
+    for outcome in sweep(manifest, wanted, jobs, record):
+        failed += outcome.failed
+        bar.step(failed)
+        if stop_after is not None and failed >= stop_after:
+            break
+    bar.end()
+    outcomes = [record.outcomes[seed] for seed in wanted if seed in record.outcomes]
+    _summary(manifest_path, outcomes, time.perf_counter() - started)
+    return 1 if any(outcome.failed for outcome in outcomes) else 0
+
+
+@command.command()
+@MANIFEST
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--name", help="Of the regression; made of checker and seed if not given.")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("compose/regressions"),
+    show_default=True,
+)
+@click.option("--runs", type=click.IntRange(min=1), default=300, show_default=True)
+def shrink(manifest_path: Path, seed: int, name: str | None, into: Path, runs: int) -> int:
+    """Find the smallest schedule that still breaks the same promise, and keep it as a regression."""
+    resolved = resolve(load(manifest_path), seed)
+    outcome = execute(resolved, seed)
+    if not outcome.failed or outcome.finding is None:
+        click.echo(f"seed {outcome.seed} ends {outcome.verdict}: there is nothing to make smaller")
+        return 1
+    click.echo(f"{_finding(outcome)}; {len(resolved.fault)} faults")
+    shrinker = Shrinker(
+        resolved,
+        outcome,
+        runs,
+        lambda done, best: click.echo(f"{done:5d} runs: {len(best.fault)} faults"),
+    )
+    smallest = shrinker.run()
+    found = shrinker.outcome
+    assert found.finding is not None, "a shrinker keeps only runs that fail"
+    kept = msgspec.structs.replace(
+        smallest,
+        name=name or f"{found.finding.checker}-{resolved.name}-{resolved.seed}",
+        about=found.finding.detail,
+        expect="violation",
+        trace="",
+    )
+    path = into / f"{kept.name}.toml"
+    into.mkdir(parents=True, exist_ok=True)
+    path.write_text(dump(kept), encoding="utf-8")
+    click.echo(f"{len(smallest.fault)} of {len(resolved.fault)} faults are left: {path}")
+    click.echo(f"tell it again: gtx sim replay {path}")
+    return 0
+
+
+@command.command()
+def variants() -> None:
+    """List the deliberately broken replicas that a manifest may name (chain.variant)."""
+    for variant in VARIANTS.values():
+        if variant.name:
+            click.echo(f"{variant.name:18} {variant.about}")
+
+
+# -- saying ----------------------------------------------------------------------------------------
+
+
+def _head(manifest: Manifest) -> None:
+    click.echo(f"seed {manifest.seed}, commit {commit()}")
+    click.echo(dump(manifest).rstrip())
+    click.echo("")
+
+
+def _verdict(outcome: Outcome, wall_s: float) -> None:
+    speed = outcome.virtual_ms / 1000 / wall_s if wall_s else 0
+    click.echo(
+        f"{outcome.blocks} blocks, {outcome.transactions} transactions (latency p50"
+        f" {outcome.latency_p50_ms} ms, p95 {outcome.latency_p95_ms} ms), view {outcome.views};"
+        f" {outcome.virtual_ms / 1000:.1f} virtual s in {wall_s:.1f} s ({speed:.0f} times real time)"
+    )
+    if outcome.recovery_ms >= 0:
+        click.echo(f"recovered {outcome.recovery_ms} ms after healing")
+    for line in outcome.voided:
+        click.echo(f"not promised: {line}")
+    if outcome.finding is not None:
+        click.echo(_finding(outcome))
+    click.echo(f"trace {outcome.trace}")
+    click.echo(f"verdict: {outcome.verdict}")
+
+
+def _finding(outcome: Outcome) -> str:
+    finding = outcome.finding
+    if finding is None:
+        return f"seed {outcome.seed}: {outcome.verdict}"
+    return (
+        f"seed {outcome.seed}: {finding.checker} at {finding.at_ms / 1000:.3f} s: {finding.detail}"
+    )
+
+
+def _summary(path: Path, outcomes: Sequence[Outcome], wall_s: float) -> None:
+    numbers = summary(outcomes)
+    click.echo(
+        f"{numbers['runs']} runs: {numbers['ok']} ok, {numbers['violations']} violations,"
+        f" {numbers['voided']} voided; {numbers['blocks']} blocks, {numbers['views']} view changes,"
+        f" {numbers['virtual_s']} virtual s; this took {wall_s:.0f} s"
+    )
+    click.echo(
+        f"recovery after healing: p50 {numbers['recovery_p50_ms']} ms, p95"
+        f" {numbers['recovery_p95_ms']} ms, longest {numbers['recovery_max_ms']} ms"
+    )
+    failures = [outcome for outcome in outcomes if outcome.failed]
+    for outcome in failures[:FIRST_FAILURES]:
+        click.echo(_finding(outcome))
+    if failures:
+        click.echo(f"make the first one smaller: gtx sim shrink {path} --seed {failures[0].seed}")
+
+
+def _keep(
+    directory: Path, manifest: Manifest, outcome: Outcome, timeline: list[tuple[int, str]]
+) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    recorded = msgspec.structs.replace(manifest, trace=outcome.trace)
+    (directory / "run.toml").write_text(dump(recorded), encoding="utf-8")
+    (directory / "outcome.json").write_bytes(
+        msgspec.json.format(msgspec.json.encode(outcome), indent=2) + b"\n"
+    )
+    lines = [msgspec.json.encode({"at_ms": at_ms, "what": what}) for at_ms, what in timeline]
+    (directory / "timeline.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+    click.echo(f"kept in {directory}: run.toml, outcome.json, timeline.jsonl")
+
+
+def _as_recorded(recorded: Manifest, outcome: Outcome) -> bool:
+    """Whether a replay ended as its record says; tells what differs."""
+    expected = {"ok": "ok", "violation": "violation"}.get(recorded.expect)
+    if expected is not None and outcome.verdict != expected:
+        click.echo(f"differs: the record expects {expected}")
+        return False
+    if recorded.trace and recorded.trace != outcome.trace:
+        click.echo(f"differs: the record's trace is {recorded.trace} (was it another commit?)")
+        return False
+    return bool(recorded.expect or recorded.trace) or not outcome.failed
+
+
+class _Bar:
+    """A progress bar on standard error; only where somebody looks."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self._total, self._done = total, done
+        self._shown = sys.stderr.isatty()
+        self._started = time.perf_counter()
+        self._first = done
+
+    def step(self, failed: int) -> None:
+        """One more is done."""
+        self._done += 1
+        if not self._shown:
+            return
+        filled = _BAR * self._done // max(1, self._total)
+        rate = (self._done - self._first) / max(0.001, time.perf_counter() - self._started)
+        left_s = (self._total - self._done) / rate
+        click.echo(
+            f"\r[{'#' * filled}{'.' * (_BAR - filled)}] {self._done}/{self._total}"
+            f"  {rate:.2f} runs/s  {left_s:.0f} s left  {failed} violations ",
+            nl=False,
+            err=True,
+        )
+
+    def end(self) -> None:
+        """Leave the line."""
+        if self._shown:
+            click.echo("", err=True)

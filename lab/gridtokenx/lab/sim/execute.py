@@ -1,0 +1,44 @@
+"""From a manifest and a seed to an outcome: the one way to run anything simulated."""
+
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from gridtokenx.lab.sim.draw import resolve
+from gridtokenx.lab.sim.manifest import Manifest
+from gridtokenx.lab.sim.outcome import Outcome
+from gridtokenx.lab.sim.pbft.run import PbftRun
+
+Note = Callable[[int, str], None]
+"""Hears of what happens: virtual milliseconds since the start, and a line."""
+
+
+def execute(manifest: Manifest, seed: int, note: Note | None = None) -> Outcome:
+    """Run one seed of a manifest (a resolved manifest has its own)."""
+    return PbftRun(resolve(manifest, seed), note).run(commit())
+
+
+@cache
+def commit() -> str:
+    """Which program this is: the commit, with a + if files differ from it; `unknown` outside of git."""
+    here = Path(__file__).resolve().parent
+    head = _git(here, "rev-parse", "--short=12", "HEAD")
+    if not head:
+        return "unknown"
+    changed = _git(here, "status", "--porcelain", "--untracked-files=no", "--", ":/*.py")
+    return f"{head}+" if changed else head
+
+
+def _git(where: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ("git", "-C", str(where), *arguments),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

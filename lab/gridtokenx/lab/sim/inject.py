@@ -1,0 +1,431 @@
+"""Faults at work: when each starts, what it does to the world, and how it is undone.
+
+Law of the file: **every fault knows how to end, and ending one leaves the others in force.** Two
+faults that want a node down keep it down until both are over. Of the protocol this file knows what
+`Subject` says: who leads, how far the chain is.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Final, Protocol
+
+from gridtokenx.core.codec import encode
+from gridtokenx.core.machine import Instant, NodeId
+from gridtokenx.lab.faults import (
+    Bandwidth,
+    Behave,
+    BitFlip,
+    ClockDrift,
+    ClockJump,
+    ClockOffset,
+    Crash,
+    Delay,
+    DiskFull,
+    Duplicate,
+    FailedSync,
+    Fault,
+    Loss,
+    LostSync,
+    OnLinks,
+    Partition,
+    Pause,
+    Reorder,
+    RoundMutation,
+    RoundPartition,
+    SlowDisk,
+    TornWrite,
+    Where,
+    Wipe,
+    kind_of,
+)
+from gridtokenx.lab.sim.network import (
+    DeliverAfter,
+    DeliverEach,
+    Drop,
+    Envelope,
+    Rule,
+    Verdict,
+)
+from gridtokenx.lab.sim.world import SimulatedNode, World
+
+Undo = Callable[[], None]
+
+
+class Subject(Protocol):
+    """What faults may ask about the system under test."""
+
+    @property
+    def places(self) -> Sequence[NodeId]:
+        """Nodes by index; twins come after all others."""
+        ...
+
+    def leader(self) -> int:
+        """Index of the node that leads now, as far as the honest know."""
+        ...
+
+    def next_leader(self) -> int:
+        """Who would lead after it."""
+        ...
+
+    def height(self) -> int:
+        """The highest that an honest node has committed."""
+        ...
+
+    def view(self) -> int:
+        """The highest that an honest node works in."""
+        ...
+
+    def holds(self, condition: str) -> bool:
+        """Whether a condition of the vocabulary holds for an honest node."""
+        ...
+
+    def round_of(self, envelope: Envelope) -> int | None:
+        """The protocol's round of a message, in ByzzFuzz's sense."""
+        ...
+
+    def misbehave(self, fault: Behave | RoundMutation, *, active: bool) -> None:
+        """Switch a behaviour on or off."""
+        ...
+
+
+class Injector:
+    """Carries out the faults of one run.
+
+    Args:
+        world: where.
+        subject: the system under test.
+        faults: in the order of the manifest.
+        draw: of what they leave to chance.
+        note: hears of every start and end, for the timeline.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        subject: Subject,
+        faults: Sequence[Fault],
+        draw: random.Random,
+        note: Callable[[str], None],
+    ) -> None:
+        self._world: Final = world
+        self._subject: Final = subject
+        self._faults: Final = faults
+        self._draw: Final = draw
+        self._note: Final = note
+        self._armed: list[int] = []
+        self._undo: dict[int, Undo] = {}
+        self._rules: dict[int, Rule] = {}
+        self._down: Counter[NodeId] = Counter()
+        self._paused: Counter[NodeId] = Counter()
+        self._started: set[int] = set()
+        self._over = False
+        world.network.rules.append(self._verdict)
+
+    def begin(self) -> None:
+        """Set every trigger."""
+        start = self._world.now
+        for number, fault in enumerate(self._faults):
+            if fault.when and fault.at_ms:
+                self._world.at(start + fault.at_ms, partial(self._armed.append, number))
+            elif fault.at_height or fault.at_view or fault.when:
+                self._armed.append(number)
+            else:
+                self._world.at(start + fault.at_ms, partial(self._start, number))
+
+    def observe(self) -> None:
+        """Something changed: start what has been waiting for it (after the present step)."""
+        due = [n for n in self._armed if self._due(self._faults[n])] if self._armed else ()
+        for number in due:
+            self._armed.remove(number)
+            self._world.at(self._world.now, partial(self._start, number))
+
+    def heal(self) -> None:
+        """End everything but treason; nothing starts any more."""
+        self._over = True
+        for number in list(self._undo):
+            if not isinstance(self._faults[number], Behave | RoundMutation):
+                self._end(number)
+        for node in self._world.nodes.values():
+            node.set_drift(self._world.now, 0)
+            node.clock_offset_ms = 0
+
+    # -- starting and ending -----------------------------------------------------------------------
+
+    def _due(self, fault: Fault) -> bool:
+        if fault.when:
+            return self._subject.holds(fault.when)
+        if fault.at_height:
+            return self._subject.height() >= fault.at_height
+        return self._subject.view() >= fault.at_view
+
+    def _start(self, number: int) -> None:
+        fault = self._faults[number]
+        treason = isinstance(fault, Behave | RoundMutation)
+        if (self._over and not treason) or number in self._started:
+            return
+        self._started.add(number)
+        self._note(f"fault {number + 1} starts: {kind_of(fault)}")
+        self._undo[number] = self._carry_out(number, fault)
+        if fault.for_ms:
+            self._world.at(self._world.now + fault.for_ms, lambda: self._end(number))
+
+    def _end(self, number: int) -> None:
+        undo = self._undo.pop(number, None)
+        if undo is not None:
+            self._note(f"fault {number + 1} ends: {kind_of(self._faults[number])}")
+            undo()
+
+    def _carry_out(self, number: int, fault: Fault) -> Undo:
+        match fault:
+            case Crash() | Wipe() | TornWrite():
+                return self._kill(fault, fault.nodes)
+            case Pause(nodes=nodes):
+                return self._pause(nodes)
+            case DiskFull() | FailedSync() | SlowDisk() | LostSync() | BitFlip():
+                return self._break_disks(fault, fault.nodes)
+            case ClockOffset() | ClockDrift() | ClockJump():
+                return self._set_clocks(fault, fault.nodes)
+            case Partition():
+                return self._rule(number, self._cut(fault))
+            case RoundPartition():
+                return self._rule(number, self._cut_round(fault))
+            case OnLinks():
+                return self._rule(number, self._links(fault))
+            case Behave() | RoundMutation():
+                self._subject.misbehave(fault, active=True)
+                return lambda: self._subject.misbehave(fault, active=False)
+            case _:
+                raise AssertionError(f"a fault of kind {kind_of(fault)} has nobody to do it")
+
+    def _resolve(self, where: Iterable[Where]) -> list[int]:
+        roles = {"leader": self._subject.leader, "next-leader": self._subject.next_leader}
+        named = [roles[node]() if isinstance(node, str) else node for node in where]
+        return list(dict.fromkeys(named))
+
+    def _nodes(self, where: Iterable[Where]) -> list[SimulatedNode]:
+        places = self._subject.places
+        return [self._world.nodes[places[index]] for index in self._resolve(where)]
+
+    # -- processes and disks -----------------------------------------------------------------------
+
+    def _kill(self, fault: Crash | Wipe | TornWrite, where: Iterable[Where]) -> Undo:
+        nodes = self._nodes(where)
+        for node in nodes:
+            self._world.crash(node.id, torn=isinstance(fault, TornWrite))
+            if isinstance(fault, Wipe):
+                node.store.wipe()
+        return self._hold_down(nodes)
+
+    def _hold_down(self, nodes: Sequence[SimulatedNode]) -> Undo:
+        self._down.update(node.id for node in nodes)
+
+        def undo() -> None:
+            self._down.subtract(node.id for node in nodes)
+            for node in nodes:
+                self._start_node(node)
+
+        return undo
+
+    def _start_node(self, node: SimulatedNode) -> None:
+        if self._down[node.id] <= 0 and not node.alive and not node.store.damaged:
+            self._world.start(node.id)
+            if self._paused[node.id] > 0:
+                self._world.pause(node.id)
+
+    def _pause(self, where: Iterable[Where]) -> Undo:
+        nodes = self._nodes(where)
+        self._paused.update(node.id for node in nodes)
+        for node in nodes:
+            self._world.pause(node.id)
+
+        def undo() -> None:
+            self._paused.subtract(node.id for node in nodes)
+            for node in nodes:
+                if self._paused[node.id] <= 0:
+                    self._world.resume(node.id)
+
+        return undo
+
+    def _break_disks(self, fault: Fault, where: Iterable[Where]) -> Undo:
+        nodes = self._nodes(where)
+        for node in nodes:
+            self._break_disk(fault, node, broken=True)
+
+        def undo() -> None:
+            for node in nodes:
+                self._break_disk(fault, node, broken=False)
+                self._start_node(node)
+
+        return undo
+
+    def _break_disk(self, fault: Fault, node: SimulatedNode, *, broken: bool) -> None:
+        store = node.store
+        match fault:
+            case DiskFull():
+                store.full = broken
+            case FailedSync():
+                store.fails = broken
+            case SlowDisk(delay_ms=delay_ms):
+                store.delay_ms = delay_ms if broken else 0
+            case LostSync():
+                store.lies = broken
+                if not broken:
+                    store.flush()
+            case BitFlip() if broken:
+                store.flip_bit(self._draw)
+            case _:
+                """What a flipped bit was, nobody knows."""
+
+    # -- clocks ------------------------------------------------------------------------------------
+
+    def _set_clocks(self, fault: Fault, where: Iterable[Where]) -> Undo:
+        nodes = self._nodes(where)
+        for node in nodes:
+            self._set_clock(fault, node, sign=1)
+
+        def undo() -> None:
+            for node in nodes:
+                self._set_clock(fault, node, sign=-1)
+
+        return undo
+
+    def _set_clock(self, fault: Fault, node: SimulatedNode, *, sign: int) -> None:
+        match fault:
+            case ClockOffset(offset_ms=offset_ms):
+                node.clock_offset_ms += sign * offset_ms
+            case ClockDrift(drift_ppm=drift_ppm):
+                node.set_drift(self._world.now, node.drift_ppm + sign * drift_ppm)
+            case ClockJump(jump_ms=jump_ms) if sign > 0:
+                node.clock_offset_ms += jump_ms
+            case _:
+                """A jump is not taken back."""
+
+    # -- links -------------------------------------------------------------------------------------
+
+    def _rule(self, number: int, rule: Rule) -> Undo:
+        self._rules[number] = rule
+        self._rules = dict(sorted(self._rules.items()))
+        return lambda: self._rules.__delitem__(number)
+
+    def _verdict(self, envelope: Envelope) -> Verdict | None:
+        for rule in self._rules.values():
+            verdict = rule(envelope)
+            if verdict is not None:
+                return verdict
+        return None
+
+    def _cut(self, fault: Partition) -> Rule:
+        places = self._subject.places
+        named = [places[index] for index in self._resolve(fault.nodes)]
+        match fault.shape:
+            case "one-way":
+                unheard = frozenset(named)
+                return lambda e: Drop() if e.sender in unheard else None
+            case "ring":
+                return _ring(places)
+            case "isolate":
+                side = {place: number for number, place in enumerate(named, 1)}
+            case "sides":
+                side = self._sides(fault.sides)
+            case "halves":
+                if not named:
+                    shuffled = list(places)
+                    self._draw.shuffle(shuffled)
+                    named = shuffled[: len(places) // 2]
+                side = dict.fromkeys(named, 1)
+        return _between(side)
+
+    def _sides(self, sides: Iterable[Iterable[int]]) -> dict[NodeId, int]:
+        """Each node's side; who is in none is alone."""
+        places = self._subject.places
+        side = {place: -number for number, place in enumerate(places, 1)}
+        for number, members in enumerate(sides, 1):
+            side.update((places[index], number) for index in members)
+        return side
+
+    def _cut_round(self, fault: RoundPartition) -> Rule:
+        between = _between(self._sides(fault.sides))
+        return lambda e: between(e) if self._subject.round_of(e) == fault.round else None
+
+    def _links(self, fault: OnLinks) -> Rule:
+        """The rule of a fault of links, for the messages that it concerns."""
+        places = self._subject.places
+        senders = frozenset(places[i] for i in self._resolve(fault.senders))
+        receivers = frozenset(places[i] for i in self._resolve(fault.receivers))
+        kinds, effect = frozenset(fault.messages), self._effect(fault)
+
+        def rule(envelope: Envelope) -> Verdict | None:
+            if senders and envelope.sender not in senders:
+                return None
+            if receivers and envelope.receiver not in receivers:
+                return None
+            if kinds and type(envelope.message).__name__ not in kinds:
+                return None
+            return effect(envelope)
+
+        return rule
+
+    def _effect(self, fault: OnLinks) -> Rule:
+        draw, profile = self._draw, self._world.network.profile
+        match fault:
+            case Delay(delay_ms=delay_ms, jitter_ms=jitter_ms):
+                return lambda _: DeliverAfter(
+                    profile.delay(draw) + delay_ms + draw.randint(0, jitter_ms)
+                )
+            case Loss(share=share):
+                return lambda _: Drop() if share >= 1 or draw.random() < share else None
+            case Duplicate(share=share, within_ms=within_ms):
+                return lambda _: self._twice(share, within_ms)
+            case Reorder(share=share, within_ms=within_ms):
+                return lambda _: (
+                    DeliverAfter(profile.delay(draw) + draw.randint(0, within_ms))
+                    if draw.random() < share
+                    else None
+                )
+            case Bandwidth(bytes_per_s=bytes_per_s):
+                return _Queue(bytes_per_s, lambda: profile.delay(draw))
+            case _:
+                raise AssertionError(f"a fault of kind {kind_of(fault)} has nobody to do it")
+
+    def _twice(self, share: float, within_ms: int) -> Verdict | None:
+        draw, profile = self._draw, self._world.network.profile
+        if draw.random() >= share:
+            return None
+        first_ms = profile.delay(draw)
+        return DeliverEach((first_ms, first_ms + draw.randint(0, within_ms)))
+
+
+class _Queue:
+    """Links of bounded bandwidth: each message waits until those before it are through."""
+
+    def __init__(self, bytes_per_s: int, delay: Callable[[], int]) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._delay = delay
+        self._free_us: dict[tuple[NodeId, NodeId], Instant] = {}
+
+    def __call__(self, envelope: Envelope) -> Verdict:
+        link, sent_us = (envelope.sender, envelope.receiver), envelope.sent_ms * 1_000
+        begins_us = max(sent_us, self._free_us.get(link, 0))
+        size = len(encode(envelope.message))
+        self._free_us[link] = begins_us + size * 1_000_000 // self._bytes_per_s
+        return DeliverAfter((self._free_us[link] - sent_us) // 1_000 + self._delay())
+
+
+def _between(side: dict[NodeId, int]) -> Rule:
+    """Drops what goes from one side to another; who is in none is on the rest's."""
+    return lambda e: Drop() if side.get(e.sender, 0) != side.get(e.receiver, 0) else None
+
+
+def _ring(places: Sequence[NodeId]) -> Rule:
+    """Everybody reaches a bare majority, and no two the same (Jepsen's majorities ring)."""
+    index = {place: position for position, place in enumerate(places)}
+    size = len(places)
+    reach = (size // 2 + 1) // 2
+
+    def rule(envelope: Envelope) -> Verdict | None:
+        distance = (index[envelope.sender] - index[envelope.receiver]) % size
+        return Drop() if min(distance, size - distance) > reach else None
+
+    return rule

@@ -1,0 +1,295 @@
+"""What a simulated run is: a typed manifest in TOML, and how it is read and written.
+
+Law of the file: **a manifest and a seed determine a run, and so does a resolved manifest alone.** A
+manifest may leave things open: lists to choose from, faults to draw. `draw.py` closes them with the
+seed; what it returns is a manifest again, without open ends, which can be printed, kept and replayed.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_args
+
+import msgspec
+from msgspec import Meta
+
+from gridtokenx.core.errors import LocalFault
+from gridtokenx.lab.faults import KINDS, AnyFault, Behaviour, Fault, problems
+from gridtokenx.pbft.timing import Timing
+
+Millis = Annotated[int, Meta(ge=0, le=86_400_000)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Replicas = Annotated[int, Meta(ge=1, le=128)]
+Window = Annotated[int, Meta(ge=1, le=16)]
+BlockTime = Annotated[int, Meta(ge=0, le=60_000)]
+Feature = Literal[
+    "crash", "pause", "partition", "delay", "loss", "duplicate", "reorder", "bandwidth", "clock", "disk"
+]  # fmt: skip
+FEATURES: tuple[Feature, ...] = get_args(Feature)
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all tables."""
+
+
+class Chain(Section, frozen=True):
+    """The chain under test and its replicas."""
+
+    replicas: Replicas = 4
+    variant: Annotated[str, Meta(pattern="^[a-z0-9-]{0,40}$")] = ""
+    """A deliberately broken replica (`gtx sim variants`); empty: the real one."""
+    window: Window = 1
+    """Heights that may be in flight."""
+    block_time_ms: BlockTime = 1_000
+    heartbeat_ms: Annotated[int, Meta(ge=1, le=600_000)] = 5_000
+    view_timeout_ms: Annotated[int, Meta(ge=1, le=600_000)] = 3_000
+    longest_timeout_ms: Annotated[int, Meta(ge=1, le=3_600_000)] = 60_000
+    request_timeout_ms: Annotated[int, Meta(ge=2, le=600_000)] = 3_000
+    retransmit_ms: Annotated[int, Meta(ge=2, le=600_000)] = 1_000
+    clock_bound_ms: Annotated[int, Meta(ge=1, le=600_000)] = 5_000
+    gossip_ms: Annotated[int, Meta(ge=0, le=60_000)] = 20
+    fetch_timeout_ms: Annotated[int, Meta(ge=1, le=600_000)] = 2_000
+
+    @property
+    def timing(self) -> Timing:
+        """As the replica takes it."""
+        return Timing(**{name: getattr(self, name) for name in Timing.__slots__})
+
+
+class Workload(Section, frozen=True):
+    """What clients do."""
+
+    transactions_per_s: Annotated[int, Meta(ge=0, le=10_000)] = 10
+    clients: Annotated[int, Meta(ge=1, le=1_000)] = 8
+    """Accounts that take turns; each repeats what was not committed after `retry_ms`."""
+    retry_ms: Annotated[int, Meta(ge=100, le=600_000)] = 5_000
+
+
+class Links(Section, frozen=True):
+    """How links and disks behave while no fault says otherwise."""
+
+    spread: Literal["uniform", "exponential", "heavy"] = "uniform"
+    least_delay_ms: Millis = 1
+    delay_ms: Millis = 20
+    """The greatest delay if `spread` is uniform; else the mean."""
+    loss: Share = 0.0
+    duplicate: Share = 0.0
+    reorder: Share = 0.0
+    disk_ms: Millis = 2
+    """The longest time until a batch is durable."""
+
+
+class Safety(Section, frozen=True):
+    """The first phase: anything may happen, nothing may be contradicted."""
+
+    duration_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 60_000
+
+
+class Liveness(Section, frozen=True):
+    """The second phase: a core is healed, and must go on."""
+
+    bound_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 120_000
+    """Within this time every core replica has `blocks` more blocks and a new transaction in one. 0: no
+    such phase."""
+    blocks: Annotated[int, Meta(ge=1, le=1_000)] = 3
+    core: Literal["all", "quorum"] = "all"
+    """Who is healed: all honest replicas, or only as many as a quorum needs (the others stay down)."""
+    members: tuple[Annotated[int, Meta(ge=0, le=127)], ...] = ()
+    """Of core `quorum`: who; drawn if empty."""
+
+
+class Swarm(Section, frozen=True):
+    """Draw a run from the seed: the chain's size and speed, and a schedule of faults."""
+
+    replicas: Annotated[tuple[Replicas, ...], Meta(min_length=1)] = (4, 5, 6, 7)
+    block_time_ms: Annotated[tuple[BlockTime, ...], Meta(min_length=1)] = (0, 200, 1_000)
+    window: Annotated[tuple[Window, ...], Meta(min_length=1)] = (1, 4)
+    features: Annotated[tuple[Feature, ...], Meta(min_length=1)] = FEATURES
+    """Kinds of faults; every run leaves some of them out, which makes the others meet more often."""
+    faults: Annotated[int, Meta(ge=0, le=1_000)] = 12
+    """Most faults of a run, beside those of traitors."""
+    byzantine: Annotated[int, Meta(ge=-1, le=127)] = -1
+    """How many traitors at most; -1: as many as the chain tolerates."""
+    behaviours: tuple[Behaviour, ...] = get_args(Behaviour)
+
+
+class Byzzfuzz(Section, frozen=True):
+    """Draw faults by rounds of the protocol (ByzzFuzz, OOPSLA 2023)."""
+
+    process_faults: Annotated[int, Meta(ge=0, le=100)] = 2
+    """c: rounds in which one traitor's messages are changed."""
+    network_faults: Annotated[int, Meta(ge=0, le=100)] = 2
+    """d: rounds in which the network is cut."""
+    rounds: Annotated[int, Meta(ge=1, le=10_000)] = 20
+    """r: among how many rounds they are drawn."""
+    scope: Literal["small", "any"] = "small"
+
+
+class Manifest(Section, frozen=True):
+    """A simulated run, or a family of runs."""
+
+    name: Annotated[str, Meta(pattern="^[a-z][a-z0-9-]{0,60}$")] = "run"
+    about: str = ""
+    """One sentence for people: what is studied, or what went wrong."""
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    """Only in resolved manifests: the seed that they were drawn with."""
+    trace: str = ""
+    """Only in recorded runs: the trace hash that a replay must reproduce (on the same commit)."""
+    expect: Literal["", "ok", "violation"] = ""
+    """Only in regressions: how the run must end."""
+    chain: Chain = Chain()
+    workload: Workload = Workload()
+    network: Links = Links()
+    safety: Safety = Safety()
+    liveness: Liveness = Liveness()
+    swarm: Swarm | None = None
+    byzzfuzz: Byzzfuzz | None = None
+    fault: tuple[AnyFault, ...] = ()
+
+    @property
+    def open(self) -> bool:
+        """Whether a seed is still to be applied."""
+        return self.seed is None
+
+
+def load(path: Path) -> Manifest:
+    """The manifest in a TOML file.
+
+    Raises:
+        LocalFault: unreadable, not TOML, an unknown key, or a value that is not allowed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LocalFault(f"manifest {path}: cannot be read: {error}") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str = "manifest") -> Manifest:
+    """The inverse of `dump`; see `load` for what is refused."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise LocalFault(f"manifest {source}: not TOML: {error}") from None
+    for problem in _unknown_keys(raw, Manifest, ""):
+        raise LocalFault(f"manifest {source}: {problem}")
+    try:
+        manifest = msgspec.convert(raw, Manifest)
+    except msgspec.ValidationError as error:
+        raise LocalFault(f"manifest {source}: {_humanise(str(error), raw)}") from None
+    for problem in _problems(manifest):
+        raise LocalFault(f"manifest {source}: {problem}")
+    return manifest
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    """Values that are allowed each by itself, and could not work together."""
+    if manifest.swarm is not None and manifest.byzzfuzz is not None:
+        yield "[swarm] and [byzzfuzz] both draw the faults: keep one of them"
+    network = manifest.network
+    if network.delay_ms < network.least_delay_ms:
+        yield (
+            f"network.delay_ms = {network.delay_ms} is below network.least_delay_ms ="
+            f" {network.least_delay_ms}"
+        )
+    nodes = min(manifest.swarm.replicas) if manifest.swarm is not None else manifest.chain.replicas
+    for number, fault in enumerate(manifest.fault, 1):
+        for problem in problems(fault, nodes):
+            yield f"fault {number} ({fault.__struct_config__.tag}): {problem}"
+
+
+def _unknown_keys(raw: Mapping[str, object], table: type, path: str) -> Iterator[str]:
+    known = {field.name: field.type for field in msgspec.structs.fields(table)}
+    tag = "kind" if issubclass(table, Fault) else None
+    for key, value in raw.items():
+        name = f"{path}{key}"
+        if key not in known and key != tag:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            yield f"unknown key {name!r}; {hint}"
+        elif key == "fault" and isinstance(value, list):
+            yield from _unknown_in_faults(value)
+        elif (section := _section(known.get(key))) is not None:
+            if not isinstance(value, dict):
+                yield f"{name} is a table, not {value!r}"
+            else:
+                yield from _unknown_keys(value, section, f"{name}.")
+
+
+def _unknown_in_faults(faults: list[object]) -> Iterator[str]:
+    for number, fault in enumerate(faults, 1):
+        if not isinstance(fault, dict):
+            yield f"fault {number} is a table ([[fault]]), not {fault!r}"
+            continue
+        kind = fault.get("kind")
+        if not isinstance(kind, str) or kind not in KINDS:
+            yield f"fault {number}: kind is {kind!r}; allowed: {', '.join(KINDS)}"
+            continue
+        yield from _unknown_keys(fault, KINDS[kind], f"fault {number} ({kind}): ")
+
+
+def _section(type_: object) -> type[Section] | None:
+    for candidate in (type_, *get_args(type_)):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None
+
+
+def _humanise(message: str, raw: object) -> str:
+    """What is wrong, where, with which value: msgspec says the first two."""
+    reason, _, where = message.partition(" - at `$")
+    if not where:
+        return reason
+    value: Any = raw
+    for part in where.strip(".`").replace("[", ".").replace("]", "").split("."):
+        try:
+            value = value[int(part)] if part.isdigit() else cast("dict[str, Any]", value)[part]
+        except (KeyError, IndexError, TypeError):
+            return f"{where.strip('.`')}: {reason}"
+    return f"{where.strip('.`')} = {value!r}: {reason}"
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def dump(manifest: Manifest) -> str:
+    """A manifest as TOML; what is as by default is left out."""
+    lines = list(_lines(manifest, Manifest(), skip={"fault"}))
+    for name in ("chain", "workload", "network", "safety", "liveness", "swarm", "byzzfuzz"):
+        section = getattr(manifest, name)
+        if section is None:
+            continue
+        inside = list(_lines(section, type(section)()))
+        if inside or name in ("swarm", "byzzfuzz"):
+            lines += ["", f"[{name}]", *inside]
+    for fault in manifest.fault:
+        lines += ["", "[[fault]]", *_fault_lines(fault)]
+    return "\n".join(lines) + "\n"
+
+
+def _fault_lines(fault: Fault) -> Iterator[str]:
+    yield f"kind = {_toml(fault.__struct_config__.tag)}"
+    for field in msgspec.structs.fields(type(fault)):
+        value = getattr(fault, field.name)
+        if value != field.default:
+            yield f"{field.name} = {_toml(value)}"
+
+
+def _lines(table: Section, usual: Section, skip: Iterable[str] = ()) -> Iterator[str]:
+    for name in table.__struct_fields__:
+        value = getattr(table, name)
+        if name in skip or isinstance(value, Section) or value == getattr(usual, name):
+            continue
+        if value is not None:
+            yield f"{name} = {_toml(value)}"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return msgspec.json.encode(value).decode()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return str(value)

@@ -1,0 +1,163 @@
+"""What must hold of a PBFT chain, looked at from outside, at every commit, message and step.
+
+Law of the file: **a checker believes nothing that a replica computed.** Blocks are executed again,
+certificates verified again, votes compared as they leave.
+
+==================  ============================================================================
+checker             promise
+==================  ============================================================================
+agreement           no two honest replicas commit different blocks at one height
+validity            a committed block follows from its parent by the ledger's rules, holds only
+                    what clients sent, and that once
+durability          what a replica acknowledged is on its disk, also after any crash
+certificate         every commit has a quorum's certificate beside it on disk
+views               an honest replica's (set, view) never goes back, across all its lives
+contradiction       no honest replica signs two different statements about one thing
+innocence           nobody honest is accused with proof
+survival            an honest replica ends only if its disk fails
+invariants          the ledger's own laws hold in every state
+liveness            a healed core goes on, and takes new work, within the bound (`run.py`)
+==================  ============================================================================
+"""
+
+from collections.abc import Hashable
+from typing import Final
+
+from gridtokenx.core.codec import Wire, decode_own
+from gridtokenx.core.errors import RemoteFault
+from gridtokenx.core.keys import Verifier
+from gridtokenx.core.machine import Committed
+from gridtokenx.finality.certificates import CommitCertificate, verify_certificate
+from gridtokenx.finality.validators import ValidatorSet
+from gridtokenx.lab.sim.outcome import Violation
+from gridtokenx.lab.sim.pbft.messages import vote_in
+from gridtokenx.lab.sim.world import SimulatedNode
+from gridtokenx.ledger.records import final_height, load_finality
+from gridtokenx.ledger.runtime import ExecutedBlock, InvalidBlock, Ledger
+from gridtokenx.pbft.replica import Replica
+
+
+class Checkers:
+    """All checkers of one chain.
+
+    Args:
+        ledger: a ledger that no replica uses.
+        genesis: block 0.
+        validators: who certifies, by the rules of the replicas under test.
+        verifier: of signatures.
+    """
+
+    def __init__(
+        self, ledger: Ledger, genesis: ExecutedBlock, validators: ValidatorSet, verifier: Verifier
+    ) -> None:
+        self._ledger: Final = ledger
+        self._validators: Final = validators
+        self._verifier: Final = verifier
+        self._chain: Final = {0: genesis}
+        self._hashes: Final[dict[int, bytes]] = {0: genesis.hash}
+        self._votes: Final[dict[tuple[int, Hashable], bytes]] = {}
+        self._views: Final[dict[int, tuple[int, int]]] = {}
+        self._lives: Final[dict[int, int]] = {}
+        self._acknowledged: Final[dict[int, int]] = {}
+
+    @property
+    def height(self) -> int:
+        """The highest committed height that was checked."""
+        return max(self._hashes)
+
+    def committed(self, index: int, node: SimulatedNode, effect: Committed) -> ExecutedBlock | None:
+        """An honest replica acknowledges a block; returns it if it is the first to."""
+        executed = effect.value
+        if not isinstance(executed, ExecutedBlock):
+            raise TypeError(f"committed a {type(executed).__name__}")
+        height, hash_ = effect.height, executed.hash
+        known = self._hashes.get(height)
+        if known is not None and known != hash_:
+            raise Violation(
+                "agreement",
+                f"replica {index} commits {hash_.hex()[:12]} at height {height}, where"
+                f" {known.hex()[:12]} is committed",
+            )
+        self._check_certificate(index, node, executed)
+        self._acknowledged[index] = max(height, self._acknowledged.get(index, 0))
+        if known is not None:
+            return None
+        self._hashes[height] = hash_
+        self._execute(executed)
+        return executed
+
+    def emitted(self, index: int, message: Wire) -> None:
+        """An honest replica sends a message."""
+        vote = vote_in(message, self._validators.size)
+        if vote is None or vote[0] != index:
+            return
+        author, subject, statement = vote
+        known = self._votes.setdefault((author, subject), statement)
+        if known != statement:
+            raise Violation(
+                "contradiction",
+                f"replica {author} says {statement.hex()[:12]} about {subject}, and had said"
+                f" {known.hex()[:12]}",
+            )
+
+    def stepped(self, index: int, node: SimulatedNode, replica: Replica) -> None:
+        """An honest replica has taken a step."""
+        if self._lives.get(index) != node.life:
+            self._lives[index] = node.life
+            self._check_durable(index, node)
+        now = replica.validators.set_id, replica.view
+        if now < self._views.get(index, (0, 0)):
+            raise Violation(
+                "views",
+                f"replica {index} went from (set, view) {self._views[index]} back to {now}",
+            )
+        self._views[index] = now
+
+    def accused(self, node: SimulatedNode, byzantine: frozenset[int]) -> None:
+        """A replica has reported somebody."""
+        for report in node.misbehaviours:
+            offender = self._validators.index_of(report.offender)
+            if offender not in byzantine:
+                raise Violation("innocence", f"replica {offender} is accused of {report.kind}")
+        node.misbehaviours.clear()
+
+    def check_disk(self, index: int, node: SimulatedNode) -> None:
+        """At the end: an honest disk holds a gap-free prefix of the one chain."""
+        self._check_durable(index, node)
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    def _check_durable(self, index: int, node: SimulatedNode) -> None:
+        stored, promised = final_height(node.store) or 0, self._acknowledged.get(index, 0)
+        if stored < promised:
+            raise Violation(
+                "durability",
+                f"replica {index} acknowledged height {promised}; its disk ends at {stored}",
+            )
+
+    def _check_certificate(self, index: int, node: SimulatedNode, executed: ExecutedBlock) -> None:
+        raw = load_finality(node.store, executed.height)
+        if raw is None:
+            raise Violation(
+                "certificate", f"replica {index} has no proof of height {executed.height} on disk"
+            )
+        try:
+            proof = decode_own(raw, CommitCertificate)
+            verify_certificate(proof, executed.header, self._validators, self._verifier)
+        except RemoteFault as fault:
+            raise Violation(
+                "certificate", f"replica {index}, height {executed.height}: {fault}"
+            ) from None
+
+    def _execute(self, executed: ExecutedBlock) -> None:
+        parent = self._chain.get(executed.height - 1)
+        if parent is None:
+            raise Violation("validity", f"height {executed.height} before its parent")
+        try:
+            again = self._ledger.execute(parent, executed.block)
+        except InvalidBlock as fault:
+            raise Violation("validity", f"height {executed.height}: {fault.detail}") from None
+        self._chain[executed.height] = again
+        self._chain.pop(executed.height - 2, None)
+        for sentence in self._ledger.check_invariants(again.state):
+            raise Violation("invariants", f"height {executed.height}: {sentence}")

@@ -1,0 +1,399 @@
+"""One run of a PBFT chain: two phases, under the eyes of the checkers.
+
+Law of the file: **a resolved manifest determines the run.** First the safety phase, in which anything
+may happen; then the network heals, the core starts, and must go on within the bound while traitors
+are traitors still.
+
+Streams of randomness are apart (network and disks; faults; traitors; clients), so that leaving out a
+fault changes as little as possible of the rest: it is what makes shrinking work.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from gridtokenx.core.codec import Wire
+from gridtokenx.core.errors import LocalFault
+from gridtokenx.core.keys import KeyedHashVerifier, sha256
+from gridtokenx.core.machine import Committed, Machine, NodeId, Reader
+from gridtokenx.lab.faults import Behave, RoundMutation, byzantine
+from gridtokenx.lab.sim.inject import Injector
+from gridtokenx.lab.sim.manifest import Manifest
+from gridtokenx.lab.sim.network import Envelope, LinkProfile
+from gridtokenx.lab.sim.outcome import Finding, Outcome, Violation, percentile
+from gridtokenx.lab.sim.pbft.behaviours import TRICKS, Conspiracy, Mutate, Puppet, Trick
+from gridtokenx.lab.sim.pbft.chain import (
+    Clients,
+    SharedLedger,
+    make_ledger,
+    replica_signer,
+    validators_of,
+)
+from gridtokenx.lab.sim.pbft.checkers import Checkers
+from gridtokenx.lab.sim.pbft.messages import round_of
+from gridtokenx.lab.sim.pbft.variants import variant_named
+from gridtokenx.lab.sim.world import START_MS, SimulatedNode, World
+from gridtokenx.ledger.records import final_height
+from gridtokenx.ledger.transactions import Transaction
+from gridtokenx.pbft.replica import Replica
+
+_SENT_TO: Final = 2
+"""Clients hand a transaction to so many replicas, as agents do."""
+_RETRIES: Final = 32
+
+
+def stream(seed: int, name: str) -> random.Random:
+    """A source of randomness of its own."""
+    number = int.from_bytes(sha256(b"gtx sim stream", name.encode(), b"%d" % seed), "big")
+    return random.Random(number)  # noqa: S311 - repeatable on purpose
+
+
+class PbftRun:
+    """A chain under test.
+
+    Args:
+        manifest: resolved.
+        note: hears, with the virtual time since the start, of what happens.
+    """
+
+    def __init__(self, manifest: Manifest, note: Callable[[int, str], None] | None = None) -> None:
+        if manifest.seed is None:
+            raise AssertionError("resolve the manifest first (draw.resolve)")
+        self.manifest: Final = manifest
+        self._note_to = note
+        seed, chain, network = manifest.seed, manifest.chain, manifest.network
+        self.replicas: Final = chain.replicas
+        self.variant: Final = variant_named(chain.variant)
+        self.validators: Final = self.variant.validators(validators_of(chain.replicas))
+        self.byzantine: Final = byzantine(manifest.fault)
+        ledger = make_ledger(self.validators, manifest.workload.clients)
+        self.genesis: Final = ledger.genesis(START_MS)
+        self.ledger: Final = SharedLedger(ledger)
+        profile = LinkProfile(
+            delay_ms=(network.least_delay_ms, network.delay_ms),
+            spread=network.spread,
+            loss=network.loss,
+            duplicate=network.duplicate,
+            reorder=network.reorder,
+        )
+        world_seed = stream(seed, "world").getrandbits(64)
+        verifier = KeyedHashVerifier()
+        self.world: Final = World(
+            world_seed, verifier, profile=profile, disk_ms=(0, network.disk_ms), trace=True
+        )
+        self.clients: Final = Clients(manifest.workload.clients, stream(seed, "amounts"))
+        self._client_draw: Final = stream(seed, "clients")
+        self.checkers: Final = Checkers(
+            make_ledger(self.validators, manifest.workload.clients),
+            self.genesis,
+            self.validators,
+            verifier,
+        )
+        self._conspiracy: Final = self._make_conspiracy(seed)
+        self._tricks: Final = self._make_tricks()
+        self.places: list[NodeId] = []
+        self._index: dict[NodeId, int] = {}
+        self._honest: list[SimulatedNode] = []
+        self._add_nodes()
+        self._view = 0
+        self._sent = 0
+        self.injector: Final = Injector(
+            self.world, self, manifest.fault, stream(seed, "faults"), self.note
+        )
+        self.world.on_committed = self._on_committed
+        self.world.on_emitted = self._on_emitted
+        self.world.on_stepped = self._on_stepped
+        self.world.on_halted = self._on_halted
+
+    # -- building ----------------------------------------------------------------------------------
+
+    def _make_conspiracy(self, seed: int) -> Conspiracy:
+        return Conspiracy(
+            self.validators,
+            {index: replica_signer(index) for index in sorted(self.byzantine)},
+            self.ledger,
+            self.manifest.chain.clock_bound_ms,
+            stream(seed, "traitors"),
+        )
+
+    def _make_tricks(self) -> dict[int, tuple[Behave | RoundMutation, Trick]]:
+        """By the fault's number."""
+        made: dict[int, tuple[Behave | RoundMutation, Trick]] = {}
+        for number, fault in enumerate(self.manifest.fault):
+            if isinstance(fault, RoundMutation):
+                made[number] = (fault, Mutate(fault, self._conspiracy))
+            elif isinstance(fault, Behave) and fault.behaviour != "twin":
+                made[number] = (fault, TRICKS[fault.behaviour](fault, self._conspiracy))
+        return made
+
+    def _add_nodes(self) -> None:
+        for index in range(self.replicas):
+            self._add(self.validators.members[index], index)
+        self._twins: dict[int, NodeId] = {}
+        for fault in self.manifest.fault:
+            twin = isinstance(fault, Behave) and fault.behaviour == "twin"
+            if isinstance(fault, Behave) and twin and fault.node not in self._twins:
+                place = sha256(b"gtx sim: twin", self.validators.members[fault.node])
+                self._twins[fault.node] = place
+                self._add(place, fault.node, twin=True)
+
+    def _add(self, place: NodeId, index: int, *, twin: bool = False) -> None:
+        identity = self.validators.members[index]
+        node = self.world.add(place, self._builder(index, twin=twin), identity=identity)
+        self.places.append(place)
+        self._index[place] = index
+        if index not in self.byzantine:
+            self._honest.append(node)
+
+    def _builder(self, index: int, *, twin: bool) -> Callable[[Reader], Machine]:
+        def build(reader: Reader) -> Machine:
+            honest = index not in self.byzantine
+            replica_type = self.variant.replica if honest else Replica
+            replica = replica_type.restore(
+                reader,
+                self.ledger,
+                self.validators,
+                replica_signer(index),
+                self.genesis,
+                self.manifest.chain.timing,
+            )
+            tricks = [t for f, t in self._tricks.values() if f.node == index and not twin]
+            if not tricks:
+                return replica
+            return Puppet(replica, index, self._conspiracy, tricks)
+
+        return build
+
+    # -- what faults ask (`Subject`) ---------------------------------------------------------------
+
+    def leader(self) -> int:
+        """Index of the replica that leads the highest view of an honest one."""
+        return self._view % self.replicas
+
+    def next_leader(self) -> int:
+        """Who leads after it."""
+        return (self._view + 1) % self.replicas
+
+    def height(self) -> int:
+        """The highest committed height."""
+        return self.checkers.height
+
+    def view(self) -> int:
+        """The highest view of an honest replica."""
+        return self._view
+
+    def holds(self, condition: str) -> bool:
+        """Whether a condition holds for an honest replica."""
+        replicas = [replica for node in self._honest if (replica := replica_in(node)) is not None]
+        match condition:
+            case "view-change":
+                return any(not replica.active for replica in replicas)
+            case "prepared":
+                return any(replica._prepared_above_head() for replica in replicas)  # noqa: SLF001
+            case _:
+                return any(
+                    node.life > 1 and (final_height(node.store) or 0) + 1 < self.height()
+                    for node in self._honest
+                    if node.alive
+                )
+
+    def round_of(self, envelope: Envelope) -> int | None:
+        """See `messages.round_of`."""
+        return round_of(envelope.message)
+
+    def misbehave(self, fault: Behave | RoundMutation, *, active: bool) -> None:
+        """Switch a behaviour on or off."""
+        if isinstance(fault, Behave) and fault.behaviour == "twin":
+            self._toggle_twin(self._twins[fault.node], active=active)
+        for known, trick in self._tricks.values():
+            if known is fault:
+                trick.active = active
+
+    def _toggle_twin(self, place: NodeId, *, active: bool) -> None:
+        alive = self.world.nodes[place].alive
+        if active and not alive:
+            self.world.start(place)
+        elif not active and alive:
+            self.world.crash(place)
+
+    # -- what the world tells ----------------------------------------------------------------------
+
+    def _on_committed(self, node: SimulatedNode, effect: Committed) -> None:
+        index = self._index[node.id]
+        if index in self.byzantine:
+            return
+        first = self.checkers.committed(index, node, effect)
+        if first is not None:
+            problem = self.clients.note_committed(first.block, self.world.now)
+            if problem is not None:
+                raise Violation("validity", problem)
+            self.injector.observe()
+
+    def _on_emitted(self, node: SimulatedNode, message: Wire) -> None:
+        index = self._index[node.id]
+        if index not in self.byzantine:
+            self.checkers.emitted(index, message)
+
+    def _on_stepped(self, node: SimulatedNode) -> None:
+        index = self._index[node.id]
+        replica = replica_in(node)
+        if index in self.byzantine or replica is None:
+            return
+        self.checkers.stepped(index, node, replica)
+        if node.misbehaviours:
+            self.checkers.accused(node, self.byzantine)
+        if replica.view > self._view:
+            self._view = replica.view
+            self.note(f"view {self._view}")
+        self.injector.observe()
+
+    def _on_halted(self, node: SimulatedNode, error: Exception) -> None:
+        index = self._index[node.id]
+        self.note(f"replica {index} ends: {error}")
+        store = node.store
+        excused = isinstance(error, LocalFault) and (store.full or store.fails or store.damaged)
+        if index not in self.byzantine and not excused:
+            raise Violation("survival", f"replica {index} ended: {type(error).__name__}: {error}")
+
+    def note(self, text: str) -> None:
+        """Put a line on the timeline."""
+        if self._note_to is not None:
+            self._note_to(self.world.now - START_MS, text)
+
+    # -- clients -----------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """Send one transaction, and come again."""
+        transaction = self.clients.next(self.world.now)
+        if transaction is not None:
+            self._hand_in([transaction])
+        rate = self.manifest.workload.transactions_per_s
+        self._sent += 1
+        self.world.at(START_MS + self._sent * 1_000 // rate, self._work)
+
+    def _retry(self) -> None:
+        retry_ms = self.manifest.workload.retry_ms
+        overdue = list(self.clients.overdue(self.world.now, retry_ms))
+        if overdue:
+            self._hand_in(overdue[:_RETRIES])
+        self.world.at(self.world.now + retry_ms, self._retry)
+
+    def _hand_in(self, transactions: Sequence[Transaction]) -> None:
+        count = min(_SENT_TO, self.replicas)
+        for index in self._client_draw.sample(range(self.replicas), count):
+            self.world.submit(self.validators.members[index], transactions)
+
+    # -- phases ------------------------------------------------------------------------------------
+
+    def run(self, commit: str) -> Outcome:
+        """Both phases; never raises a `Violation`."""
+        finding, recovery_ms = None, -1
+        try:
+            self._safety()
+            recovery_ms = self._liveness()
+            for node in self._honest:
+                if not node.store.damaged:
+                    self.checkers.check_disk(self._index[node.id], node)
+        except Violation as violation:
+            at_ms = self.world.now - START_MS
+            finding = Finding(checker=violation.checker, detail=violation.detail, at_ms=at_ms)
+            self.note(f"violation: {violation}")
+        return self._outcome(commit, finding, recovery_ms)
+
+    def _safety(self) -> None:
+        self.injector.begin()
+        self.world.start(*self.validators.members)
+        if self.manifest.workload.transactions_per_s:
+            self._work()
+            self._retry()
+        self.world.run_for(self.manifest.safety.duration_ms)
+
+    def _liveness(self) -> int:
+        """Heal the core and let it go on; returns how long that took."""
+        phase = self.manifest.liveness
+        if not phase.bound_ms:
+            return -1
+        core = self.core()
+        self.injector.heal()
+        self.world.network.profile = LinkProfile()
+        for node in self._honest:
+            if node.id not in {member.id for member in core}:
+                self.world.crash(node.id)
+            elif not node.alive:
+                self.world.start(node.id)
+        self.note(f"healed; the core is {[self._index[node.id] for node in core]}")
+        start_ms, probe = self.world.now, self.clients.probe(self.world.now)
+        self.world.submit(core[0].id, [probe])
+        target = self.height() + phase.blocks
+
+        def live() -> bool:
+            reached = all((final_height(node.store) or 0) >= target for node in core)
+            return reached and probe.id in self.clients.committed
+
+        if not self.world.run_until(live, phase.bound_ms):
+            raise Violation("liveness", self._stalled(core, target, probe, phase.bound_ms))
+        return self.world.now - start_ms
+
+    def _stalled(
+        self, core: Sequence[SimulatedNode], target: int, probe: Transaction, bound_ms: int
+    ) -> str:
+        heights = {self._index[node.id]: final_height(node.store) or 0 for node in core}
+        taken = "" if probe.id in self.clients.committed else "; a new transaction is in no block"
+        return f"{bound_ms} ms after healing, height {target} is not reached: {heights}{taken}"
+
+    def core(self) -> list[SimulatedNode]:
+        """Who is healed: honest, with sound disks; a quorum of them, or all."""
+        phase = self.manifest.liveness
+        sound = [node for node in self._honest if not node.store.damaged]
+        if phase.core == "quorum":
+            named = [node for node in sound if self._index[node.id] in phase.members]
+            sound = named or sound[: validators_of(self.replicas).quorum]
+        return sound
+
+    # -- the outcome -------------------------------------------------------------------------------
+
+    def voided(self) -> tuple[str, ...]:
+        """Which promises this run never had."""
+        tolerated, traitors = self.validators.faulty, len(self.byzantine)
+        found: list[str] = []
+        if traitors > tolerated:
+            found.append(f"safety: {traitors} Byzantine of {self.replicas}, {tolerated} tolerated")
+        needed, core = validators_of(self.replicas).quorum, len(self.core())
+        if traitors > tolerated or core < needed:
+            found.append(f"liveness: a core of {core} sound honest replicas, {needed} needed")
+        return tuple(found)
+
+    def _outcome(self, commit: str, finding: Finding | None, recovery_ms: int) -> Outcome:
+        voided = self.voided()
+        promise = "liveness" if finding is not None and finding.checker == "liveness" else "safety"
+        excused = any(line.startswith(promise) for line in voided)
+        verdict = "ok" if finding is None else "voided" if excused else "violation"
+        latencies = self.clients.latencies_ms
+        return Outcome(
+            name=self.manifest.name,
+            seed=self.manifest.seed or 0,
+            commit=commit,
+            verdict=verdict,
+            finding=finding,
+            voided=voided,
+            trace=self.world.trace_digest(),
+            replicas=self.replicas,
+            byzantine=tuple(sorted(self.byzantine)),
+            faults=len(self.manifest.fault),
+            blocks=self.height(),
+            views=self._view,
+            transactions=len(self.clients.committed),
+            latency_p50_ms=percentile(latencies, 50),
+            latency_p95_ms=percentile(latencies, 95),
+            recovery_ms=recovery_ms,
+            virtual_ms=self.world.now - START_MS,
+            deliveries=self.world.delivered,
+        )
+
+
+def replica_in(node: SimulatedNode) -> Replica | None:
+    """The PBFT replica inside whatever wraps it; None if the node is down."""
+    machine = node.machine
+    while isinstance(machine, Puppet):
+        machine = machine.inner
+    return machine if isinstance(machine, Replica) else None

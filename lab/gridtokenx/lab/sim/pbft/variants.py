@@ -1,0 +1,172 @@
+"""Replicas that are broken on purpose: what the simulator must find, to be believed when it finds nothing.
+
+Each is the real replica with one rule left out or bent, and the sweep that catches it is a test
+(`tests/simulation/test_sim_variants.py`).
+"""
+
+# ruff: noqa: D102 - each class says which rule it breaks
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from gridtokenx.core.errors import LocalFault
+from gridtokenx.core.machine import Broadcast, Effect, Event, Instant, Send
+from gridtokenx.finality.certificates import CommitCertificate, IndexedSignature
+from gridtokenx.finality.validators import ValidatorSet
+from gridtokenx.pbft.log import Slot
+from gridtokenx.pbft.messages import PreparedCertificate, ViewChange
+from gridtokenx.pbft.replica import Replica
+from gridtokenx.pbft.turn import Turn
+from gridtokenx.pbft.view_change import NOTHING
+
+
+class TwoFPlusOne(ValidatorSet, frozen=True, dict=True):
+    """Counts 2f + 1 votes as enough whatever n is (sawtooth-pbft): two such sets may share no honest one."""
+
+    @property
+    def quorum(self) -> int:
+        """Too few where n is not 3f + 1."""
+        return 2 * self.faulty + 1
+
+
+class NoPrepared(Replica):
+    """Leaves a view without saying what it prepared: the new view may decide something else."""
+
+    def _prepared_above_head(self) -> tuple[PreparedCertificate, ...]:
+        return ()
+
+
+class SendsFirst(Replica):
+    """Sends before it writes: a crash in between leaves a replica that forgot what it promised."""
+
+    def step(self, now: Instant, event: Event) -> Sequence[Effect]:
+        effects = super().step(now, event)
+        return sorted(effects, key=lambda effect: not isinstance(effect, Send | Broadcast))
+
+
+class ForgetsFloor(Replica):
+    """Restarted in a view, it forgets where that view starts: what may be proposed anew in it."""
+
+    def _restore_votes(self) -> None:
+        super()._restore_votes()
+        self._views.choice = NOTHING
+
+
+class WeakCommit(Replica):
+    """Believes f + 1 commits: one honest replica's word, where a quorum's is needed."""
+
+    def _commit_next(self, turn: Turn) -> bool:
+        slot = self._log.find(self._head.height + 1)
+        if slot is not None and (certificate := self._weak_certificate(slot)) is not None:
+            executed = slot.executed.get(certificate.vote.block_hash)
+            if executed is not None:
+                self._commit(turn, executed, certificate)
+                return True
+        return super()._commit_next(turn)
+
+    def _weak_certificate(self, slot: Slot) -> CommitCertificate | None:
+        votes = [commit.vote for commit in slot.commits.values()]
+        for vote in votes:
+            matching = [(i, c) for i, c in sorted(slot.commits.items()) if c.vote == vote]
+            if len(matching) > self._validators.faulty:
+                signed = tuple(IndexedSignature(i, commit.signature) for i, commit in matching)
+                return CommitCertificate(self._chain_id, vote, signed)
+        return None
+
+
+class NoSilenceTimer(Replica):
+    """Waits for clients to complain: a silent leader with nothing to do is never noticed (RFC 29)."""
+
+    def _set_silence(self, turn: Turn) -> None:
+        """No timer."""
+
+    def _on_request_timer(self, turn: Turn) -> None:
+        """Nor for requests."""
+
+
+class SaysItOnce(Replica):
+    """Never repeats its view-change: one lost message, and a view never opens (fabric #1917)."""
+
+    def _resend(self, turn: Turn) -> None:
+        turn.broadcast(self._status())
+
+
+class NoPatience(Replica):
+    """Timeouts do not grow: on a network slower than the timeout no view lives long enough."""
+
+    def _leave(self, turn: Turn, view: int) -> bool:
+        left = super()._leave(turn, view)
+        self._views.attempts = 0
+        return left
+
+
+class EagerTimer(Replica):
+    """Starts the new-view timer at once, without waiting for a quorum (sawtooth #133)."""
+
+    def _leave(self, turn: Turn, view: int) -> bool:
+        left = super()._leave(turn, view)
+        if left and not self._views.active:
+            self._set_timer(turn, "new-view", self._timing.patience_ms(0))
+        return left
+
+
+class VotesUnseen(Replica):
+    """Joins a view change on the word of one other replica."""
+
+    def _on_view_change(self, turn: Turn, message: ViewChange) -> None:
+        super()._on_view_change(turn, message)
+        if message.body.view > self._views.view:
+            self._leave(turn, message.body.view)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A way to be wrong."""
+
+    name: str
+    about: str
+    replica: type[Replica] = Replica
+    validators: Callable[[ValidatorSet], ValidatorSet] = lambda validators: validators
+
+
+def _about(type_: type) -> str:
+    return (type_.__doc__ or "").strip().splitlines()[0]
+
+
+def _variant(name: str, replica: type[Replica]) -> Variant:
+    return Variant(name, _about(replica), replica)
+
+
+VARIANTS: Final = {
+    variant.name: variant
+    for variant in (
+        Variant("", "the real replica"),
+        Variant(
+            "two-f-plus-one",
+            _about(TwoFPlusOne),
+            validators=lambda v: TwoFPlusOne(v.set_id, v.members),
+        ),
+        _variant("no-prepared", NoPrepared),
+        _variant("sends-first", SendsFirst),
+        _variant("forgets-floor", ForgetsFloor),
+        _variant("weak-commit", WeakCommit),
+        _variant("no-silence-timer", NoSilenceTimer),
+        _variant("says-it-once", SaysItOnce),
+        _variant("no-patience", NoPatience),
+        _variant("eager-timer", EagerTimer),
+        _variant("votes-unseen", VotesUnseen),
+    )
+}
+
+
+def variant_named(name: str) -> Variant:
+    """The variant of a manifest.
+
+    Raises:
+        LocalFault: there is none of this name.
+    """
+    found = VARIANTS.get(name)
+    if found is None:
+        raise LocalFault(f"chain.variant = {name!r}: known: {', '.join(filter(None, VARIANTS))}")
+    return found
