@@ -8,7 +8,6 @@ import pytest
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.host.broker import BrokerState, open_broker, parse_broker
 from gridtokenx.host.broker_address import PASSWORD_VARIABLE, explain
-from gridtokenx.host.log_limit import MAX_KINDS, LogLimit
 
 
 class Lines:
@@ -97,16 +96,3 @@ def test_the_log_tells_of_changes_not_of_attempts() -> None:
         "broker connected",
         "broker unreachable: it refuses the login",
     ]
-
-
-def test_a_flood_leaves_a_few_lines_and_their_number() -> None:
-    now_s = 0.0
-    limit = LogLimit(lines=2, window_s=10, clock=lambda: now_s)
-    assert [limit.admit("login") for _ in range(5)] == [{}, {}, None, None, None]
-    assert limit.admit("frame") == {}
-    now_s = 10.0
-    assert limit.admit("login") == {"left_out": 3}
-    assert limit.admit("login") == {}
-    for number in range(2 * MAX_KINDS):
-        limit.admit(str(number))
-    assert len(limit._kinds) <= MAX_KINDS + 1

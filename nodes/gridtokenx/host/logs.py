@@ -123,11 +123,11 @@ class SparseLog:
         self._due = math.inf
         """When the first of their minutes is over."""
 
-    def info(self, event: str, reason: str, **fields: object) -> None:
+    def info(self, event: str, reason: str, /, **fields: object) -> None:
         """For whoever watches. `reason` bounds, and is not written: name it in `fields`."""
         self._say(self._log.info, event, reason, fields)
 
-    def warning(self, event: str, reason: str, **fields: object) -> None:
+    def warning(self, event: str, reason: str, /, **fields: object) -> None:
         """For whoever should look soon."""
         self._say(self._log.warning, event, reason, fields)
 

@@ -35,8 +35,7 @@ from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import Ed25519Verifier
 from gridtokenx.devices.fleet.clients import Clients, ClientsFile, read_clients
 from gridtokenx.host.config import Setting
-from gridtokenx.host.log_limit import LogLimit
-from gridtokenx.host.logs import Logger
+from gridtokenx.host.logs import Logger, SparseLog
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.readiness import READY, Readiness
 from gridtokenx.host.role import open_role
@@ -218,8 +217,7 @@ class GuardedBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
     def __init__(self, config: BrokerConfig, metrics: Metrics, log: Logger) -> None:
         super().__init__(config)
         self._metrics = metrics
-        self._log = log
-        self._limit = LogLimit()
+        self._sparse = SparseLog(log)
         self._subscriptions = _Subscriptions()
 
     @property
@@ -326,9 +324,7 @@ class GuardedBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
     def _refuse(self, reason: str, detail: object) -> None:
         """Count it; tell of it, unless there is a flood of them."""
         self._metrics.count("broker_refused", reason=reason)
-        more = self._limit.admit(reason)
-        if more is not None:
-            self._log.info("refused", reason=reason, detail=str(detail)[:160], **more)
+        self._sparse.info("refused", reason, reason=reason, detail=str(detail)[:160])
 
 
 # -- the process -----------------------------------------------------------------------------------

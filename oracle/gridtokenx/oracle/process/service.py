@@ -16,8 +16,7 @@ from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Signer
 from gridtokenx.host.broker import BrokerAddress, until_first
 from gridtokenx.host.checking import SignatureChecker
-from gridtokenx.host.log_limit import LogLimit
-from gridtokenx.host.logs import Logger
+from gridtokenx.host.logs import Logger, SparseLog
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.tasks import Tasks
 from gridtokenx.ledger.readings import topic_concentrator, topic_device
@@ -114,7 +113,7 @@ class OracleService:
         self._checker: Final = checker
         self._intake: Final = Intake(ledger, checker.verifier)
         self._carriers: Final = Carriers(time.monotonic)
-        self._limit: Final = LogLimit()
+        self._sparse: Final = SparseLog(log)
         self._dropped = 0
         self._watermarks: Final = Watermarks(ledger, self._key)
         self._inbox: Final = Inbox()
@@ -328,14 +327,9 @@ class OracleService:
     def _blame(self, concentrator: bytes, fault: RemoteFault, faults: int = 1) -> None:
         name = concentrator.hex()
         self._metrics.count("concentrator_faults", concentrator=name[:16], reason=fault.reason)
-        more = self._limit.admit(name)
-        if more is not None:
-            self._log.warning(
-                "concentrator carries what it should not",
-                concentrator=name,
-                why=str(fault)[:160],
-                **more,
-            )
+        self._sparse.warning(
+            "concentrator carries what it should not", name, concentrator=name, why=str(fault)[:160]
+        )
         if self._carriers.blame(concentrator, faults):
             self._log.warning("concentrator muted", concentrator=name, for_s=MUTED_S)
 
