@@ -37,7 +37,9 @@ def test_the_first_line_is_written_and_the_others_are_counted() -> None:
     lines.lines.clear()
     clock.now = 60
     sparse.flush()
-    assert lines.lines == [("link refused: and 41 more in the last minute", {"number": 41, "reason": "timeout"})]
+    assert lines.lines == [
+        ("link refused: and 41 more in the last minute", {"number": 41, "reason": "timeout"})
+    ]
 
 
 def test_a_flood_that_goes_on_costs_a_line_a_minute_and_one_that_ends_is_forgotten() -> None:
