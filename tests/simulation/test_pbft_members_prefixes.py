@@ -9,6 +9,7 @@ import copy
 import pytest
 from tests.simulation.members_cluster import MembersCluster, add, key, remove, replace
 from tests.simulation.test_pbft_members_clients import stored
+from tests.stages import spread
 
 from gridtokenx.core.machine import Write
 from gridtokenx.lab.sim.network import LinkProfile
@@ -50,7 +51,7 @@ def test_a_crash_anywhere_around_a_handover(name: str, victim: int) -> None:
     cluster, _ = around_a_handover(change, n)
     cluster.push(change)
     start = cluster.world.now
-    for moment in range(MOMENTS):
+    for moment in spread(range(MOMENTS), 4):
         fresh, number = around_a_handover(change, n)
         assert fresh.world.now == start, "the same run each time"
         fresh.push(change)

@@ -2,7 +2,8 @@
 
 What holds at every moment is checked by `MembersCluster`: one chain, each block certified by its own
 set, votes of members only, none contradicted. After healing the chain must grow for everybody,
-observers too, and must still be able to change its set. More seeds: ``GTX_PBFT_SEEDS=500 pytest ...``.
+observers too, and must still be able to change its set. More seeds:
+``GTX_STAGES=slow GTX_PBFT_SEEDS=500 pytest ...``.
 """
 
 import os
@@ -12,12 +13,13 @@ import pytest
 from tests.simulation.members_cluster import MembersCluster, Turncoat, add, remove, replace
 from tests.simulation.pbft_cluster import CLIENTS, Silent, transfer
 from tests.simulation.test_pbft_random_runs import Weather
+from tests.stages import spread
 
 from gridtokenx.lab.sim.network import LinkProfile
 from gridtokenx.pbft.membership import Change
 from gridtokenx.pbft.timing import Timing
 
-SEEDS = range(int(os.environ.get("GTX_PBFT_SEEDS", "40")))
+SEEDS = spread(range(int(os.environ.get("GTX_PBFT_SEEDS", "40"))), 10)
 RECOVERY_MS = 60_000
 EVERYBODY = 8
 

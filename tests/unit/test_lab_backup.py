@@ -110,7 +110,7 @@ def test_a_running_node_is_copied_at_one_moment(node: Path, tmp_path: Path) -> N
     async def live() -> int:
         store = Store.open(node / "data")
         archives = 0
-        for number in range(400):
+        for number in range(200):
             value = number.to_bytes(8, "big")
             await store.write([Write("evidence", b"a", value), Write("evidence", b"b", value)])
             if number % 100 == 50:
@@ -127,7 +127,7 @@ def test_a_running_node_is_copied_at_one_moment(node: Path, tmp_path: Path) -> N
             [sys.executable, "-m", "gridtokenx.lab.cli", *words], check=False
         ).returncode
 
-    assert asyncio.run(live()) == 4
+    assert asyncio.run(live()) == 2
     for archive in sorted(tmp_path.glob("*.backup")):
         home = tmp_path / archive.stem
         assert gtx("backup", "restore", archive, "--home", home) == 0
