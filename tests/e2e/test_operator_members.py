@@ -12,7 +12,7 @@ from tests.e2e.test_operator_revocation import REPLICAS, Replicas
 from tests.e2e.testnet import gtx
 from tests.unit.host_network import free_ports
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 CHAIN = ("--chain", "consortium")
 

@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.testnet import GTX, STOP_S, Network, gtx
 from tests.unit.host_network import free_ports
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SMALL = "[devices]\nhouseholds = 2\nprofile_days = 1\n"
 REPLICAS = tuple(f"consortium-{index}" for index in range(4))
