@@ -94,8 +94,7 @@ def _swarm(manifest: Manifest, swarm: Swarm, draw: random.Random) -> Manifest:
     )
     features = [feature for feature in swarm.features if draw.random() < 0.5]
     features = features or [draw.choice(swarm.features)]
-    most = max_faulty(chain.replicas) if swarm.byzantine < 0 else swarm.byzantine
-    traitors = draw.sample(range(chain.replicas), min(chain.replicas, draw.randint(0, most)))
+    traitors = draw.sample(range(chain.replicas), _count(swarm, chain.replicas, draw))
     drawer = _Schedule(draw, chain.replicas, manifest.safety.duration_ms, traitors)
     faults = [*drawer.treason(swarm), *drawer.faults(features, swarm.faults)]
     return msgspec.structs.replace(
@@ -104,6 +103,12 @@ def _swarm(manifest: Manifest, swarm: Swarm, draw: random.Random) -> Manifest:
         network=_links(draw),
         fault=(*manifest.fault, *faults),
     )
+
+
+def _count(swarm: Swarm, replicas: int, draw: random.Random) -> int:
+    """How many traitors."""
+    most = max_faulty(replicas) if swarm.byzantine < 0 else min(replicas, swarm.byzantine)
+    return draw.randint(min(swarm.least_byzantine, most), most)
 
 
 def _links(draw: random.Random) -> Links:

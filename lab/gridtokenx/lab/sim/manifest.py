@@ -97,6 +97,9 @@ class Liveness(Section, frozen=True):
     """Who is healed: all honest replicas, or only as many as a quorum needs (the others stay down)."""
     members: tuple[Annotated[int, Meta(ge=0, le=127)], ...] = ()
     """Of core `quorum`: who; drawn if empty."""
+    least_delay_ms: Annotated[int, Meta(ge=0, le=600_000)] = 1
+    delay_ms: Annotated[int, Meta(ge=0, le=600_000)] = 5
+    """The greatest delay of a message from then on: the bound that no replica knows."""
 
 
 class Swarm(Section, frozen=True):
@@ -111,6 +114,7 @@ class Swarm(Section, frozen=True):
     """Most faults of a run, beside those of traitors."""
     byzantine: Annotated[int, Meta(ge=-1, le=127)] = -1
     """How many traitors at most; -1: as many as the chain tolerates."""
+    least_byzantine: Annotated[int, Meta(ge=0, le=127)] = 0
     behaviours: tuple[Behaviour, ...] = get_args(Behaviour)
 
 
@@ -192,6 +196,12 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield (
             f"network.delay_ms = {network.delay_ms} is below network.least_delay_ms ="
             f" {network.least_delay_ms}"
+        )
+    phase = manifest.liveness
+    if phase.delay_ms < phase.least_delay_ms:
+        yield (
+            f"liveness.delay_ms = {phase.delay_ms} is below liveness.least_delay_ms ="
+            f" {phase.least_delay_ms}"
         )
     nodes = min(manifest.swarm.replicas) if manifest.swarm is not None else manifest.chain.replicas
     for number, fault in enumerate(manifest.fault, 1):

@@ -77,6 +77,9 @@ class SimulatedNode:
     timers: dict[Hashable, int] = field(default_factory=dict)
     stash: deque[tuple[NodeId, Wire]] = field(default_factory=lambda: deque(maxlen=_STASH_MESSAGES))
     disk_free_ms: Instant = 0
+    """When the sync that is under way is done."""
+    disk_next_ms: Instant = 0
+    """When the one after it is done: it takes all batches that wait by then, as the real store does."""
     paused: bool = False
     waiting: deque[Callable[[], None]] = field(default_factory=deque)
     committed: list[Committed] = field(default_factory=list)
@@ -98,6 +101,17 @@ class SimulatedNode:
         if self.drift_ppm:
             shown += (now - self.drift_from_ms) * self.drift_ppm // _MILLION
         return shown
+
+    def sync_until_ms(self, now: Instant, duration_ms: int) -> Instant:
+        """When a batch that is written now is durable, if a sync takes so long."""
+        if now >= self.disk_free_ms:
+            self.disk_free_ms, self.disk_next_ms = self.disk_next_ms, 0
+        if now >= self.disk_free_ms:
+            self.disk_free_ms = now + duration_ms
+            return self.disk_free_ms
+        if not self.disk_next_ms:
+            self.disk_next_ms = self.disk_free_ms + duration_ms
+        return self.disk_next_ms
 
     def set_drift(self, now: Instant, drift_ppm: int) -> None:
         """Let the clock run at another speed from now on."""
@@ -259,7 +273,7 @@ class World:
             raise AssertionError("the node is running; crash it first")
         node.life += 1
         node.outbox = Outbox()
-        node.disk_free_ms = self.now
+        node.disk_free_ms, node.disk_next_ms = self.now, 0
         node.halted = None
         try:
             node.machine = node.build(node.store)
@@ -386,7 +400,7 @@ class World:
         duration_ms = self.draw.randint(*self._disk_ms)
         if node.store.delay_ms:
             duration_ms += self.draw.randint(0, node.store.delay_ms)
-        node.disk_free_ms = max(node.disk_free_ms, self.now) + duration_ms
+        done_ms = node.sync_until_ms(self.now, duration_ms)
         life = node.life
 
         def durable() -> None:
@@ -402,7 +416,7 @@ class World:
             if node.life == life:
                 self._when_running(node, durable)
 
-        self.at(node.disk_free_ms, synced)
+        self.at(done_ms, synced)
 
     def _note_emitted(self, node: SimulatedNode, message: Wire) -> None:
         if self.on_emitted is not None:

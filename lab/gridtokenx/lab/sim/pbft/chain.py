@@ -16,7 +16,14 @@ from gridtokenx.core.machine import Instant
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.ledger.admission import StrictNonce, TokenFee
 from gridtokenx.ledger.blocks import Block
-from gridtokenx.ledger.runtime import Admission, ExecutedBlock, Ledger, Proposal, SetReference
+from gridtokenx.ledger.runtime import (
+    Admission,
+    ExecutedBlock,
+    Ledger,
+    Proposal,
+    SetReference,
+    Standing,
+)
 from gridtokenx.ledger.state import State
 from gridtokenx.ledger.tokens import Allocation, Tokens, Transfer
 from gridtokenx.ledger.transactions import Transaction, sign_transaction
@@ -26,6 +33,7 @@ TREASURY: Final = sha256(b"gtx sim: treasury")
 MAX_OUTSTANDING: Final = 64
 """A client with so many transactions in flight waits: a halted chain needs no more of them."""
 _KEPT_BLOCKS: Final = 512
+_KEPT_ANSWERS: Final = 4_096
 
 
 def replica_signer(index: int) -> KeyedHashSigner:
@@ -54,6 +62,27 @@ def make_ledger(validators: ValidatorSet, clients: int) -> Ledger:
     return Ledger(CHAIN_ID, [tokens], admission, lambda _state: reference)
 
 
+class _SharedAdmission:
+    """An `Admission` that remembers how senders stand; pools ask it of committed states only."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission: Final = admission
+        self._standings: dict[tuple[bytes, bytes], Standing] = {}
+        self.check = admission.check
+        self.ready = admission.ready
+        self.charge = admission.charge
+
+    def standing(self, state: State, sender: bytes) -> Standing:
+        """See `Admission.standing`."""
+        key = (state.tree.root, sender)
+        found = self._standings.get(key)
+        if found is None:
+            if len(self._standings) >= _KEPT_ANSWERS:
+                self._standings.clear()
+            found = self._standings[key] = self._admission.standing(state, sender)
+        return found
+
+
 class SharedLedger:
     """An `Application` that remembers what it executed, for all replicas of a run.
 
@@ -63,6 +92,8 @@ class SharedLedger:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger: Final = ledger
+        self._admission: Final = _SharedAdmission(ledger.admission)
+        self._admitted: dict[tuple[bytes, bytes], int] = {}
         self._known: dict[tuple[bytes, bytes], ExecutedBlock] = {}
         self._blocks: dict[bytes, ExecutedBlock] = {}
 
@@ -74,7 +105,7 @@ class SharedLedger:
     @property
     def admission(self) -> Admission:
         """Who may send what."""
-        return self.ledger.admission
+        return self._admission
 
     def build(
         self, parent: ExecutedBlock, proposal: Proposal, candidates: Iterable[Transaction]
@@ -94,8 +125,14 @@ class SharedLedger:
         return executed
 
     def admit(self, state: State, transaction: Transaction, now_ms: int) -> None:
-        """See `Ledger.admit`."""
-        self.ledger.admit(state, transaction, now_ms)
+        """See `Ledger.admit`; what was fine upon a state is fine until it expires."""
+        key = (state.tree.root, transaction.id)
+        until_ms = self._admitted.get(key)
+        if until_ms is None or until_ms < now_ms:
+            self.ledger.admit(state, transaction, now_ms)
+            if len(self._admitted) >= _KEPT_ANSWERS:
+                self._admitted.clear()
+            self._admitted[key] = transaction.body.valid_until_ms
 
     def decode_calls(self, transaction: Transaction) -> tuple[Wire, ...]:
         """See `Ledger.decode_calls`."""

@@ -11,7 +11,7 @@ validity            a committed block follows from its parent by the ledger's ru
                     what clients sent, and that once
 durability          what a replica acknowledged is on its disk, also after any crash
 certificate         every commit has a quorum's certificate beside it on disk
-views               an honest replica's (set, view) never goes back, across all its lives
+views               the (set, view) that an honest replica shows never goes back, across all its lives
 contradiction       no honest replica signs two different statements about one thing
 innocence           nobody honest is accused with proof
 survival            an honest replica ends only if its disk fails
@@ -30,11 +30,10 @@ from gridtokenx.core.machine import Committed
 from gridtokenx.finality.certificates import CommitCertificate, verify_certificate
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.lab.sim.outcome import Violation
-from gridtokenx.lab.sim.pbft.messages import vote_in
+from gridtokenx.lab.sim.pbft.messages import view_in, vote_in
 from gridtokenx.lab.sim.world import SimulatedNode
 from gridtokenx.ledger.records import final_height, load_finality
 from gridtokenx.ledger.runtime import ExecutedBlock, InvalidBlock, Ledger
-from gridtokenx.pbft.replica import Replica
 
 
 class Checkers:
@@ -88,6 +87,7 @@ class Checkers:
 
     def emitted(self, index: int, message: Wire) -> None:
         """An honest replica sends a message."""
+        self._check_view(index, message)
         vote = vote_in(message, self._validators.size)
         if vote is None or vote[0] != index:
             return
@@ -100,18 +100,11 @@ class Checkers:
                 f" {known.hex()[:12]}",
             )
 
-    def stepped(self, index: int, node: SimulatedNode, replica: Replica) -> None:
+    def stepped(self, index: int, node: SimulatedNode) -> None:
         """An honest replica has taken a step."""
         if self._lives.get(index) != node.life:
             self._lives[index] = node.life
             self._check_durable(index, node)
-        now = replica.validators.set_id, replica.view
-        if now < self._views.get(index, (0, 0)):
-            raise Violation(
-                "views",
-                f"replica {index} went from (set, view) {self._views[index]} back to {now}",
-            )
-        self._views[index] = now
 
     def accused(self, node: SimulatedNode, byzantine: frozenset[int]) -> None:
         """A replica has reported somebody."""
@@ -126,6 +119,18 @@ class Checkers:
         self._check_durable(index, node)
 
     # -- parts -------------------------------------------------------------------------------------
+
+    def _check_view(self, index: int, message: Wire) -> None:
+        """What it says of its view; what it may forget in a crash it has told nobody."""
+        said = view_in(message)
+        if said is None:
+            return
+        before = self._views.get(index, (0, 0))
+        if said < before:
+            raise Violation(
+                "views", f"replica {index} went from (set, view) {before} back to {said}"
+            )
+        self._views[index] = said
 
     def _check_durable(self, index: int, node: SimulatedNode) -> None:
         stored, promised = final_height(node.store) or 0, self._acknowledged.get(index, 0)

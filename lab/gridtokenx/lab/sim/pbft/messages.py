@@ -4,7 +4,15 @@ from collections.abc import Hashable
 
 from gridtokenx.core.codec import Wire, encode
 from gridtokenx.core.keys import sha256
-from gridtokenx.pbft.messages import Commit, NewView, Prepare, PrePrepare, ViewChange
+from gridtokenx.pbft.messages import (
+    Commit,
+    NewView,
+    Prepare,
+    PrePrepare,
+    Status,
+    Suspect,
+    ViewChange,
+)
 
 PHASES = 3
 VIEW_ROUNDS = 2
@@ -26,6 +34,15 @@ def vote_in(message: Wire, replicas: int) -> tuple[int, Hashable, bytes] | None:
             return body.replica, ("view-change", body.view), sha256(encode(body))
         case NewView(body):
             return body.view % replicas, ("new-view", body.view), sha256(encode(body))
+        case _:
+            return None
+
+
+def view_in(message: Wire) -> tuple[int, int] | None:
+    """The (set, view) in which a message says that its sender is; None if it says nothing of it."""
+    match message:
+        case Status(set_id=set_id, view=view) | Suspect(set_id=set_id, view=view):
+            return set_id, view
         case _:
             return None
 

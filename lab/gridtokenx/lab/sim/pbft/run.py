@@ -239,7 +239,7 @@ class PbftRun:
         replica = replica_in(node)
         if index in self.byzantine or replica is None:
             return
-        self.checkers.stepped(index, node, replica)
+        self.checkers.stepped(index, node)
         if node.misbehaviours:
             self.checkers.accused(node, self.byzantine)
         if replica.view > self._view:
@@ -315,7 +315,7 @@ class PbftRun:
             return -1
         core = self.core()
         self.injector.heal()
-        self.world.network.profile = LinkProfile()
+        self.world.network.profile = LinkProfile((phase.least_delay_ms, phase.delay_ms))
         for node in self._honest:
             if node.id not in {member.id for member in core}:
                 self.world.crash(node.id)

@@ -15,10 +15,9 @@ from gridtokenx.core.machine import Broadcast, Effect, Event, Instant, Send
 from gridtokenx.finality.certificates import CommitCertificate, IndexedSignature
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.pbft.log import Slot
-from gridtokenx.pbft.messages import PreparedCertificate, ViewChange
+from gridtokenx.pbft.messages import PreparedCertificate
 from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.turn import Turn
-from gridtokenx.pbft.view_change import NOTHING
 
 
 class TwoFPlusOne(ValidatorSet, frozen=True, dict=True):
@@ -45,12 +44,13 @@ class SendsFirst(Replica):
         return sorted(effects, key=lambda effect: not isinstance(effect, Send | Broadcast))
 
 
-class ForgetsFloor(Replica):
-    """Restarted in a view, it forgets where that view starts: what may be proposed anew in it."""
+class ForgetsMarks(Replica):
+    """Restarted, it knows neither its votes nor the signer's high-water marks: it votes anew."""
 
     def _restore_votes(self) -> None:
-        super()._restore_votes()
-        self._views.choice = NOTHING
+        memory = self._journal.views()
+        self._views.view, self._views.active = memory.record.view, memory.record.active
+        self._signer._marks.clear()  # noqa: SLF001 - a broken replica breaks its own parts
 
 
 class WeakCommit(Replica):
@@ -101,25 +101,6 @@ class NoPatience(Replica):
         return left
 
 
-class EagerTimer(Replica):
-    """Starts the new-view timer at once, without waiting for a quorum (sawtooth #133)."""
-
-    def _leave(self, turn: Turn, view: int) -> bool:
-        left = super()._leave(turn, view)
-        if left and not self._views.active:
-            self._set_timer(turn, "new-view", self._timing.patience_ms(0))
-        return left
-
-
-class VotesUnseen(Replica):
-    """Joins a view change on the word of one other replica."""
-
-    def _on_view_change(self, turn: Turn, message: ViewChange) -> None:
-        super()._on_view_change(turn, message)
-        if message.body.view > self._views.view:
-            self._leave(turn, message.body.view)
-
-
 @dataclass(frozen=True, slots=True)
 class Variant:
     """A way to be wrong."""
@@ -149,13 +130,11 @@ VARIANTS: Final = {
         ),
         _variant("no-prepared", NoPrepared),
         _variant("sends-first", SendsFirst),
-        _variant("forgets-floor", ForgetsFloor),
+        _variant("forgets-marks", ForgetsMarks),
         _variant("weak-commit", WeakCommit),
         _variant("no-silence-timer", NoSilenceTimer),
         _variant("says-it-once", SaysItOnce),
         _variant("no-patience", NoPatience),
-        _variant("eager-timer", EagerTimer),
-        _variant("votes-unseen", VotesUnseen),
     )
 }
 

@@ -1,0 +1,135 @@
+"""`gtx sim`: what it prints, keeps and refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gridtokenx.lab import cli
+from gridtokenx.lab.sim.manifest import load
+
+QUICK = """
+name = "quick"
+[workload]
+transactions_per_s = 1
+[safety]
+duration_ms = 3000
+[liveness]
+bound_ms = 20000
+blocks = 1
+"""
+BROKEN = """
+name = "broken"
+[chain]
+replicas = 5
+variant = "weak-commit"
+[safety]
+duration_ms = 2000
+[[fault]]
+kind = "pause"
+nodes = [4]
+at_ms = 500
+for_ms = 500
+"""
+
+
+def gtx(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["sim", *arguments])
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Path:
+    path = tmp_path / "quick.toml"
+    path.write_text(QUICK)
+    return path
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    path = tmp_path / "broken.toml"
+    path.write_text(BROKEN)
+    return path
+
+
+def test_run_says_seed_and_commit_first_and_keeps_what_a_replay_needs(
+    quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert gtx("run", str(quick), "--seed", "7", "--out", str(out)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("seed 7, commit ")
+    assert "verdict: ok" in lines
+    outcome = json.loads((out / "outcome.json").read_text())
+    assert outcome["verdict"] == "ok"
+    assert load(out / "run.toml").trace == outcome["trace"]
+    assert gtx("replay", str(out / "run.toml")) == 0
+
+
+def test_replay_says_that_a_run_went_differently(
+    quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    gtx("run", str(quick), "--seed", "7", "--out", str(out), "--quiet")
+    run = out / "run.toml"
+    run.write_text(run.read_text().replace("seed = 7", "seed = 8"))
+    assert gtx("replay", str(run), "--quiet") == 1
+    assert "differs: the record's trace" in capsys.readouterr().out
+    assert gtx("replay", str(quick)) == 2
+
+
+def test_a_sweep_goes_on_where_it_was_stopped(
+    quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "record.jsonl"
+    arguments = ("sweep", str(quick), "--jobs", "1", "--record", str(record))
+    assert gtx(*arguments, "--seeds", "0..1") == 0
+    with record.open("a") as file:
+        file.write('{"name": "cut sho')
+    assert gtx(*arguments, "--seeds", "0..2") == 0
+    said = capsys.readouterr().out
+    assert "2 of 3 runs are on record" in said
+    assert "3 runs: 3 ok, 0 violations" in said
+    assert len(record.read_text().splitlines()) == 4
+    quick.write_text(QUICK.replace("3000", "2000"))
+    assert gtx(*arguments, "--seeds", "0..2") == 2
+    assert "Name another file" in capsys.readouterr().err
+
+
+def test_a_sweep_over_processes_is_the_same_sweep(
+    quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for jobs in ("1", "2"):
+        record = str(tmp_path / f"{jobs}.jsonl")
+        assert gtx("sweep", str(quick), "--seeds", "0..3", "--jobs", jobs, "--record", record) == 0
+    one, two = (sorted((tmp_path / f"{jobs}.jsonl").read_text().splitlines()) for jobs in "12")
+    assert one == two
+
+
+def test_a_violation_is_told_shrunk_and_told_again(
+    broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gtx("run", str(broken), "--quiet") == 1
+    assert "certificate at" in capsys.readouterr().out
+    assert gtx("sweep", str(broken), "--seeds", "0..9", "--jobs", "1", "--stop-after", "1") == 1
+    assert "make the first one smaller: gtx sim shrink" in capsys.readouterr().out
+    into = tmp_path / "regressions"
+    assert gtx("shrink", str(broken), "--name", "too-few-commits", "--into", str(into)) == 0
+    kept = load(into / "too-few-commits.toml")
+    assert (kept.fault, kept.expect) == ((), "violation")
+    assert gtx("replay", str(into / "too-few-commits.toml")) == 0
+
+
+def test_there_is_nothing_to_shrink_where_nothing_fails(quick: Path) -> None:
+    assert gtx("shrink", str(quick)) == 1
+
+
+def test_variants_are_listed_and_unknown_ones_refused(
+    quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gtx("variants") == 0
+    assert "weak-commit" in capsys.readouterr().out
+    quick.write_text(QUICK + '[chain]\nvariant = "honest"\n')
+    assert gtx("run", str(quick)) == 2
+    assert "chain.variant = 'honest': known: two-f-plus-one," in capsys.readouterr().err
