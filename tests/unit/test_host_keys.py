@@ -25,6 +25,7 @@ from gridtokenx.host.keyfile import (
     create_development_password,
     find_password,
     public_key_of,
+    unlock,
 )
 
 CHEAP = 1 << 10
@@ -219,3 +220,21 @@ def test_a_crash_leaves_the_old_ring_or_the_new_one(
     assert (opened.seed("a"), opened.seed("b")) == (SEED, bytes(32))
     assert opened.names() == ["a", "b"]
     assert not (tmp_path / "keyring.next.json").exists()
+
+
+def test_a_variable_for_other_keys_gives_way_to_a_development_file(tmp_path: Path) -> None:
+    password = create_development_password(tmp_path)
+    ring(tmp_path, password).put("identity", SEED)
+    assert unlock(tmp_path, None, {"GTX_PASSWORD": "of other keys"}).seed("identity") == SEED
+    other = tmp_path / "password"
+    other.write_text("of other keys\n")
+    with pytest.raises(LocalFault, match="wrong password"):  # named: it is meant for these
+        unlock(tmp_path, other, {})
+
+
+def test_a_variable_wins_over_an_outdated_development_file(tmp_path: Path) -> None:
+    create_development_password(tmp_path)
+    ring(tmp_path).put("identity", SEED)
+    assert unlock(tmp_path, None, {"GTX_PASSWORD": "correct horse"}).seed("identity") == SEED
+    with pytest.raises(LocalFault, match="wrong password"):
+        unlock(tmp_path, None, {"GTX_PASSWORD": "neither"})

@@ -4,19 +4,21 @@ import asyncio
 from pathlib import Path
 
 from tests.gateway_world import RealChain, real_chains
-from tests.unit.test_lab_verify import writes_of
 
+from gridtokenx.core.codec import encode
 from gridtokenx.host.storage import Store
 from gridtokenx.lab.manifest import Manifest
 from gridtokenx.lab.testnet.audit import Audit, _compare_nodes, _longest
 from gridtokenx.lab.testnet.layout import Layout
+from gridtokenx.ledger.records import block_writes
 
 
 def fill(directory: Path, chain: RealChain) -> None:
     async def write() -> None:
         store = Store.open(directory / "data")
         for executed in chain.blocks:
-            await store.write(writes_of(chain, executed))
+            proof = None if executed.height == 0 else encode(chain.proof(executed.header))
+            await store.write(list(block_writes(executed, proof)))
         store.close()
 
     asyncio.run(write())

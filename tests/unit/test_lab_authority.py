@@ -165,7 +165,8 @@ def test_issue_refuses(ca: Gtx) -> None:
     ca("ca", "issue", good, "--chain", "oracle").refused("no authority of the chain 'oracle'")
     other = request(chain="oracle", file="other-request.pem")
     ca("ca", "issue", other).refused("for the chain 'oracle'", "of 'consortium'")
-    ca("ca", "issue", good, GTX_PASSWORD="not it").refused("wrong password")
+    Path("wrong.txt").write_text("not it")
+    ca("ca", "issue", good, "--keys-password-file", "wrong.txt").refused("wrong password")
     assert state(ca) == {}
     ca("ca", "issue", good).done()
     ca("ca", "issue", good).refused("node-certificate.pem: exists", "--out")

@@ -16,7 +16,7 @@ from gridtokenx.core.keys import Ed25519Signer, sha256
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.host.client import Inclusion
 from gridtokenx.host.keyfile import KeyRing
-from gridtokenx.lab.commands import members
+from gridtokenx.lab.commands import members, wallets
 from gridtokenx.ledger.admission import NoFee, StrictNonce
 from gridtokenx.ledger.blocks import EventRecord
 from gridtokenx.ledger.runtime import Executed, Ledger, Proposal
@@ -118,7 +118,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
         def key_of(self, name: str) -> bytes:
             raise LocalFault(f"{name!r} is no address")
 
-    monkeypatch.setattr(members, "Wallet", FakeWallet)
+    monkeypatch.setattr(wallets, "Wallet", FakeWallet)
     monkeypatch.setattr(members, "read_chain", lambda *_: access.facts)
     keys = tmp_path / "node" / "keys"
     monkeypatch.setenv("GTX_PASSWORD", "correct horse")
@@ -130,7 +130,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
 
 def test_an_operator_joins(scene: Scene) -> None:
     said = scene.prove()
-    assert "gtx members propose add oracle-seat.json" in said
+    assert f"gtx members propose add {scene.seat_file}" in said
     assert "1 of 3 approvals (seats 2)" in scene.say("propose", "add", scene.seat_file, by="m2")
     assert "proposal 1: add" in scene.ok("show", "--chain", "oracle")
     assert "2 of 3 approvals (seats 2, 0)" in scene.say("approve", "1", by="m0")
@@ -199,3 +199,30 @@ def test_a_changed_file_is_noticed(scene: Scene) -> None:
         path.write_text(json.dumps({**made, field: value}))
         by_m0 = ("--chain", "oracle", "--from", "m0")
         assert why in scene.refused("propose", "add", scene.seat_file, *by_m0)
+
+
+def test_the_password_file_of_the_home_opens_its_keys(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GTX_PASSWORD")
+    node = scene.tmp_path / "node"
+    (node / "secret").write_text("correct horse\n")
+    (node / "config.toml").write_text('keys_password_file = "secret"\n')
+    assert "wrote" in scene.prove()
+
+
+def test_a_member_signs_with_keys_and_a_password_of_its_own(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[object, ...]] = []
+    wallet = wallets.Wallet
+
+    def record(*arguments: object) -> object:
+        given.append(arguments)
+        return wallet(*arguments)
+
+    monkeypatch.setattr(wallets, "Wallet", record)
+    own = ("--keys", "mine", "--keys-password-file", "mine.txt")
+    scene.prove()
+    scene.ok("propose", "add", scene.seat_file, "--chain", "oracle", "--from", "m1", *own)
+    assert given == [(Path(".testnet"), Path("mine"), Path("mine.txt"))]

@@ -15,6 +15,7 @@ Law of the file: everything is checked before anything is written, and what coul
 taken away again; a home that has a `config.toml` is whole.
 """
 
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -329,12 +330,17 @@ def _config(plan: _Plan) -> str:
     )
 
 
+def _quoted(path: Path) -> str:
+    """A path that can be pasted into a shell."""
+    return shlex.quote(str(path))
+
+
 def _steps(plan: _Plan) -> list[str]:
     home, kind = plan.home.absolute(), plan.kind
     steps: list[str] = []
     for chain, certificate in plan.missing.items():
         steps.append(
-            f"send {home / f'{chain}-request.pem'}\n"
+            f"send {_quoted(home / f'{chain}-request.pem')}\n"
             f"to the authority of the {chain} chain, who answers it with:\n"
             f"gtx ca issue {chain}-request.pem --authority DIR --chain {chain}"
         )
@@ -346,5 +352,5 @@ def _steps(plan: _Plan) -> list[str]:
     where = ""
     if plan.keys is None and not plan.given.development and plan.password_file is None:
         where = " (the password of the keys comes from GTX_PASSWORD or --keys-password-file)"
-    steps.append(f"start it{where}:\ngtx {kind.command} --config {home / CONFIG}")
+    steps.append(f"start it{where}:\ngtx {kind.command} --config {_quoted(home / CONFIG)}")
     return [*steps, *kind.afterwards]

@@ -49,18 +49,16 @@ class Time(Section, frozen=True):
             moment = datetime.fromisoformat(self.start)
         except ValueError:
             raise LocalFault(
-                f"manifest: time.start is {self.start!r}; write a date and time with offset, "
+                f"time.start is {self.start!r}; write a date and time with offset, "
                 f"like {BANGKOK_START}"
             ) from None
         if not 1971 <= moment.year < 2200:
-            raise LocalFault(
-                f"manifest: time.start {self.start!r} lies outside the years 1971 to 2199"
-            )
+            raise LocalFault(f"time.start {self.start!r} lies outside the years 1971 to 2199")
         if moment.tzinfo is None:
-            raise LocalFault(f"manifest: time.start {self.start!r} needs an offset, like +07:00")
+            raise LocalFault(f"time.start {self.start!r} needs an offset, like +07:00")
         start_ms = int(moment.astimezone(UTC).timestamp()) * 1000
         if start_ms % 1_800_000:
-            raise LocalFault(f"manifest: time.start {self.start!r} is not on a whole half hour")
+            raise LocalFault(f"time.start {self.start!r} is not on a whole half hour")
         return start_ms
 
 
@@ -180,7 +178,9 @@ def load_manifest(path: Path) -> Manifest:
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise LocalFault(f"manifest {path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise LocalFault(f"manifest {path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise LocalFault(f"manifest {path}: not TOML: {error}") from None
@@ -232,7 +232,10 @@ def check_manifest(manifest: Manifest, source: str) -> None:
     Raises:
         LocalFault: the first such combination, and what to change.
     """
-    _ = manifest.time.start_ms
+    try:
+        _ = manifest.time.start_ms
+    except LocalFault as fault:
+        raise LocalFault(f"manifest {source}: {fault}") from None
     for problem in (*_problems(manifest), *_port_problems(manifest)):
         raise LocalFault(f"manifest {source}: {problem}")
 

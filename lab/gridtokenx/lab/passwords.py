@@ -17,8 +17,8 @@ from gridtokenx.host.keyfile import (
     PASSWORD_VARIABLE,
     KeyRing,
     create_development_password,
-    find_password,
     read_password,
+    unlock,
 )
 
 MINIMUM_LENGTH: Final = 8
@@ -76,7 +76,7 @@ def open_ring(directory: Path, password_file: Path | None) -> KeyRing:
         raise LocalFault(f"{directory}: holds no keys; make one with: gtx keys new NAME --keys DIR")
     given = password_file is not None or os.environ.get(PASSWORD_VARIABLE)
     if given or (directory / DEVELOPMENT_PASSWORD_FILE).is_file():
-        return KeyRing.open(directory, find_password(directory, password_file, os.environ))
+        return unlock(directory, password_file, os.environ)
     return KeyRing.open(directory, keys_password(password_file).get())
 
 

@@ -1,7 +1,6 @@
 """A person's keys in a testnet's home, and access to its chains with them."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,11 +12,12 @@ from gridtokenx.core.keys import Signer
 from gridtokenx.core.units import GRID, INT64_MAX, WATT
 from gridtokenx.host.chains import ChainAccess, ClientParts, read_chain
 from gridtokenx.host.clock import NetworkClock
-from gridtokenx.host.keyfile import KeyRing, find_password, public_key_of
+from gridtokenx.host.keyfile import public_key_of
 from gridtokenx.host.logs import NullLogger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.settings import LinkSettings
 from gridtokenx.lab.network import NETWORK_FILE, read_network
+from gridtokenx.lab.passwords import open_ring
 from gridtokenx.lab.testnet.heartbeat import Heartbeat
 
 VALID_FOR_MS: Final = 60_000
@@ -31,16 +31,20 @@ class Wallet:
     Args:
         home: of the testnet.
         keys: another directory of keys to sign with.
+        password_file: of the keys that sign.
 
     Raises:
         LocalFault: no testnet there.
     """
 
-    def __init__(self, home: Path, keys: Path | None = None) -> None:
+    def __init__(
+        self, home: Path, keys: Path | None = None, password_file: Path | None = None
+    ) -> None:
         self._home: Final = home
         self._directory: Final = home / "wallet"
         self._own_keys: Final = self._directory / "keys"
         self._keys: Final = keys or self._own_keys
+        self._password_file: Final = password_file
         places = (home / NETWORK_FILE, home / "genesis" / NETWORK_FILE)  # containers' is the latter
         facts = next((path for path in places if path.is_file()), None)
         if facts is None:
@@ -76,8 +80,7 @@ class Wallet:
         Raises:
             LocalFault: no such key, or no password that opens it.
         """
-        password = find_password(self._keys, None, os.environ)
-        return KeyRing.open(self._keys, password).signer(name)
+        return open_ring(self._keys, self._password_file).signer(name)
 
     def access(self, chain: str) -> ChainAccess:
         """Access to a chain; its follower is not running yet."""
@@ -89,9 +92,9 @@ class Wallet:
             certificate=self._directory / f"{chain}-certificate.pem" if permissioned else None,
             authority=self._home / "genesis" / f"{chain}-authority.pem" if permissioned else None,
         )
-        password = find_password(self._own_keys, None, os.environ)
+        password_file = self._password_file if self._keys == self._own_keys else None
         parts = ClientParts(
-            seed=KeyRing.open(self._own_keys, password).seed("identity"),
+            seed=open_ring(self._own_keys, password_file).seed("identity"),
             clock=NetworkClock(self._offset_ms()),
             metrics=Metrics(),
             log=NullLogger(),

@@ -200,8 +200,8 @@ def load_certificate(path: Path) -> x509.Certificate:
         )
     try:
         return x509.load_pem_x509_certificate(read_file(path))
-    except ValueError as error:
-        raise LocalFault(f"{path}: is no PEM certificate: {error}") from None
+    except ValueError:
+        raise LocalFault(f"{path}: is no PEM certificate") from None
 
 
 def public_key_in(certificate: x509.Certificate) -> bytes:

@@ -274,6 +274,24 @@ def find_password(
     )
 
 
+def unlock(directory: Path, password_file: Path | None, environment: Mapping[str, str]) -> KeyRing:
+    """Open a key directory with the password that `find_password` finds.
+
+    A variable that is meant for other keys gives way to a development file beside these.
+
+    Raises:
+        LocalFault: no password, or the wrong one.
+    """
+    password = find_password(directory, password_file, environment)
+    try:
+        return KeyRing.open(directory, password)
+    except LocalFault:
+        development = directory / DEVELOPMENT_PASSWORD_FILE
+        if password_file is not None or not development.is_file():
+            raise
+        return KeyRing.open(directory, read_password(development))
+
+
 def read_password(path: Path) -> str:
     """The one line of a password file.
 
@@ -283,7 +301,8 @@ def read_password(path: Path) -> str:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise LocalFault(f"{path}: the password cannot be read: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise LocalFault(f"{path}: the password cannot be read: {why}") from None
     words = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if len(words) != 1:
         raise LocalFault(f"{path}: must hold the password in one line ('#' begins a comment)")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gridtokenx.host.addresses import HostPort
 from gridtokenx.host.clock import NetworkClock, read_clock_file
 from gridtokenx.host.http import HttpServer, add_health, new_application
-from gridtokenx.host.keyfile import KeyRing, find_password
+from gridtokenx.host.keyfile import unlock
 from gridtokenx.host.logs import Logger, make_logger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.readiness import Readiness
@@ -69,5 +69,4 @@ def open_key_seed(settings: KeyedSettings) -> bytes:
     Raises:
         LocalFault: no such key, or no password that opens it.
     """
-    password = find_password(settings.keys, settings.keys_password_file, os.environ)
-    return KeyRing.open(settings.keys, password).seed(settings.key)
+    return unlock(settings.keys, settings.keys_password_file, os.environ).seed(settings.key)

@@ -526,7 +526,8 @@ def snapshot(directory: Path, target: Path) -> None:
     of one read transaction. Free pages are left out.
 
     Raises:
-        LocalFault: there is no store, it is damaged, or the copy cannot be written.
+        LocalFault: there is no store, it cannot be read, or it is damaged.
+        OSError: the copy cannot be written.
     """
     if not (directory / "data.mdb").is_file():
         raise LocalFault(f"{directory}: holds no store; is this the right home?")
@@ -534,12 +535,10 @@ def snapshot(directory: Path, target: Path) -> None:
     for _ in range(_SNAPSHOT_ATTEMPTS):
         try:
             with _open_for_copy(directory) as environment:
-                environment.copy(str(target), compact=True)
+                _copy(environment, directory, target)
             break
         except lmdb.MapResizedError:
             continue  # it grew between opening and reading
-        except (lmdb.Error, OSError) as error:
-            raise _damaged(directory, f"it cannot be copied: {error}") from None
     else:
         raise LocalFault(f"{directory}: grows too fast to be copied; stop the process first")
     descriptor = os.open(target / "data.mdb", os.O_RDONLY)
@@ -551,14 +550,35 @@ def snapshot(directory: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _open_for_copy(directory: Path) -> Iterator[lmdb.Environment]:
-    size = (directory / "data.mdb").stat().st_size
-    environment = lmdb.open(
-        str(directory), map_size=size, max_dbs=0, max_readers=16, readonly=True, readahead=False
-    )
+    try:
+        size = (directory / "data.mdb").stat().st_size
+        environment = lmdb.open(
+            str(directory), map_size=size, max_dbs=0, max_readers=16, readonly=True, readahead=False
+        )
+    except lmdb.MapResizedError:
+        raise
+    except _UNUSABLE as error:
+        raise LocalFault(f"{directory}: the store cannot be opened: {error}") from None
+    except lmdb.Error as error:
+        raise _damaged(directory, f"the store cannot be opened: {error}") from None
     try:
         yield environment
     finally:
         environment.close()
+
+
+def _copy(environment: lmdb.Environment, directory: Path, target: Path) -> None:
+    try:
+        environment.copy(str(target), compact=True)
+    except lmdb.MapResizedError:
+        raise
+    except lmdb.Error as error:
+        # The source is mapped, so a system call that failed was about the copy; LMDB's own codes,
+        # which tell of damage, are negative.
+        number = getattr(error, "code", 0)
+        if number > 0:
+            raise OSError(number, os.strerror(number), str(target)) from None
+        raise _damaged(directory, f"it cannot be copied: {error}") from None
 
 
 def _full_key(table: str, key: bytes) -> bytes:

@@ -198,7 +198,7 @@ class Council(Module):
         if not self.is_member(state, sender):
             raise InvalidTransaction("not-a-member", f"account {sender.hex()[:16]} has no voice")
         if said:
-            raise InvalidTransaction("redundant", f"{type(call).__name__}: already said")
+            raise InvalidTransaction("redundant", "you stand for that already")
 
     # -- parts -------------------------------------------------------------------------------------
 

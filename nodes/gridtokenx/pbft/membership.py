@@ -496,7 +496,9 @@ class Membership(Module):
             if not found:
                 raise InvalidTransaction("unknown-proposal", f"{call.proposal} is not open")
             if _stands_for(found[0], sender):
-                raise InvalidTransaction("redundant", "ApproveChange: already said")
+                raise InvalidTransaction(
+                    "redundant", f"you stand for proposal {call.proposal} already"
+                )
 
     # -- laws --------------------------------------------------------------------------------------
 

@@ -1,6 +1,8 @@
 """`gtx members`: who runs the consortium and the oracle chain, and how that is changed."""
 
 import asyncio
+import shlex
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -17,9 +19,8 @@ from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.host.chains import ChainAccess, read_chain
 from gridtokenx.host.files import read_file, write_file
 from gridtokenx.lab.commands.keys import password_option
-from gridtokenx.lab.commands.relayers import keys_option
-from gridtokenx.lab.commands.testnet import home_option
-from gridtokenx.lab.commands.tx import FAILED_EXIT, from_option
+from gridtokenx.lab.commands.tx import FAILED_EXIT
+from gridtokenx.lab.commands.wallets import from_option, wallet_options
 from gridtokenx.lab.passwords import open_ring
 from gridtokenx.lab.wallet import VALID_FOR_MS, Wallet
 from gridtokenx.ledger.runtime import CallFailed
@@ -71,6 +72,18 @@ class SeatFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return ReplaceMember(key=bytes.fromhex(self.replaces), by=key, label=self.label)
 
 
+def _password_file_of(node: Path) -> Path | None:
+    """What the node's own configuration names, so that its operator need not say it twice."""
+    config = node / "config.toml"
+    if not config.is_file():
+        return None
+    try:
+        named = tomllib.loads(config.read_text(encoding="utf-8")).get("keys_password_file")
+    except ValueError as error:
+        raise LocalFault(f"{config}: cannot be read: {error}") from None
+    return node / named if isinstance(named, str) else None
+
+
 @click.group()
 def command() -> None:
     """Show and change who runs the consortium chain or the oracle chain.
@@ -91,10 +104,10 @@ def command() -> None:
 
 @command.command()
 @chain_option
-@home_option
-def show(chain: str, home: Path) -> int:
+@wallet_options
+def show(chain: str, wallet: Wallet) -> int:
     """Show, verified, the present set, and what is proposed to change it."""
-    return asyncio.run(_show(Wallet(home), chain))
+    return asyncio.run(_show(wallet, chain))
 
 
 @command.command()
@@ -147,7 +160,7 @@ def prove(
     --replaces OLD-KEY.
     """
     facts = read_chain(chain, _genesis_of(node, chain) if genesis is None else genesis)
-    signer = open_ring(node / "keys", password_file).signer(name)
+    signer = open_ring(node / "keys", password_file or _password_file_of(node)).signer(name)
     old = None if replaces is None else _parse_key(replaces, None)
     change: AddMember | ReplaceMember = (
         AddMember(key=signer.public_key, label=_label(label))
@@ -167,7 +180,7 @@ def prove(
     write_file(path, msgspec.json.format(msgspec.json.encode(seat), indent=2) + b"\n", mode=0o644)
     kind = "add" if old is None else "replace"
     click.echo(f"wrote {path}; a member of set {set_id} proposes it with:")
-    click.echo(f"  gtx members propose {kind} {path.name} --chain {chain} --from KEY")
+    click.echo(f"  gtx members propose {kind} {shlex.quote(str(path))} --chain {chain} --from KEY")
 
 
 @command.group()
@@ -179,36 +192,32 @@ def propose() -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @chain_option
 @from_option
-@keys_option
-@home_option
-def propose_add(file: Path, chain: str, sender: str, keys: Path | None, home: Path) -> int:
+@wallet_options
+def propose_add(file: Path, chain: str, sender: str, wallet: Wallet) -> int:
     """Give the key in FILE (of `gtx members prove`) a seat of its own."""
-    return _propose_seat(Wallet(home, keys), chain, sender, file, AddMember)
+    return _propose_seat(wallet, chain, sender, file, AddMember)
 
 
 @propose.command("replace")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @chain_option
 @from_option
-@keys_option
-@home_option
-def propose_replace(file: Path, chain: str, sender: str, keys: Path | None, home: Path) -> int:
+@wallet_options
+def propose_replace(file: Path, chain: str, sender: str, wallet: Wallet) -> int:
     """Give the key in FILE (of `gtx members prove --replaces`) the seat of the key that it replaces."""
-    return _propose_seat(Wallet(home, keys), chain, sender, file, ReplaceMember)
+    return _propose_seat(wallet, chain, sender, file, ReplaceMember)
 
 
 @propose.command("remove")
 @click.argument("key")
 @chain_option
 @from_option
-@keys_option
-@home_option
-def propose_remove(key: str, chain: str, sender: str, keys: Path | None, home: Path) -> int:
+@wallet_options
+def propose_remove(key: str, chain: str, sender: str, wallet: Wallet) -> int:
     """Take the seat of KEY: 64 hex digits, an address (grid1...), or the number of the seat.
 
     Its node goes on as an observer. At least four members must remain.
     """
-    wallet = Wallet(home, keys)
     return asyncio.run(_propose_removal(wallet, chain, sender, key))
 
 
@@ -216,28 +225,26 @@ def propose_remove(key: str, chain: str, sender: str, keys: Path | None, home: P
 @click.argument("proposal", type=click.IntRange(1))
 @chain_option
 @from_option
-@keys_option
-@home_option
-def approve(proposal: int, chain: str, sender: str, keys: Path | None, home: Path) -> int:
+@wallet_options
+def approve(proposal: int, chain: str, sender: str, wallet: Wallet) -> int:
     """Stand for PROPOSAL (its number, see `gtx members show`), as a member.
 
     When a quorum does, that block is the present set's last, and the next one is the new set's. All
     other proposals are void then: they were about the set that has ended.
     """
     call = ApproveChange(proposal=proposal)
-    return asyncio.run(_decide(Wallet(home, keys), chain, sender, call, proposal))
+    return asyncio.run(_decide(wallet, chain, sender, call, proposal))
 
 
 @command.command()
 @click.argument("proposal", type=click.IntRange(1))
 @chain_option
 @from_option
-@keys_option
-@home_option
-def withdraw(proposal: int, chain: str, sender: str, keys: Path | None, home: Path) -> int:
+@wallet_options
+def withdraw(proposal: int, chain: str, sender: str, wallet: Wallet) -> int:
     """Take your approval of PROPOSAL back; as its proposer, the whole proposal."""
     call = WithdrawChange(proposal=proposal)
-    return asyncio.run(_decide(Wallet(home, keys), chain, sender, call, proposal))
+    return asyncio.run(_decide(wallet, chain, sender, call, proposal))
 
 
 # -- doing it --------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """`gtx relayers`: who may carry packets to the permissioned chains without a fee."""
 
 import asyncio
-from pathlib import Path
 from typing import Final
 
 import click
@@ -10,8 +9,8 @@ from gridtokenx.consortium.relayers import SetRelayer
 from gridtokenx.core.addresses import address
 from gridtokenx.core.codec import decode_own
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.lab.commands.testnet import home_option
-from gridtokenx.lab.commands.tx import from_option, send_one
+from gridtokenx.lab.commands.tx import send_one
+from gridtokenx.lab.commands.wallets import from_option, wallet_options
 from gridtokenx.lab.wallet import Wallet
 from gridtokenx.ledger.state import Map
 from gridtokenx.oracle.chain.relayers import STANDING, ApproveRelayer, Standing
@@ -19,12 +18,6 @@ from gridtokenx.oracle.chain.relayers import STANDING, ApproveRelayer, Standing
 FREE_PER_WINDOW: Final = 1_200
 """As those of the local testnet's genesis have."""
 _QUOTAS: Final = Map("relayers.quota", int)
-
-keys_option = click.option(
-    "--keys",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Directory of the signing key, if it is not the wallet's.",
-)
 
 
 @click.group()
@@ -40,12 +33,11 @@ def command() -> None:
 @command.command()
 @click.option("--chain", type=click.Choice(("consortium", "oracle")), required=True)
 @click.argument("account", required=False)
-@home_option
-def show(chain: str, account: str | None, home: Path) -> int:
+@wallet_options
+def show(chain: str, account: str | None, wallet: Wallet) -> int:
     """Show, verified, who relays on the oracle chain, or what ACCOUNT may on the consortium chain."""
     if chain == "consortium" and account is None:
         raise LocalFault("the consortium chain is asked account by account: name one")
-    wallet = Wallet(home)
     return asyncio.run(_show(wallet, chain, None if account is None else wallet.key_of(account)))
 
 
@@ -53,7 +45,6 @@ def show(chain: str, account: str | None, home: Path) -> int:
 @click.argument("account")
 @click.option("--chain", type=click.Choice(("consortium", "oracle")), required=True)
 @from_option
-@keys_option
 @click.option(
     "--per-minute",
     type=click.IntRange(1, 10**6),
@@ -61,27 +52,24 @@ def show(chain: str, account: str | None, home: Path) -> int:
     show_default=True,
     help="Transactions without fee in a minute of network time; the consortium chain's quota.",
 )
-@home_option
-def enrol(
-    account: str, chain: str, sender: str, keys: Path | None, per_minute: int, home: Path
-) -> int:
+@wallet_options
+def enrol(account: str, chain: str, sender: str, per_minute: int, wallet: Wallet) -> int:
     """Let ACCOUNT relay: as the consortium's operator, or with one oracle's voice.
 
     On the oracle chain each oracle says it with its own key (--keys .testnet/oracle-0/keys --from
     identity); it holds when a quorum has.
     """
-    return asyncio.run(_set(home, keys, sender, chain, account, per_minute))
+    return asyncio.run(_set(wallet, sender, chain, account, per_minute))
 
 
 @command.command()
 @click.argument("account")
 @click.option("--chain", type=click.Choice(("consortium", "oracle")), required=True)
 @from_option
-@keys_option
-@home_option
-def end(account: str, chain: str, sender: str, keys: Path | None, home: Path) -> int:
+@wallet_options
+def end(account: str, chain: str, sender: str, wallet: Wallet) -> int:
     """Let ACCOUNT relay no longer; who decides is as for `enrol`."""
-    return asyncio.run(_set(home, keys, sender, chain, account, 0))
+    return asyncio.run(_set(wallet, sender, chain, account, 0))
 
 
 async def _show(wallet: Wallet, chain: str, account: bytes | None) -> int:
@@ -102,12 +90,10 @@ async def _show(wallet: Wallet, chain: str, account: bytes | None) -> int:
         return 0 if account is None or account in accounts else 1
 
 
-async def _set(
-    home: Path, keys: Path | None, sender: str, chain: str, account: str, per_minute: int
-) -> int:
-    named = Wallet(home).key_of(account)
+async def _set(wallet: Wallet, sender: str, chain: str, account: str, per_minute: int) -> int:
+    named = wallet.key_of(account)
     if chain == "consortium":
         call: SetRelayer | ApproveRelayer = SetRelayer(account=named, free_per_window=per_minute)
     else:
         call = ApproveRelayer(account=named, enrolled=per_minute > 0)
-    return await send_one(Wallet(home, keys), chain, sender, call)
+    return await send_one(wallet, chain, sender, call)

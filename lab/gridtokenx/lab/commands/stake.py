@@ -15,8 +15,8 @@ from gridtokenx.core.units import GRID
 from gridtokenx.host.chains import ChainAccess
 from gridtokenx.host.files import read_file
 from gridtokenx.host.keyfile import PASSWORD_VARIABLE
-from gridtokenx.lab.commands.testnet import home_option
-from gridtokenx.lab.commands.tx import amount_option, from_option, send_one
+from gridtokenx.lab.commands.tx import amount_option, send_one
+from gridtokenx.lab.commands.wallets import from_option, wallet_options
 from gridtokenx.lab.passwords import open_ring
 from gridtokenx.lab.wallet import Wallet, parse_amount, render_amount
 from gridtokenx.ledger.identity import parse_genesis
@@ -81,14 +81,13 @@ def command() -> None:
 
 @command.command()
 @click.argument("who", required=False)
-@home_option
-def show(who: str | None, home: Path) -> int:
+@wallet_options
+def show(who: str | None, wallet: Wallet) -> int:
     """Show era, set and candidates; or all about WHO: a key of the wallet, or an address.
 
     Everything is proved by the nodes under a final block. A seat is as elected: what its backers did
     since then counts from the next era on.
     """
-    wallet = Wallet(home)
     account = None if who is None else wallet.key_of(who)
     return asyncio.run(_show(wallet, account))
 
@@ -96,34 +95,34 @@ def show(who: str | None, home: Path) -> int:
 @command.command()
 @from_option
 @amount_option
-@home_option
-def bond(sender: str, amount: str, home: Path) -> int:
+@wallet_options
+def bond(sender: str, amount: str, wallet: Wallet) -> int:
     """Lock GRID as stake; with stake already, add to it."""
-    return _send(home, sender, Bond(amount_ngrid=_positive(amount)))
+    return _send(wallet, sender, Bond(amount_ngrid=_positive(amount)))
 
 
 @command.command()
 @from_option
 @amount_option
-@home_option
-def unbond(sender: str, amount: str, home: Path) -> int:
+@wallet_options
+def unbond(sender: str, amount: str, wallet: Wallet) -> int:
     """Take stake out of play: it counts no more, and can be withdrawn after the unbonding period."""
-    return _send(home, sender, Unbond(amount_ngrid=_positive(amount)))
+    return _send(wallet, sender, Unbond(amount_ngrid=_positive(amount)))
 
 
 @command.command()
 @from_option
-@home_option
-def withdraw(sender: str, home: Path) -> int:
+@wallet_options
+def withdraw(sender: str, wallet: Wallet) -> int:
     """Get back all that was unbonded and whose period is over."""
-    return _send(home, sender, Withdraw())
+    return _send(wallet, sender, Withdraw())
 
 
 @command.command()
 @click.argument("candidates", nargs=-1, required=True)
 @from_option
-@home_option
-def nominate(candidates: tuple[str, ...], sender: str, home: Path) -> int:
+@wallet_options
+def nominate(candidates: tuple[str, ...], sender: str, wallet: Wallet) -> int:
     """Put your whole stake behind CANDIDATES: keys of the wallet, or addresses; at most 16.
 
     The election divides it among those who win, so that seats are backed evenly. It replaces what you
@@ -131,8 +130,7 @@ def nominate(candidates: tuple[str, ...], sender: str, home: Path) -> int:
     """
     if len(candidates) > MAX_TARGETS:
         raise LocalFault(f"{len(candidates)} candidates named; at most {MAX_TARGETS} are allowed")
-    wallet = Wallet(home)
-    return _send(home, sender, Nominate(targets=tuple(map(wallet.key_of, candidates))))
+    return _send(wallet, sender, Nominate(targets=tuple(map(wallet.key_of, candidates))))
 
 
 @command.command()
@@ -141,14 +139,14 @@ def nominate(candidates: tuple[str, ...], sender: str, home: Path) -> int:
 @session_key_option
 @proof_option
 @password_option
-@home_option
+@wallet_options
 def stand(
     sender: str,
     session_keys: Path | None,
     session_key: str,
     proof: str | None,
     session_password_file: Path | None,
-    home: Path,
+    wallet: Wallet,
 ) -> int:
     """Stand for election with a session key; your stake backs yourself.
 
@@ -158,7 +156,6 @@ def stand(
     Let the node catch up first: a seat without a running node is a faulty validator, and too many of
     them stop finality.
     """
-    wallet = Wallet(home)
     holder = _signer(session_keys, session_key, session_password_file)
     return _send_with_key(wallet, sender, Stand, holder, proof)
 
@@ -169,35 +166,34 @@ def stand(
 @session_key_option
 @proof_option
 @password_option
-@home_option
+@wallet_options
 def set_session_key(
     sender: str,
     session_keys: Path | None,
     session_key: str,
     proof: str | None,
     session_password_file: Path | None,
-    home: Path,
+    wallet: Wallet,
 ) -> int:
     """Change the session key, from the next era on.
 
     Start a second node with the new key, let it catch up, and run this. When the era changes the seat
     moves from the old node to the new one; then stop the old one. Never run two nodes with one key.
     """
-    wallet = Wallet(home)
     holder = _signer(session_keys, session_key, session_password_file)
     return _send_with_key(wallet, sender, SetSessionKey, holder, proof)
 
 
 @command.command()
 @from_option
-@home_option
-def chill(sender: str, home: Path) -> int:
+@wallet_options
+def chill(sender: str, wallet: Wallet) -> int:
     """Stand down, and nominate nobody; the stake stays bonded.
 
     A validator keeps its seat until the next election: let its node run until `gtx stake show` no
     longer lists it, since the old set finalises the block that hands over to the next one.
     """
-    return _send(home, sender, Chill())
+    return _send(wallet, sender, Chill())
 
 
 @command.command()
@@ -237,14 +233,14 @@ def prove(
 
 
 @command.command()
-@home_option
-def checkpoint(home: Path) -> int:
+@wallet_options
+def checkpoint(wallet: Wallet) -> int:
     """Print the newest final block as HEIGHT:HASH, for the `checkpoint` setting of a new node.
 
     It was verified from genesis, or from what this home trusts. Whoever joins should have it from
     somebody that they trust, by another way than from the nodes that they will sync from.
     """
-    return asyncio.run(_checkpoint(Wallet(home)))
+    return asyncio.run(_checkpoint(wallet))
 
 
 # -- doing it --------------------------------------------------------------------------------------
@@ -263,8 +259,8 @@ def _signer(directory: Path | None, name: str, password_file: Path | None) -> Si
     return open_ring(directory, password_file).signer(name)
 
 
-def _send(home: Path, sender: str, call: Wire) -> int:
-    return asyncio.run(send_one(Wallet(home), PUBLIC, sender, call))
+def _send(wallet: Wallet, sender: str, call: Wire) -> int:
+    return asyncio.run(send_one(wallet, PUBLIC, sender, call))
 
 
 def _send_with_key(

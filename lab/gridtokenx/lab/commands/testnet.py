@@ -125,7 +125,7 @@ def up(
     fresh: bool,
     open_page: bool,
 ) -> int:
-    r"""Start every process of the testnet and watch it; Ctrl-C stops everything.
+    """Start every process of the testnet and watch it; Ctrl-C stops everything.
 
     The first start makes the testnet: keys, genesis files, household profiles. Later ones go on from
     disk at the height it had. In another terminal, `gtx testnet status` shows the same network,
@@ -141,7 +141,7 @@ def up(
 
     The exit code is 0 when all processes could be kept alive and, with --summary, every invariant
     held; 1 if not; 2 if something that was given, or is around, cannot be used.
-    """
+    """  # noqa: D301 - click's mark for a paragraph that keeps its lines
     from gridtokenx.lab.testnet import up as running  # noqa: PLC0415 - only here
 
     if summary is not None and not summary.absolute().parent.is_dir():

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 import click
@@ -25,7 +24,8 @@ from gridtokenx.interchain.apps.transfer import (
     TransferSent,
     voucher,
 )
-from gridtokenx.lab.commands.testnet import Duration, home_option
+from gridtokenx.lab.commands.testnet import Duration
+from gridtokenx.lab.commands.wallets import from_option, wallet_options
 from gridtokenx.lab.wallet import VALID_FOR_MS, Wallet, parse_amount, render_amount
 from gridtokenx.ledger.blocks import EventRecord
 from gridtokenx.ledger.tokens import Tokens, Transfer
@@ -42,9 +42,6 @@ BALANCES: Final = {
     "consortium": ("WATT", voucher("public", GRID_DENOM)),
 }
 
-from_option = click.option(
-    "--from", "sender", required=True, help="Name of a key in the wallet, such as alice."
-)
 to_option = click.option(
     "--to", "receiver", required=True, help="Name of a key in the wallet, or an address (grid1...)."
 )
@@ -62,10 +59,9 @@ def command() -> None:
 
 @command.command()
 @click.argument("who")
-@home_option
-def balance(who: str, home: Path) -> int:
+@wallet_options
+def balance(who: str, wallet: Wallet) -> int:
     """Show the verified balances of WHO: a key of the wallet, or an address."""
-    wallet = Wallet(home)
     return asyncio.run(_show_balances(wallet, wallet.key_of(who)))
 
 
@@ -75,12 +71,11 @@ def balance(who: str, home: Path) -> int:
 @to_option
 @amount_option
 @click.option("--denom", help="Token; the default is GRID on the public chain, WATT on the other.")
-@home_option
+@wallet_options
 def transfer(
-    chain: str, sender: str, receiver: str, amount: str, denom: str | None, home: Path
+    chain: str, sender: str, receiver: str, amount: str, denom: str | None, wallet: Wallet
 ) -> int:
     """Give tokens to another account of the same chain."""
-    wallet = Wallet(home)
     token = denom or BALANCES[chain][0]
     call = Transfer(denom=token, to=wallet.key_of(receiver), amount=parse_amount(amount, token))
     return asyncio.run(send_one(wallet, chain, sender, call))
@@ -101,16 +96,15 @@ def transfer(
     show_default=True,
     help="After this the GRID come back instead. A timeout shorter than finality always expires.",
 )
-@home_option
+@wallet_options
 def bridge(
-    route: str, sender: str, receiver: str, amount: str, timeout_s: float, home: Path
+    route: str, sender: str, receiver: str, amount: str, timeout_s: float, wallet: Wallet
 ) -> int:
     """Send GRID over the bridge, and wait until they arrive or come back.
 
     From the public chain they are escrowed and a voucher appears on the consortium chain; sent back,
     the voucher is burned and the GRID are released.
     """
-    wallet = Wallet(home)
     source, _, destination = route.partition("-")
     denom = ROUTES[route]
     call = SendTransfer(
@@ -133,9 +127,9 @@ def bridge(
     "--for", "beneficiary", required=True, help="For whom it is claimed; public for ever."
 )
 @click.option("--reason", default="own consumption", show_default=True)
-@home_option
+@wallet_options
 def retire(
-    sender: str, certificate: str, energy_wh: int, beneficiary: str, reason: str, home: Path
+    sender: str, certificate: str, energy_wh: int, beneficiary: str, reason: str, wallet: Wallet
 ) -> int:
     """Claim the energy of a certificate that you hold; nobody can claim it again."""
     try:
@@ -147,7 +141,7 @@ def retire(
     call = Retire(
         certificate=certificate_id, energy_wh=energy_wh, beneficiary=beneficiary, reason=reason
     )
-    return asyncio.run(send_one(Wallet(home), "public", sender, call))
+    return asyncio.run(send_one(wallet, "public", sender, call))
 
 
 @command.command()
@@ -162,22 +156,15 @@ def retire(
     show_default=True,
     help="Delivery interval: so many half hours ahead of now.",
 )
-@click.option(
-    "--keys",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Directory of the key, if not the wallet's; households' keys are in HOME/agents/keys.",
-)
-@home_option
-def order(
-    sender: str, side: str, energy_wh: int, limit: str, ahead: int, keys: Path | None, home: Path
-) -> int:
+@wallet_options
+def order(sender: str, side: str, energy_wh: int, limit: str, ahead: int, wallet: Wallet) -> int:
     """Bid for or offer energy in the next auctions.
 
     Only an account with an approved connection may trade: a household of the testnet, such as h03.
     """
     return asyncio.run(
         _order(
-            Wallet(home, keys),
+            wallet,
             sender,
             Side[side.upper()],
             energy_wh,

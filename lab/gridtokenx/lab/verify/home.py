@@ -66,7 +66,9 @@ def open_home(path: Path) -> Home:
     config = path / CONFIG
     try:
         return Home(path, tomllib.loads(config.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise LocalFault(f"{config}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # no text, or no TOML
         raise LocalFault(f"{config}: cannot be read: {error}") from None
 
 
