@@ -571,6 +571,7 @@ def _copy(environment: lmdb.Environment, directory: Path, target: Path) -> None:
     try:
         environment.copy(str(target), compact=True)
     except lmdb.MapResizedError:
+        (target / "data.mdb").unlink(missing_ok=True)  # the next attempt writes it afresh
         raise
     except lmdb.Error as error:
         # The source is mapped, so a system call that failed was about the copy; LMDB's own codes,
