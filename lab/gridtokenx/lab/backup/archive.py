@@ -16,11 +16,14 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Annotated, Final, Protocol
+from typing import IO, TYPE_CHECKING, Annotated, Final, Protocol
 
 import msgspec
 
 from gridtokenx.core.errors import LocalFault
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -138,18 +141,46 @@ def read_archive(path: Path, sink: OpenSink) -> Manifest:
     Raises:
         DamagedArchive: it is not what was written.
         LocalFault: it cannot be read.
+        OSError: of the sink.
     """
+    with _open(path) as file, _damage(path), tarfile.open(fileobj=file, mode="r:") as tar:
+        encoded = _read_small(tar, path, MANIFEST)
+        manifest = _parse(encoded, path)
+        for entry in manifest.files:
+            _copy(tar, path, entry, sink)
+        if _read_small(tar, path, SEAL) != hashlib.sha256(encoded).hexdigest().encode():
+            raise DamagedArchive(f"{path}: damaged: the seal is not that of its manifest")
+        return manifest
+
+
+class _File(io.FileIO):
+    """An archive being read, whose faults are told from those of where its content goes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._path = path
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int | None:
+        """As every file does.
+
+        Raises:
+            LocalFault: it cannot.
+        """
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            raise _unreadable(self._path, error) from None
+
+
+def _open(path: Path) -> IO[bytes]:
     try:
-        with path.open("rb") as file, _damage(path), tarfile.open(fileobj=file, mode="r:") as tar:
-            encoded = _read_small(tar, path, MANIFEST)
-            manifest = _parse(encoded, path)
-            for entry in manifest.files:
-                _copy(tar, path, entry, sink)
-            if _read_small(tar, path, SEAL) != hashlib.sha256(encoded).hexdigest().encode():
-                raise DamagedArchive(f"{path}: damaged: the seal is not that of its manifest")
-            return manifest
+        return io.BufferedReader(_File(path))
     except OSError as error:
-        raise LocalFault(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> LocalFault:
+    return LocalFault(f"{path}: cannot be read: {error.strerror or error}")
 
 
 @contextmanager
