@@ -1,10 +1,14 @@
 """`gtx backup`: a copy is whole or refused, says what it is, and comes back as it was."""
 
 import asyncio
+import contextlib
 import os
+import resource
+import signal
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,7 @@ from gridtokenx.core.machine import Write
 from gridtokenx.core.types import UINT63_MAX
 from gridtokenx.host.restored import marked, refuse_retired
 from gridtokenx.host.storage import Store
+from gridtokenx.lab.backup.scratch import PREFIX, clear_left_over, scratch_in
 from gridtokenx.lab.cli import main
 from gridtokenx.ledger.records import HEAD, META
 from gridtokenx.pbft.marks import Mark
@@ -329,3 +334,216 @@ def test_what_is_no_home_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     ):
         assert gtx("backup", *arguments) == 2
     assert capsys.readouterr().err.count("\n") == 3
+
+
+@pytest.mark.parametrize("place", ["", "data", "keys", "archives", "../keys-elsewhere"])
+def test_a_home_does_not_swallow_its_own_backups(
+    place: str, node: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = node / place
+    directory.mkdir(exist_ok=True)
+    if place.startswith(".."):
+        config = node / "config.toml"
+        config.write_text(config.read_text().replace('keys = "keys"', f'keys = "{place}"'))
+    before = sorted(node.rglob("*"))
+    target = directory / "x.backup"
+    assert gtx("backup", "create", "--home", node, "--to", target, "--final") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {target}: is inside {node}")
+    assert error.endswith("which is backed up; choose a place outside\n")
+    assert sorted(node.rglob("*")) == before
+    store = Store.open(node / "data")
+    refuse_retired(store)  # nor was it retired
+    store.close()
+
+
+# -- disks that do not take it ---------------------------------------------------------------------
+
+
+def mount(*arguments: str | Path) -> None:
+    done = subprocess.run(["mount", *map(str, arguments)], check=False, capture_output=True)
+    if done.returncode != 0:
+        pytest.skip(f"mount is not allowed here: {done.stderr.decode().strip()}")
+
+
+@contextlib.contextmanager
+def small_disk(at: Path, kibibytes: int) -> Iterator[Path]:
+    at.mkdir()
+    mount("-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", at)
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", at], check=True)
+
+
+@contextlib.contextmanager
+def small_files(most_bytes: int) -> Iterator[None]:
+    """The kernel refuses longer files, as a full disk does; no rights are needed for that."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("kibibytes", [4, 16, 48, 900, 1_080, 1_900])
+def test_a_full_disk_is_not_blamed_on_the_store(
+    kibibytes: int, node: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It gets full in the store's copy, before its check, in a file's copy, and in the archive."""
+    (node / "annex").write_bytes(bytes(1024 * 1024))
+    with small_disk(tmp_path / "tiny", kibibytes) as tiny:
+        target = tiny / "x.backup"
+        assert gtx("backup", "create", "--home", node, "--to", target) == 2
+        said = capsys.readouterr().err
+        assert said == f"error: {target}: cannot be written: No space left on device\n"
+        assert list(tiny.iterdir()) == []
+    assert verify(node) == 0
+
+
+def test_a_gateway_is_not_blamed_for_a_full_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "gateway"
+    home.mkdir()
+    gateway_home(home)
+    with small_disk(tmp_path / "tiny", 16) as tiny:
+        target = tiny / "x.backup"
+        assert gtx("backup", "create", "--home", home, "--to", target) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {target}: cannot be written: ")
+        assert "full" in said
+        assert list(tiny.iterdir()) == []
+
+
+def test_a_disk_that_refuses_a_write_is_blamed_alone(
+    node: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "x.backup"
+    with small_files(8_192):
+        assert gtx("backup", "create", "--home", node, "--to", target) == 2
+    assert capsys.readouterr().err == f"error: {target}: cannot be written: File too large\n"
+    assert {each.name for each in tmp_path.iterdir()} == {"node"}
+    archive, again = backed_up(node), tmp_path / "again"
+    capsys.readouterr()
+    with small_files(8_192):
+        assert gtx("backup", "restore", archive, "--home", again) == 2
+    assert capsys.readouterr().err == f"error: {again}: cannot be made: File too large\n"
+    assert {each.name for each in tmp_path.iterdir()} == {"node", archive.name}
+
+
+def test_a_read_only_disk_is_blamed(
+    node: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = backed_up(node)
+    with small_disk(tmp_path / "tiny", 4_000) as tiny:
+        mount("-o", "remount,ro", tiny)
+        capsys.readouterr()
+        assert gtx("backup", "create", "--home", node, "--to", tiny / "x.backup") == 2
+        assert gtx("backup", "restore", archive, "--home", tiny / "again") == 2
+        assert capsys.readouterr().err.splitlines() == [
+            f"error: {tiny}/x.backup: cannot be written: Read-only file system",
+            f"error: {tiny}/again: cannot be made: Read-only file system",
+        ]
+
+
+def test_what_cannot_be_read_is_not_blamed_on_the_target(
+    node: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (node / "diary").symlink_to("/proc/self/mem")  # opens, but its first page cannot be read
+    assert gtx("backup", "create", "--home", node, "--to", tmp_path / "x.backup") == 2
+    assert capsys.readouterr().err == f"error: {node}/diary: cannot be read: Input/output error\n"
+    assert gtx("backup", "check", "/proc/self/mem") == 2
+    said = "error: /proc/self/mem: cannot be read: Input/output error\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("kibibytes", [4, 16, 48, 900, 1_070])
+def test_a_full_disk_is_not_blamed_on_the_archive(
+    kibibytes: int, node: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = backed_up(node)
+    capsys.readouterr()
+    with small_disk(tmp_path / "tiny", kibibytes) as tiny:
+        home = tiny / "again"
+        assert gtx("backup", "restore", archive, "--home", home) == 2
+        said = capsys.readouterr().err
+        assert said == f"error: {home}: cannot be made: No space left on device\n"
+        assert list(tiny.iterdir()) == []
+
+
+# -- killed amid it --------------------------------------------------------------------------------
+
+
+def killed_amid(module: str, function: str, *arguments: str | Path) -> None:
+    """Run a command that is killed when it comes to a function of a module."""
+    program = (
+        "import os, sys\n"
+        "from gridtokenx.lab.cli import main\n"
+        f"import gridtokenx.lab.backup.{module} as module\n"
+        f"module.{function} = lambda *_, **__: os.kill(os.getpid(), 9)\n"
+        "main(sys.argv[1:])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+def scratches(directory: Path) -> list[Path]:
+    return list(directory.glob(f"{PREFIX}*"))
+
+
+def test_what_a_killed_command_leaves_is_cleared_by_the_next(node: Path, tmp_path: Path) -> None:
+    target = tmp_path / "x.backup"
+    killed_amid("create", "write_archive", "backup", "create", "--home", node, "--to", target)
+    assert len(scratches(tmp_path)) == 1
+    assert not target.exists()
+    archive = backed_up(node)
+    assert scratches(tmp_path) == []
+    again = tmp_path / "again"
+    killed_amid("restore", "_check_store", "backup", "restore", archive, "--home", again)
+    assert len(scratches(tmp_path)) == 1
+    assert gtx("backup", "restore", archive, "--home", again) == 0
+    assert scratches(tmp_path) == []
+
+
+def test_what_a_running_command_uses_is_left_alone(node: Path, tmp_path: Path) -> None:
+    with scratch_in(tmp_path) as in_use:
+        (in_use / "copy").write_bytes(b"precious")
+        backed_up(node)
+        assert scratches(tmp_path) == [in_use.parent]
+        assert (in_use / "copy").read_bytes() == b"precious"
+    assert scratches(tmp_path) == []
+
+
+def test_only_own_directories_are_cleared(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (tmp_path / f"{PREFIX}link").symlink_to(precious)
+    (tmp_path / f"{PREFIX}file").write_bytes(b"")
+    (tmp_path / f"{PREFIX}trap").mkdir()
+    (tmp_path / f"{PREFIX}trap" / "lock").symlink_to(precious / "made")
+    before = sorted(tmp_path.rglob("*"))
+    clear_left_over(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_scratch_directories_are_made_and_cleared_at_once(tmp_path: Path) -> None:
+    """Processes that make, clear and abandon them do not take each other's."""
+    program = (
+        "import os, sys, pathlib\n"
+        "from gridtokenx.lab.backup.scratch import scratch_in\n"
+        "for number in range(50):\n"
+        "    if os.fork() == 0:\n"
+        "        with scratch_in(pathlib.Path(sys.argv[1])) as made:\n"
+        "            (made / 'a').write_bytes(b'1')\n"
+        "            if number % 3 == 0: os._exit(0)\n"
+        "            assert (made / 'a').read_bytes() == b'1'\n"
+        "        os._exit(0)\n"
+        "    assert os.wait()[1] == 0\n"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    workers = [subprocess.Popen(words) for _ in range(3)]
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
+    clear_left_over(tmp_path)
+    assert scratches(tmp_path) == []

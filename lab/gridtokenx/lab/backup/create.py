@@ -2,13 +2,11 @@
 
 import contextlib
 import os
-import shutil
 import sqlite3
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Final
 
 from msgspec.structs import replace
 
@@ -19,8 +17,19 @@ from gridtokenx.host.restored import retire_write
 from gridtokenx.host.storage import Store, snapshot
 from gridtokenx.lab.backup.archive import FORMAT, FileEntry, Manifest, hash_file, write_archive
 from gridtokenx.lab.backup.contents import outside, plain_files
+from gridtokenx.lab.backup.scratch import require_room, scratch_in
 from gridtokenx.lab.verify.home import Home, node_chain, node_identity, open_home
 from gridtokenx.ledger.records import final_height
+
+_CHUNK_BYTES: Final = 1024 * 1024
+_WRITING: Final = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_DIR_FSYNC,
+    sqlite3.SQLITE_IOERR_TRUNCATE,
+}
+"""What SQLite says of the copy; an index is only read."""
 
 
 @dataclass(slots=True)
@@ -36,7 +45,7 @@ def create(path: Path, target: Path, *, final: bool) -> Manifest:
 
     Args:
         path: of the home; its process may run, unless the backup is final.
-        target: the archive; must not exist.
+        target: the archive; must not exist, nor lie in what is backed up.
         final: retire the home: its node will not start here again, so that nothing can be signed
             after the backup.
 
@@ -45,14 +54,12 @@ def create(path: Path, target: Path, *, final: bool) -> Manifest:
             a place that cannot be written.
     """
     home = open_home(path)
-    if target.exists():
-        raise LocalFault(f"{target}: exists; choose another name")
-    if not target.absolute().parent.is_dir():
-        raise LocalFault(f"{target}: its directory does not exist")
-    if final:
-        _retire(home)
     try:
-        with _scratch(target) as scratch:
+        _refuse_place(home, target)
+        with scratch_in(target.absolute().parent) as scratch:
+            if final:
+                require_room(scratch)
+                _retire(home)
             collected = _collect(home, scratch, final=final)
             _write(target, scratch, collected)
     except OSError as error:
@@ -60,14 +67,22 @@ def create(path: Path, target: Path, *, final: bool) -> Manifest:
     return collected.manifest
 
 
-@contextlib.contextmanager
-def _scratch(target: Path) -> Iterator[Path]:
-    """A directory beside the archive; it is gone afterwards, whatever happens."""
-    directory = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+def _refuse_place(home: Home, target: Path) -> None:
+    """A place that an archive cannot have.
+
+    Raises:
+        LocalFault: something is there, or it would become part of the next backup, or of this.
+    """
+    if target.exists():
+        raise LocalFault(f"{target}: exists; choose another name")
+    directory = target.absolute().parent
+    if not directory.is_dir():
+        raise LocalFault(f"{target}: its directory does not exist")
+    for backed_up in (home.path, home.file("data"), home.file("keys")):
+        if backed_up is not None and directory.resolve().is_relative_to(backed_up.resolve()):
+            raise LocalFault(
+                f"{target}: is inside {backed_up}, which is backed up; choose a place outside"
+            )
 
 
 def _retire(home: Home) -> None:
@@ -134,6 +149,7 @@ def _collect_node(
         return replace(blank, kind="node", chain=chain.name, chain_id=chain.chain_id.hex())
     copy = scratch / "data"
     snapshot(data, copy)
+    require_room(scratch)
     store = Store.open(copy, read_only=True)
     try:
         store.check()
@@ -169,6 +185,8 @@ def _collect_gateway(
                 source.backup(target)
                 target.execute("PRAGMA journal_mode = DELETE")
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) in _WRITING:
+                raise OSError(str(error)) from None
             raise LocalFault(f"{index}: cannot be copied: {error}; see: gtx verify") from None
         sources[f"{name}/{INDEX_FILE}"] = copy
     identity = node_identity(home)
@@ -187,14 +205,42 @@ def _settle(sources: dict[str, Path], scratch: Path) -> dict[str, Path]:
         if path.is_relative_to(scratch):
             settled[name] = path
             continue
-        copy = scratch / f"file-{number}"
-        before = path.stat()
-        shutil.copy2(path, copy)
-        after = path.stat()
-        if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
-            raise LocalFault(f"{path}: changes while it is copied; stop the process first")
-        settled[name] = copy
+        settled[name] = scratch / f"file-{number}"
+        _copy(path, settled[name])
     return settled
+
+
+def _copy(path: Path, copy: Path) -> None:
+    """Copy a file's content and mode; what cannot be read is told from what cannot be written.
+
+    Raises:
+        LocalFault: it cannot be read, or changes meanwhile.
+        OSError: the copy cannot be written.
+    """
+    with contextlib.ExitStack() as files:
+        out = files.enter_context(copy.open("xb"))
+        try:
+            source = files.enter_context(path.open("rb", buffering=0))
+            before = os.fstat(source.fileno())
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        while chunk := _read(path, source):
+            out.write(chunk)
+        after = os.fstat(source.fileno())
+        copy.chmod(before.st_mode & 0o777)
+    if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+        raise LocalFault(f"{path}: changes while it is copied; stop the process first")
+
+
+def _read(path: Path, source: IO[bytes]) -> bytes:
+    try:
+        return source.read(_CHUNK_BYTES)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> LocalFault:
+    return LocalFault(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def _entry(name: str, path: Path) -> FileEntry:

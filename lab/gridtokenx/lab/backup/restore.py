@@ -1,11 +1,8 @@
 """Making a home of a backup, and emptying a store whose contents are lost."""
 
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +13,7 @@ from gridtokenx.host.restored import mark_writes, revive_write
 from gridtokenx.host.storage import DirectoryLock, Store
 from gridtokenx.lab.backup.archive import FileEntry, Manifest, Moved, read_archive
 from gridtokenx.lab.backup.contents import point_inside
+from gridtokenx.lab.backup.scratch import require_room, scratch_in
 from gridtokenx.lab.verify.home import CONFIG, node_chain, node_identity, open_home
 from gridtokenx.ledger.records import final_height
 
@@ -34,12 +32,14 @@ def restore(archive: Path, home: Path, *, sign_at_once: bool = False) -> tuple[M
     Raises:
         LocalFault: a damaged archive, a directory that is not empty, or one that cannot be written.
     """
-    if home.exists() and (not home.is_dir() or any(home.iterdir())):
-        raise LocalFault(f"{home}: is not empty; a backup is restored into a new directory")
     try:
+        if home.exists() and (not home.is_dir() or any(home.iterdir())):
+            raise LocalFault(f"{home}: is not empty; a backup is restored into a new directory")
         home.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with _scratch(home) as partial:
+        with scratch_in(home.absolute().parent) as partial:
             manifest = read_archive(archive, lambda entry: _open_new(partial, entry))
+            if manifest.kind == "node" and manifest.data:
+                require_room(partial)
             _check_store(archive, partial, manifest)
             lines = _settle(partial, home, manifest, sign_at_once=sign_at_once)
             if home.exists():
@@ -107,18 +107,6 @@ class _Nothing:
     def scan(self, table: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:  # noqa: ARG002
         """No records."""
         return iter(())
-
-
-@contextmanager
-def _scratch(home: Path) -> Iterator[Path]:
-    parent = home.absolute().parent
-    outer = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=parent))
-    try:
-        inner = outer / "home"
-        inner.mkdir(mode=0o700)
-        yield inner
-    finally:
-        shutil.rmtree(outer, ignore_errors=True)
 
 
 def _open_new(home: Path, entry: FileEntry) -> IO[bytes]:

@@ -48,7 +48,11 @@ def command() -> None:
     help="Move: the (stopped) node will not start here again, and signs at once where it is restored.",
 )
 def create(home: Path, target: Path, *, final: bool) -> None:
-    """Back up the home of a running or stopped process into one file."""
+    """Back up the home of a running or stopped process into one file outside it.
+
+    The archive is put together beside its place, in `.gtx-backup-...`, which needs twice the home's
+    size for a while. What a killed command leaves there is cleared by the next one in that directory.
+    """
     manifest = create_backup(home, target, final=final)
     click.echo(f"{target}: {_describe(manifest)}")
     if any(entry.path.endswith("development-password.txt") for entry in manifest.files):
