@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -133,3 +134,16 @@ def test_variants_are_listed_and_unknown_ones_refused(
     quick.write_text(QUICK + '[chain]\nvariant = "honest"\n')
     assert gtx("run", str(quick)) == 2
     assert "chain.variant = 'honest': known: two-f-plus-one," in capsys.readouterr().err
+
+
+def test_a_sweeps_record_becomes_a_figure(
+    quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record, out = tmp_path / "four.jsonl", tmp_path / "figure.svg"
+    gtx("sweep", str(quick), "--seeds", "0..3", "--jobs", "1", "--record", str(record))
+    assert gtx("figure", str(record), "--of", "recovery_ms", "--out", str(out)) == 0
+    drawn = ET.fromstring(out.read_text())
+    assert any("4 runs, commit" in (text.text or "") for text in drawn.iter())
+    assert "four" in capsys.readouterr().out
+    assert gtx("figure", str(quick)) == 2
+    assert "no record of a sweep" in capsys.readouterr().err

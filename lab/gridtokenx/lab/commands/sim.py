@@ -12,6 +12,7 @@ import msgspec
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab.sim.draw import resolve
 from gridtokenx.lab.sim.execute import commit, execute
+from gridtokenx.lab.sim.figure import MEASURES, draw, read_series, table
 from gridtokenx.lab.sim.manifest import Manifest, dump, load
 from gridtokenx.lab.sim.outcome import Outcome
 from gridtokenx.lab.sim.pbft.variants import VARIANTS
@@ -155,6 +156,21 @@ def shrink(manifest_path: Path, seed: int, name: str | None, into: Path, runs: i
     click.echo(f"{len(smallest.fault)} of {len(resolved.fault)} faults are left: {path}")
     click.echo(f"tell it again: gtx sim replay {path}")
     return 0
+
+
+@command.command()
+@click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--of", "measure", type=click.Choice(list(MEASURES)), default="recovery_ms", show_default=True
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("figure.svg"))
+def figure(records: tuple[Path, ...], measure: str, out: Path) -> None:
+    """Draw the distribution of a measure in one or more sweeps' records, as an SVG."""
+    series = [read_series(path, measure) for path in records]
+    out.write_text(draw(series, measure), encoding="utf-8")
+    for line in table(series):
+        click.echo(line)
+    click.echo(f"drawn: {out}")
 
 
 @command.command()

@@ -141,6 +141,11 @@ class Injector:
             self._armed.remove(number)
             self._world.at(self._world.now, partial(self._start, number))
 
+    @property
+    def watches(self) -> bool:
+        """Whether a condition may start a fault after any step."""
+        return any(self._faults[number].when for number in self._armed)
+
     def heal(self) -> None:
         """End everything but treason; nothing starts any more."""
         self._over = True

@@ -311,7 +311,7 @@ class World:
         if node.machine is None:
             return
         if self._trace is not None:
-            self._trace.update(self._fingerprint(node, event))
+            self._note_event(self._trace, node, event)
         life = node.life
         try:
             effects = node.machine.step(node.local_ms(self.now), event)
@@ -334,9 +334,13 @@ class World:
 
     def _deliver(self, envelope: Envelope) -> None:
         node = self.nodes[envelope.receiver]
-        if self.network.connected(envelope.sender, envelope.receiver):
-            sender = self.nodes[envelope.sender].identity
-            self._when_running(node, lambda: self._verify(node, sender, envelope.message))
+        if not self.network.connected(envelope.sender, envelope.receiver):
+            return
+        sender = self.nodes[envelope.sender].identity
+        if node.paused:
+            node.waiting.append(partial(self._verify, node, sender, envelope.message))
+        else:
+            self._verify(node, sender, envelope.message)
 
     def _verify(self, node: SimulatedNode, sender: NodeId, message: Wire) -> None:
         machine = node.machine
@@ -427,7 +431,7 @@ class World:
             return
         envelope = Envelope(self.now, node.id, to.id, message)
         for arrival in self.network.arrivals(envelope):
-            self.at(arrival, lambda: self._deliver(envelope))
+            self.at(arrival, partial(self._deliver, envelope))
 
     def _set_timer(self, node: SimulatedNode, name: Hashable, at_ms: Instant) -> None:
         self._sequence += 1
@@ -459,19 +463,22 @@ class World:
 
     # -- the trace ---------------------------------------------------------------------------------
 
-    def _fingerprint(self, node: SimulatedNode, event: Event) -> bytes:
-        head = self.now.to_bytes(8, "big") + node.id + type(event).__name__.encode()
+    def _note_event(self, trace: "hashlib._Hash", node: SimulatedNode, event: Event) -> None:
+        trace.update(self.now.to_bytes(8, "big"))
+        trace.update(node.id)
+        trace.update(type(event).__name__.encode())
         match event:
             case Received(verified):
-                return head + verified.sender + self._encode(verified.message)
+                trace.update(verified.sender)
+                trace.update(self._encode(verified.message))
             case Submitted(transactions):
-                return head + b"".join(map(self._encode, transactions))
+                trace.update(b"".join(map(self._encode, transactions)))
             case TimerFired(name):
-                return head + repr(name).encode()
+                trace.update(repr(name).encode())
             case PeerConnected(peer):
-                return head + peer
+                trace.update(peer)
             case _:
-                return head
+                """Nothing more to tell."""
 
     def _encode(self, message: Wire) -> bytes:
         """The bytes of a message; most are delivered to many, so the newest are kept."""

@@ -35,6 +35,8 @@ from gridtokenx.lab.sim.world import SimulatedNode
 from gridtokenx.ledger.records import final_height, load_finality
 from gridtokenx.ledger.runtime import ExecutedBlock, InvalidBlock, Ledger
 
+_KEPT_PROOFS: Final = 256
+
 
 class Checkers:
     """All checkers of one chain.
@@ -56,6 +58,7 @@ class Checkers:
         self._hashes: Final[dict[int, bytes]] = {0: genesis.hash}
         self._votes: Final[dict[tuple[int, Hashable], bytes]] = {}
         self._views: Final[dict[int, tuple[int, int]]] = {}
+        self._proved: Final[set[tuple[bytes, bytes]]] = set()
         self._lives: Final[dict[int, int]] = {}
         self._acknowledged: Final[dict[int, int]] = {}
 
@@ -146,6 +149,8 @@ class Checkers:
             raise Violation(
                 "certificate", f"replica {index} has no proof of height {executed.height} on disk"
             )
+        if (executed.hash, raw) in self._proved:
+            return
         try:
             proof = decode_own(raw, CommitCertificate)
             verify_certificate(proof, executed.header, self._validators, self._verifier)
@@ -153,6 +158,9 @@ class Checkers:
             raise Violation(
                 "certificate", f"replica {index}, height {executed.height}: {fault}"
             ) from None
+        if len(self._proved) >= _KEPT_PROOFS:
+            self._proved.clear()
+        self._proved.add((executed.hash, raw))
 
     def _execute(self, executed: ExecutedBlock) -> None:
         parent = self._chain.get(executed.height - 1)

@@ -245,7 +245,9 @@ class PbftRun:
         if replica.view > self._view:
             self._view = replica.view
             self.note(f"view {self._view}")
-        self.injector.observe()
+            self.injector.observe()
+        elif self.injector.watches:
+            self.injector.observe()
 
     def _on_halted(self, node: SimulatedNode, error: Exception) -> None:
         index = self._index[node.id]
