@@ -1,9 +1,13 @@
 """The store: order, read-your-writes, checksums, locks, growth, and real kills at named points."""
 
 import asyncio
+import errno
 import os
+import resource
+import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -15,7 +19,7 @@ from tests.stages import examples
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.machine import Write
-from gridtokenx.host.storage import MEBIBYTE, STORAGE_EXIT, Store, StoreLimits
+from gridtokenx.host.storage import MEBIBYTE, STORAGE_EXIT, Damaged, Store, StoreLimits, snapshot
 
 WRITER = """
 import asyncio, sys
@@ -280,6 +284,111 @@ async def test_a_damaged_file_is_one_clear_error(tmp_path: Path, how: str) -> No
     damage(tmp_path, how)
     with pytest.raises(LocalFault, match="damaged"):
         read_all(tmp_path)
+
+
+LONG = 600
+"""Records: more than two of the pieces in which a scan reads."""
+VALUES = [bytes((number % 251,)) * (6_000 if number % 97 == 0 else 24) for number in range(LONG)]
+
+
+@pytest.fixture(scope="module")
+def long_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of used pages alone; some records have pages of their own."""
+    made = tmp_path_factory.mktemp("long")
+    store = Store.open(made / "store")
+    store.put_now(*(Write("t", n.to_bytes(8, "big"), VALUES[n]) for n in range(LONG)))
+    store.close()
+    snapshot(made / "store", made / "copy")
+    return made / "copy"
+
+
+def with_flips(made: Path, directory: Path, flipped: dict[int, int]) -> Path:
+    """A copy with a bit flipped in each of these records, so many bytes after its key's start.
+
+    Of values on pages of their own: after the start of that.
+    """
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    data = (made / "data.mdb").read_bytes()
+    for number, offset in flipped.items():
+        full = b"\x01t" + number.to_bytes(8, "big")
+        lies = zlib.crc32(VALUES[number], zlib.crc32(full)).to_bytes(4, "big") + VALUES[number]
+        lies = lies if len(lies) > 4_096 else full + lies
+        assert lies in data  # more than once, if its page was once split
+        other = bytes((lies[offset] ^ 1,))
+        data = data.replace(lies, lies[:offset] + other + lies[offset + 1 :])
+    (directory / "data.mdb").write_bytes(data)
+    return directory
+
+
+@settings(max_examples=examples(40))
+@given(flipped=st.dictionaries(st.integers(0, LONG - 1), st.integers(0, 30), max_size=LONG))
+def test_every_record_with_a_flipped_bit_is_found(
+    flipped: dict[int, int], long_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """In their keys, checksums and values: as many as were flipped, and each record once."""
+    directory = tmp_path_factory.getbasetemp() / "flipped"
+    with_flips(long_store, directory, flipped)
+    try:
+        store = Store.open(directory, read_only=True)
+    except Damaged:  # a key beside the format's leads the search for that astray: found at once
+        assert flipped
+        return
+    found = list(store.records())
+    store.close()
+    assert len(found) == LONG + 1  # and the format
+    assert sum(each.value is None for each in found) == len(flipped)
+
+
+@pytest.mark.parametrize("number", [0, 1, 254, 255, 256, 257, 511, 512, 599])
+@pytest.mark.parametrize("offset", [2, 5, 8, 9, 12, 20])
+def test_a_damaged_key_does_not_lead_a_scan_astray(
+    number: int, offset: int, long_store: Path, tmp_path: Path
+) -> None:
+    """It ends in an error: it does not leave records out, nor turn in circles."""
+    with_flips(long_store, tmp_path / "made", {number: offset})
+    with pytest.raises(Damaged):
+        read_format_and_scan(tmp_path / "made")
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_store_whose_format_is_damaged_is_not_taken_for_a_new_one(
+    tmp_path: Path, *, read_only: bool
+) -> None:
+    store = Store.open(tmp_path)
+    store.put_now(Write("t", b"key", b"value"))
+    store.close()
+    flip(tmp_path / "data.mdb", b"\x05storeformat")
+    with pytest.raises(Damaged, match="its format is not where it was written"):
+        Store.open(tmp_path, read_only=read_only)
+
+
+def read_format_and_scan(directory: Path) -> None:
+    store = Store.open(directory, read_only=True)
+    try:
+        for _ in store.scan("t"):
+            pass
+    finally:
+        store.close()
+
+
+def test_a_copy_that_cannot_be_written_is_no_damage(long_store: Path, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as refused:
+            snapshot(long_store, tmp_path / "copy")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refused.value.errno == errno.EFBIG
+    snapshot(long_store, tmp_path / "again")
+
+
+def test_a_copy_of_what_is_no_store_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "data.mdb").write_bytes(b"not a database" * 1_000)
+    with pytest.raises(Damaged, match="cannot be opened"):
+        snapshot(tmp_path / "store", tmp_path / "copy")
 
 
 def test_a_directory_belongs_to_one_chain(tmp_path: Path) -> None:

@@ -301,7 +301,9 @@ class Store:
         self.put_now(Write(META, name.encode(), value))
 
     def check(self) -> int:
-        """Verify the checksum of every record.
+        """Verify the checksum of every record on disk.
+
+        Nothing may be written meanwhile.
 
         Returns:
             The number of records.
@@ -309,15 +311,19 @@ class Store:
         Raises:
             LocalFault: a record is damaged.
         """
-        return sum(1 for _ in self._merge(b"", 0, {}))
+        count = 0
+        for full, stored in self._walk():
+            self._unseal(full, stored)
+            count += 1
+        return count
 
     def records(self) -> Iterator[StoredRecord]:
-        """Every record on disk, in order, the damaged ones too; for checks.
+        """Every record on disk, the damaged ones too; for checks. Nothing may be written meanwhile.
 
         Raises:
             LocalFault: not even the pages can be read.
         """
-        for full, stored in self._raw(b""):
+        for full, stored in self._walk():
             name = full[1 : 1 + full[0]]
             value: bytes | None = stored[_CHECKSUM.size :]
             if not _is_sealed(full, stored):
@@ -377,11 +383,22 @@ class Store:
                 return
             after = chunk[-1][0]
 
+    def _walk(self) -> Iterator[tuple[bytes, bytes]]:
+        """All there is, from page to page.
+
+        Unlike a scan it never looks for a key again: where keys are damaged, so is their order, and
+        a search would miss records or come back to the same ones for ever.
+        """
+        with self._reading(), self._env.begin() as transaction:
+            yield from transaction.cursor()
+
     def _chunk(self, start: bytes, after: bytes | None) -> list[tuple[bytes, bytes]]:
         found: list[tuple[bytes, bytes]] = []
         with self._gate, self._reading(), self._env.begin() as transaction:
             cursor = transaction.cursor()
-            more = cursor.set_range(start if after is None else after + b"\0")
+            more = cursor.set_range(start if after is None else after)
+            if more and cursor.key() == after:
+                more = cursor.next()
             while more and len(found) < _SCAN_CHUNK:
                 key, value = cursor.item()
                 if not key.startswith(start):
@@ -402,6 +419,8 @@ class Store:
 
     def _check_format(self, *, read_only: bool) -> None:
         known = self.get(META, b"format")
+        if known is None and self._env.stat()["entries"]:
+            raise _damaged(self._directory, "its format is not where it was written")
         if known is None and not read_only:
             self.put_now(Write(META, b"format", FORMAT))
         elif known != FORMAT:
