@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from gridtokenx.core.machine import Write
 from gridtokenx.finality.certificates import CommitCertificate, CommitVote
 from gridtokenx.gateway.index import Index
 from gridtokenx.host.restored import RESTORED, mark_writes
-from gridtokenx.host.storage import Store
+from gridtokenx.host.storage import Store, snapshot
 from gridtokenx.lab.cli import main
 from gridtokenx.ledger.blocks import Block
 from gridtokenx.ledger.identity import render_genesis
@@ -317,6 +318,39 @@ def test_a_flipped_bit_is_placed(tmp_path: Path, capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().out
     assert "table 'blocks', record" in said
     assert "fails its checksum; restore a backup" in said
+
+
+@pytest.mark.parametrize("name", ["public", "consortium"])
+def test_a_flipped_byte_of_any_record_is_found(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In its key, its checksum and its value, of every record of a real node's disk."""
+    home = make_home(tmp_path, name)
+    snapshot(home / "data", tmp_path / "copy")  # free pages, with older copies, are left out
+    path, whole = home / "data" / "data.mdb", (tmp_path / "copy" / "data.mdb").read_bytes()
+    path.write_bytes(whole)
+    assert verify(home) == 0
+    store = Store.open(home / "data", read_only=True)
+    records = list(store.records())
+    store.close()
+    missed = []
+    for number, record in enumerate(records):
+        assert record.value is not None
+        table = record.table.encode()
+        full = bytes((len(table),)) + table + record.key
+        lies = zlib.crc32(record.value, zlib.crc32(full)).to_bytes(4, "big") + record.value
+        assert whole.count(full + lies) == 1
+        start = whole.index(full + lies)
+        for place in {number % len(full), len(full) + number % 4, len(full + lies) - 1}:
+            data = bytearray(whole)
+            data[start + place] ^= 1 << number % 8
+            path.write_bytes(data)
+            if verify(home) != 1:
+                missed.append((record.table, record.key, place))
+    assert missed == []
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert len(records) > 50
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.4, 0.6])
