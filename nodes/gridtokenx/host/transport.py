@@ -198,9 +198,9 @@ class Network:
         return int(self._listener.getsockname()[1])
 
     async def close(self) -> None:
-        """Tell everyone, close everything."""
+        """Tell everyone, close everything; a second time changes nothing."""
         self._closing = True
-        if self._listener is not None:
+        if self._listener is not None and self._listener.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self._listener)
         for link in (
             *self._links.values(),
