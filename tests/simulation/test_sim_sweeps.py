@@ -59,6 +59,7 @@ REQUIRED: dict[str, dict[str, object]] = {
     "clock-drift": {"drift_ppm": 200_000},
     "clock-jump": {"jump_ms": -20_000},
     "round-partition": {"round": 7, "sides": [[0, 1], [2, 3]]},
+    "view-partition": {"view": 0, "sides": [[0, 1], [2, 3]]},
     "round-mutation": {"node": 0, "round": 6, "mutation": "view-up"},
     "behave": {"node": 0, "behaviour": "silent"},
     "delay": {"delay_ms": 2_000},

@@ -16,6 +16,7 @@ duplicate           a share of messages arrives twice                           
 reorder             a share of messages is overtaken by later ones                network
 bandwidth           a link carries only so many bytes per second                  network
 round-partition     sides cut for the messages of one round (ByzzFuzz)            network
+view-partition      sides cut for the messages of one view (Twins)                network
 clock-offset        a clock is wrong by so much                                   clock
 clock-drift         a clock runs too fast or too slow                             clock
 clock-jump          a clock is set forward or back once                           clock
@@ -175,6 +176,15 @@ class RoundPartition(Fault, frozen=True, tag="round-partition"):
     sides: tuple[tuple[Index, ...], ...]
 
 
+class ViewPartition(Fault, frozen=True, tag="view-partition"):
+    """Messages of one view do not pass between sides; nor do those that belong to no view (Twins)."""
+
+    view: Count
+    sides: tuple[tuple[Index, ...], ...]
+    phase: Annotated[int, Meta(ge=0, le=2)] = 0
+    """Cut from this phase of the view on: 0 pre-prepare, 1 prepare, 2 commit."""
+
+
 # -- clocks ----------------------------------------------------------------------------------------
 
 
@@ -264,6 +274,7 @@ AnyFault: TypeAlias = (
     | Reorder
     | Bandwidth
     | RoundPartition
+    | ViewPartition
     | ClockOffset
     | ClockDrift
     | ClockJump
@@ -305,7 +316,7 @@ def byzantine(faults: Iterable[Fault], kinds: frozenset[str] | None = None) -> f
 
 
 def problems(fault: Fault, nodes: int) -> Iterable[str]:
-    """What is wrong with a fault beyond the types of its values, for a chain of so many nodes."""
+    """What is wrong with a fault beyond the types of its values, for so many nodes (twins come last)."""
     triggers = (fault.at_height > 0) + (fault.at_view > 0) + bool(fault.when)
     if triggers > 1 or (triggers and not fault.when and fault.at_ms):
         yield "give one of at_ms, at_height, at_view and when (at_ms may go with when)"
@@ -315,7 +326,7 @@ def problems(fault: Fault, nodes: int) -> Iterable[str]:
         yield "nodes must be named by index: these count as Byzantine, whenever the fault comes"
     for index in _indices(fault):
         if index >= nodes:
-            yield f"node {index} does not exist; a chain of {nodes} has 0 to {nodes - 1}"
+            yield f"node {index} does not exist; there are 0 to {nodes - 1}"
     if isinstance(fault, Partition):
         yield from _partition_problems(fault)
 

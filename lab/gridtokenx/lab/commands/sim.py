@@ -12,12 +12,13 @@ import msgspec
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab.sim.draw import resolve
 from gridtokenx.lab.sim.execute import commit, execute
+from gridtokenx.lab.sim.explore import SCOPE, count, scenarios, scope
 from gridtokenx.lab.sim.figure import MEASURES, draw, read_series, table
 from gridtokenx.lab.sim.manifest import Manifest, dump, load
 from gridtokenx.lab.sim.outcome import Outcome
 from gridtokenx.lab.sim.pbft.variants import VARIANTS
 from gridtokenx.lab.sim.shrink import Shrinker
-from gridtokenx.lab.sim.sweep import DEFAULT_JOBS, Record, parse_seeds, summary, sweep
+from gridtokenx.lab.sim.sweep import DEFAULT_JOBS, Record, parse_seeds, run_all, summary, sweep
 
 FIRST_FAILURES: Final = 5
 _BAR: Final = 30
@@ -156,6 +157,69 @@ def shrink(manifest_path: Path, seed: int, name: str | None, into: Path, runs: i
     click.echo(f"{len(smallest.fault)} of {len(resolved.fault)} faults are left: {path}")
     click.echo(f"tell it again: gtx sim replay {path}")
     return 0
+
+
+@command.command()
+@click.argument(
+    "manifest_path", metavar="[MANIFEST]", required=False, type=click.Path(path_type=Path)
+)
+@click.option("--views", type=click.IntRange(1, 3), default=2, show_default=True)
+@click.option("--sides", type=click.IntRange(2, 5), default=2, show_default=True)
+@click.option("--jobs", type=click.IntRange(1, 64), default=DEFAULT_JOBS, show_default=True)
+@click.option("--stop-after", type=click.IntRange(min=1), help="End after so many violations.")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("compose/regressions"),
+    show_default=True,
+    help="Where the first run that fails is kept.",
+)
+def explore(
+    manifest_path: Path | None,
+    views: int,
+    sides: int,
+    jobs: int,
+    stop_after: int | None,
+    into: Path,
+) -> int:
+    """Run everything of a small scope: a twin of each replica, every partition of the first views.
+
+    Without MANIFEST four real replicas. About 2,900 runs of four replicas, two views and two sides.
+    """
+    base = SCOPE if manifest_path is None else scope(load(manifest_path))
+    total = count(base, views, sides)
+    click.echo(
+        f"{base.name} at commit {commit()}: {total} runs of {base.chain.replicas} replicas, one a"
+        f" twin, {views} views, {sides} sides"
+    )
+    started, bar, failures, done = time.perf_counter(), _Bar(total, 0), list[Outcome](), 0
+    runs = ((manifest, manifest.seed or 0) for manifest in scenarios(base, views, sides))
+    for outcome in run_all(runs, jobs):
+        done += 1
+        if outcome.failed:
+            failures.append(outcome)
+        bar.step(len(failures))
+        if stop_after is not None and len(failures) >= stop_after:
+            break
+    bar.end()
+    wall_s = time.perf_counter() - started
+    click.echo(f"{done} runs in {wall_s:.0f} s: {len(failures)} violations")
+    for outcome in failures[:FIRST_FAILURES]:
+        click.echo(f"{outcome.name}: {_finding(outcome)}")
+    if failures:
+        _keep_scenario(base, views, sides, failures[0], into)
+    return 1 if failures else 0
+
+
+def _keep_scenario(base: Manifest, views: int, sides: int, outcome: Outcome, into: Path) -> None:
+    """Write a failing run of an exploration down."""
+    found = next(m for m in scenarios(base, views, sides) if m.name == outcome.name)
+    about = outcome.finding.detail if outcome.finding is not None else ""
+    kept = msgspec.structs.replace(found, about=about, expect="violation")
+    into.mkdir(parents=True, exist_ok=True)
+    path = into / f"{kept.name}.toml"
+    path.write_text(dump(kept), encoding="utf-8")
+    click.echo(f"kept: {path}; make it smaller: gtx sim shrink {path}")
 
 
 @command.command()

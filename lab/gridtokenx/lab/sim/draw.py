@@ -92,7 +92,7 @@ def _swarm(manifest: Manifest, swarm: Swarm, draw: random.Random) -> Manifest:
         block_time_ms=draw.choice(swarm.block_time_ms),
         window=draw.choice(swarm.window),
     )
-    features = [feature for feature in swarm.features if draw.random() < 0.5]
+    features: list[Feature] = [each for each in swarm.features if draw.random() < 0.5]
     features = features or [draw.choice(swarm.features)]
     traitors = draw.sample(range(chain.replicas), _count(swarm, chain.replicas, draw))
     drawer = _Schedule(draw, chain.replicas, manifest.safety.duration_ms, traitors)

@@ -14,9 +14,18 @@ Note = Callable[[int, str], None]
 """Hears of what happens: virtual milliseconds since the start, and a line."""
 
 
-def execute(manifest: Manifest, seed: int, note: Note | None = None) -> Outcome:
-    """Run one seed of a manifest (a resolved manifest has its own)."""
-    return PbftRun(resolve(manifest, seed), note).run(commit())
+def execute(
+    manifest: Manifest, seed: int, note: Note | None = None, program: str | None = None
+) -> Outcome:
+    """Run one seed of a manifest (a resolved manifest has its own).
+
+    Args:
+        manifest: what to run.
+        seed: of everything that is drawn.
+        note: hears of the timeline.
+        program: the commit, if somebody has asked already.
+    """
+    return PbftRun(resolve(manifest, seed), note).run(program or commit())
 
 
 @cache

@@ -36,6 +36,7 @@ from gridtokenx.lab.faults import (
     RoundPartition,
     SlowDisk,
     TornWrite,
+    ViewPartition,
     Where,
     Wipe,
     kind_of,
@@ -83,6 +84,10 @@ class Subject(Protocol):
 
     def round_of(self, envelope: Envelope) -> int | None:
         """The protocol's round of a message, in ByzzFuzz's sense."""
+        ...
+
+    def view_of(self, envelope: Envelope) -> tuple[int, int] | None:
+        """View and phase that a message belongs to; None if to no view."""
         ...
 
     def misbehave(self, fault: Behave | RoundMutation, *, active: bool) -> None:
@@ -196,6 +201,8 @@ class Injector:
                 return self._rule(number, self._cut(fault))
             case RoundPartition():
                 return self._rule(number, self._cut_round(fault))
+            case ViewPartition():
+                return self._rule(number, self._cut_view(fault))
             case OnLinks():
                 return self._rule(number, self._links(fault))
             case Behave() | RoundMutation():
@@ -353,6 +360,16 @@ class Injector:
     def _cut_round(self, fault: RoundPartition) -> Rule:
         between = _between(self._sides(fault.sides))
         return lambda e: between(e) if self._subject.round_of(e) == fault.round else None
+
+    def _cut_view(self, fault: ViewPartition) -> Rule:
+        between = _between(self._sides(fault.sides))
+
+        def rule(envelope: Envelope) -> Verdict | None:
+            place = self._subject.view_of(envelope)
+            concerned = place is None or (place[0] == fault.view and place[1] >= fault.phase)
+            return between(envelope) if concerned else None
+
+        return rule
 
     def _links(self, fault: OnLinks) -> Rule:
         """The rule of a fault of links, for the messages that it concerns."""

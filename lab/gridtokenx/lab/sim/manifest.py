@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.lab.faults import KINDS, AnyFault, Behaviour, Fault, problems
+from gridtokenx.lab.faults import KINDS, AnyFault, Behave, Behaviour, Fault, problems
 from gridtokenx.pbft.timing import Timing
 
 Millis = Annotated[int, Meta(ge=0, le=86_400_000)]
@@ -204,8 +204,9 @@ def _problems(manifest: Manifest) -> Iterator[str]:
             f" {phase.least_delay_ms}"
         )
     nodes = min(manifest.swarm.replicas) if manifest.swarm is not None else manifest.chain.replicas
+    twins = {f.node for f in manifest.fault if isinstance(f, Behave) and f.behaviour == "twin"}
     for number, fault in enumerate(manifest.fault, 1):
-        for problem in problems(fault, nodes):
+        for problem in problems(fault, nodes + len(twins)):
             yield f"fault {number} ({fault.__struct_config__.tag}): {problem}"
 
 

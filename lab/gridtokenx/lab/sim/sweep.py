@@ -6,7 +6,7 @@ says of what: manifest, commit, format. A record of something else is refused, n
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Final
@@ -79,26 +79,28 @@ class Record:
 def sweep(manifest: Manifest, seeds: Iterable[int], jobs: int, record: Record) -> Iterator[Outcome]:
     """Run all seeds that the record lacks; yields outcomes as they come, each already recorded."""
     missing = (seed for seed in seeds if seed not in record.outcomes)
-    source = _here(manifest, missing) if jobs <= 1 else _spread(manifest, missing, jobs)
-    for outcome in source:
+    for outcome in run_all(((manifest, seed) for seed in missing), jobs):
         record.add(outcome)
         yield outcome
 
 
-def _here(manifest: Manifest, seeds: Iterable[int]) -> Iterator[Outcome]:
-    return (execute(manifest, seed) for seed in seeds)
+def run_all(runs: Iterable[tuple[Manifest, int]], jobs: int) -> Iterator[Outcome]:
+    """Run manifests with their seeds, over so many processes; yields outcomes as they come."""
+    if jobs <= 1:
+        return (execute(manifest, seed) for manifest, seed in runs)
+    return _spread(runs, jobs)
 
 
-def _spread(manifest: Manifest, seeds: Iterable[int], jobs: int) -> Iterator[Outcome]:
-    """Over processes; a few seeds are queued for each, so that an end comes soon when it is asked for."""
-    text, waiting = dump(manifest), iter(seeds)
+def _spread(runs: Iterable[tuple[Manifest, int]], jobs: int) -> Iterator[Outcome]:
+    """Over processes; a few runs are queued for each, so that an end comes soon when it is asked for."""
+    waiting = iter(runs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         running: set[Future[Outcome]] = set()
         try:
             while True:
-                for seed in waiting:
-                    running.add(pool.submit(_run_seed, text, seed))
+                for manifest, seed in waiting:
+                    running.add(pool.submit(_run_seed, dump(manifest), seed, commit()))
                     if len(running) >= jobs * _QUEUED_PER_JOB:
                         break
                 if not running:
@@ -110,8 +112,8 @@ def _spread(manifest: Manifest, seeds: Iterable[int], jobs: int) -> Iterator[Out
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _run_seed(text: str, seed: int) -> Outcome:
-    return execute(parse(text), seed)
+def _run_seed(text: str, seed: int, program: str) -> Outcome:
+    return execute(parse(text), seed, program=program)
 
 
 def parse_seeds(text: str) -> range:
@@ -157,6 +159,4 @@ def summary(outcomes: Iterable[Outcome]) -> dict[str, object]:
     }
 
 
-Progress = Callable[[int, int, int], None]
-"""Done, total, violations."""
 DEFAULT_JOBS: Final = min(2, os.cpu_count() or 1)

@@ -15,7 +15,7 @@ from gridtokenx.pbft.messages import (
 )
 
 PHASES = 3
-VIEW_ROUNDS = 2
+VIEW_ROUNDS = 5
 
 
 def vote_in(message: Wire, replicas: int) -> tuple[int, Hashable, bytes] | None:
@@ -47,11 +47,31 @@ def view_in(message: Wire) -> tuple[int, int] | None:
             return None
 
 
+def phase_of(message: Wire) -> tuple[int, int] | None:
+    """View and phase of a message (0 pre-prepare, 1 prepare, 2 commit and what follows); None: of no view.
+
+    What opens a view belongs to it; what asks to leave it comes last in it.
+    """
+    match message:
+        case PrePrepare(view):
+            return view, 0
+        case Prepare(ballot):
+            return ballot.view, 1
+        case Commit(vote):
+            return vote.view, 2
+        case ViewChange(body) | NewView(body):
+            return body.view, 0
+        case Status(view=view) | Suspect(view=view):
+            return view, 2
+        case _:
+            return None
+
+
 def round_of(message: Wire) -> int | None:
     """The round of a message, in the sense of ByzzFuzz: phases of heights, and of view changes.
 
     A run without view change passes the rounds 0, 1, 2 (height 1: pre-prepare, prepare, commit), 3, ...;
-    every view change puts two rounds in between.
+    a view change at height 1 is rounds 3 and 4, and height 1 in view 1 is rounds 5, 6, 7.
     """
     match message:
         case PrePrepare(view, block):
@@ -62,12 +82,12 @@ def round_of(message: Wire) -> int | None:
             return _round(vote.view, vote.height, 2)
         case ViewChange(body):
             head = 0 if body.head is None else body.head.header.height
-            return _round(body.view - 1, head + 1, 0)
+            return _round(body.view - 1, head + 1, 3)
         case NewView(body):
             heads = [
                 c.body.head.header.height for c in body.view_changes if c.body.head is not None
             ]
-            return _round(body.view - 1, max(heads, default=0) + 1, 1)
+            return _round(body.view - 1, max(heads, default=0) + 1, 4)
         case _:
             return None
 

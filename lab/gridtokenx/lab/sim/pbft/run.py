@@ -30,7 +30,7 @@ from gridtokenx.lab.sim.pbft.chain import (
     validators_of,
 )
 from gridtokenx.lab.sim.pbft.checkers import Checkers
-from gridtokenx.lab.sim.pbft.messages import round_of
+from gridtokenx.lab.sim.pbft.messages import phase_of, round_of
 from gridtokenx.lab.sim.pbft.variants import variant_named
 from gridtokenx.lab.sim.world import START_MS, SimulatedNode, World
 from gridtokenx.ledger.records import final_height
@@ -200,6 +200,10 @@ class PbftRun:
     def round_of(self, envelope: Envelope) -> int | None:
         """See `messages.round_of`."""
         return round_of(envelope.message)
+
+    def view_of(self, envelope: Envelope) -> tuple[int, int] | None:
+        """See `messages.phase_of`."""
+        return phase_of(envelope.message)
 
     def misbehave(self, fault: Behave | RoundMutation, *, active: bool) -> None:
         """Switch a behaviour on or off."""

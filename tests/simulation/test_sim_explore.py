@@ -1,0 +1,67 @@
+"""Exploring a small scope: all of it is enumerated, a broken quorum is found in it, the real one not."""
+
+import os
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.stages import spread
+
+from gridtokenx.core.errors import LocalFault
+from gridtokenx.lab import cli
+from gridtokenx.lab.sim.execute import execute
+from gridtokenx.lab.sim.explore import SCOPE, count, partitions, scenarios, scope
+from gridtokenx.lab.sim.manifest import Chain, Swarm, dump, load, parse
+
+BELL = [1, 1, 2, 5, 15, 52, 203]
+PLAIN = 24
+"""Of the 2,944 runs of the scope, how many the plain stage goes through, evenly spread."""
+STRIDE = int(os.environ.get("GTX_SIM_STRIDE", "7"))
+"""The full stage goes through every so many-th; all of them: `gtx sim explore`, or GTX_SIM_STRIDE=1."""
+
+
+@pytest.mark.parametrize("nodes", range(1, 7))
+def test_partitions_are_all_of_them_and_each_once(nodes: int) -> None:
+    found = list(partitions(range(nodes), nodes))
+    assert len(found) == len(set(found)) == BELL[nodes]
+    assert found[0] == (tuple(range(nodes)),)
+    assert len(list(partitions(range(nodes), 2))) == 2 ** (nodes - 1)
+
+
+def test_scenarios_are_counted_valid_and_different() -> None:
+    base = msgspec.structs.replace(SCOPE, chain=Chain(replicas=4))
+    found = list(scenarios(base, 2, 2))
+    assert len(found) == count(base, 2, 2) == 2_944
+    assert len({scenario.fault for scenario in found}) == len(found)
+    assert parse(dump(found[-1])) == found[-1]
+
+
+def test_what_has_faults_of_its_own_is_no_scope() -> None:
+    with pytest.raises(LocalFault, match="leave out"):
+        scope(msgspec.structs.replace(SCOPE, swarm=Swarm()))
+
+
+@pytest.mark.parametrize("number", spread(range(0, 2_944, STRIDE), PLAIN))
+def test_no_partition_with_a_twin_breaks_a_promise(number: int) -> None:
+    manifest = next(islice(scenarios(SCOPE, 2, 2), number, None))
+    outcome = execute(manifest, 0)
+    assert outcome.verdict == "ok", outcome.finding
+
+
+def test_two_f_plus_one_is_found_kept_and_told_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain = Chain(replicas=5, variant="two-f-plus-one")
+    base = tmp_path / "base.toml"
+    base.write_text(dump(msgspec.structs.replace(SCOPE, name="five", chain=chain)))
+    arguments = ["explore", str(base), "--views", "1", "--jobs", "1", "--stop-after", "1"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["sim", *arguments, "--into", str(tmp_path)])
+    assert ended.value.code == 1
+    assert "agreement" in capsys.readouterr().out
+    (kept,) = tmp_path.glob("five-*.toml")
+    manifest = load(kept)
+    assert execute(manifest, 0).failed
+    real = msgspec.structs.replace(manifest, chain=Chain(replicas=5))
+    assert execute(real, 0).verdict == "ok"
