@@ -124,7 +124,7 @@ PLACES = (
 )
 
 
-@pytest.mark.parametrize("place", spread(PLACES, 3))
+@pytest.mark.parametrize("place", spread(PLACES, 2))
 async def test_a_node_killed_at_a_named_point_comes_back_and_keeps_up(
     tmp_path: Path, place: str
 ) -> None:

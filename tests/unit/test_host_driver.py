@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from tests.stages import spread
 from tests.unit.host_network import until
 
 from gridtokenx.core.codec import Wire, encode
@@ -410,17 +411,17 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "driver.before_step",
-        "driver.after_step",
-        "driver.before_send",
-        "storage.before_commit",
-        "storage.inside_commit",
-        "storage.after_commit",
-    ],
+KILLED_AT = (
+    "driver.before_step",
+    "driver.after_step",
+    "driver.before_send",
+    "storage.before_commit",
+    "storage.inside_commit",
+    "storage.after_commit",
 )
+
+
+@pytest.mark.parametrize("place", spread(KILLED_AT, 3))
 def test_a_killed_process_never_sends_a_number_twice_nor_one_it_forgets(
     tmp_path: Path, place: str
 ) -> None:
