@@ -8,6 +8,7 @@ BENCHMARKS: Final = {
     "testnet": "the default network without orders: time to finality, memory, processor time",
     "orders": "a signed order to its final commit on the consortium chain, by real processes",
     "meters": "ten thousand meters through concentrators, Mosquitto and four oracle processes",
+    "simulator": "virtual seconds per second of a simulated chain, and schedules per second",
     "primitives": "state tree, signatures, VRF, auction and packing, each beside a plain reference",
 }
 

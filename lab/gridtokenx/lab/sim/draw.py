@@ -19,6 +19,7 @@ from gridtokenx.lab.faults import (
     AnyFault,
     Bandwidth,
     Behave,
+    BitFlip,
     ClockDrift,
     ClockJump,
     ClockOffset,
@@ -51,6 +52,8 @@ SMALL: Final[tuple[Mutation, ...]] = (
     "drop", "view-up", "view-down", "height-up", "height-down", "earlier-digest", "earlier-message",
 )  # fmt: skip
 ANY: Final[tuple[Mutation, ...]] = ("drop", "earlier-message", "any-digest", "any-view")
+_DAMAGE: Final = 0.2
+_LEAST_CORE: Final = 0.2
 _AMNESIA: Final = 0.15
 """In so many runs with disk faults one of the traitors is an honest replica on a lying disk."""
 
@@ -61,7 +64,7 @@ def resolve(manifest: Manifest, seed: int) -> Manifest:
         return manifest
     draw = stream(seed, "manifest")
     if manifest.swarm is not None:
-        manifest = _swarm(manifest, manifest.swarm, draw)
+        manifest = _some_damage(_swarm(manifest, manifest.swarm, draw), manifest.swarm, draw)
     elif manifest.byzzfuzz is not None:
         manifest = _byzzfuzz(manifest, manifest.byzzfuzz, draw)
     manifest = _choose_core(manifest, draw)
@@ -120,6 +123,22 @@ def _links(draw: random.Random) -> Links:
         reorder=draw.choice((0.0, 0.0, 0.3)),
         disk_ms=draw.choice((2, 2, 20)),
     )
+
+
+def _some_damage(manifest: Manifest, swarm: Swarm, draw: random.Random) -> Manifest:
+    """Sometimes a disk is damaged, and its replica gone; sometimes only a quorum is healed."""
+    replace, chain = msgspec.structs.replace, manifest.chain
+    traitors = byzantine(manifest.fault)
+    spare = chain.replicas - len(traitors) - quorum(chain.replicas)
+    if "disk" in swarm.features and spare > 0 and draw.random() < _DAMAGE:
+        honest = [i for i in range(chain.replicas) if i not in traitors]
+        node, at_ms = draw.choice(honest), draw.randrange(max(1, manifest.safety.duration_ms))
+        flip = BitFlip(nodes=(node,), at_ms=at_ms)
+        crash = Crash(nodes=(node,), at_ms=at_ms, for_ms=1_000)
+        manifest = replace(manifest, fault=(*manifest.fault, crash, flip))
+    if draw.random() < _LEAST_CORE:
+        manifest = replace(manifest, liveness=replace(manifest.liveness, core="quorum"))
+    return manifest
 
 
 class _Schedule:
