@@ -15,7 +15,7 @@ from gridtokenx.lab.sim.explore import SCOPE, count, partitions, scenarios, scop
 from gridtokenx.lab.sim.manifest import Chain, Swarm, dump, load, parse
 
 BELL = [1, 1, 2, 5, 15, 52, 203]
-PLAIN = 24
+PLAIN = 16
 """Of the 2,944 runs of the scope, how many the plain stage goes through, evenly spread."""
 STRIDE = int(os.environ.get("GTX_SIM_STRIDE", "7"))
 """The full stage goes through every so many-th; all of them: `gtx sim explore`, or GTX_SIM_STRIDE=1."""
