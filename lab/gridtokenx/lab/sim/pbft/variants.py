@@ -14,9 +14,12 @@ from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.machine import Broadcast, Effect, Event, Instant, Send
 from gridtokenx.finality.certificates import CommitCertificate, IndexedSignature
 from gridtokenx.finality.validators import ValidatorSet
+from gridtokenx.ledger.blocks import Block
+from gridtokenx.ledger.runtime import ExecutedBlock, InvalidBlock, Proposal
 from gridtokenx.pbft.log import Slot
 from gridtokenx.pbft.messages import PreparedCertificate
 from gridtokenx.pbft.replica import Replica
+from gridtokenx.pbft.requests import Application
 from gridtokenx.pbft.turn import Turn
 
 
@@ -101,6 +104,35 @@ class NoPatience(Replica):
         return left
 
 
+class _Credulous:
+    """An `Application` that takes a header's word where execution gives something else."""
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+        self.chain_id = application.chain_id
+        self.admission = application.admission
+        self.build = application.build
+        self.admit = application.admit
+        self.decode_calls = application.decode_calls
+        self.weight = application.weight
+
+    def execute(self, parent: ExecutedBlock, block: Block) -> ExecutedBlock:
+        try:
+            return self._application.execute(parent, block)
+        except InvalidBlock:
+            proposal = Proposal(block.header.round, block.header.timestamp_ms)
+            ours, _ = self._application.build(parent, proposal, block.transactions)
+            return ExecutedBlock(block, ours.state, ours.changes, ours.events)
+
+
+class BelievesLeader(Replica):
+    """Votes for a block whatever its execution gives: a leader may invent the state."""
+
+    def _restore_head(self) -> None:
+        self._application = _Credulous(self._application)  # type: ignore[misc]  # Final there
+        super()._restore_head()
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """A way to be wrong."""
@@ -132,6 +164,7 @@ VARIANTS: Final = {
         _variant("sends-first", SendsFirst),
         _variant("forgets-marks", ForgetsMarks),
         _variant("weak-commit", WeakCommit),
+        _variant("believes-leader", BelievesLeader),
         _variant("no-silence-timer", NoSilenceTimer),
         _variant("says-it-once", SaysItOnce),
         _variant("no-patience", NoPatience),
