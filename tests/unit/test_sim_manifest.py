@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tests.stages import examples
 
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.lab.faults import KINDS, byzantine, kind_of
+from gridtokenx.core.quorum import quorum
+from gridtokenx.lab.faults import KINDS, byzantine, damaged, kind_of
 from gridtokenx.lab.sim.draw import resolve
 from gridtokenx.lab.sim.manifest import Byzzfuzz, Manifest, Swarm, dump, load, parse
 from gridtokenx.lab.sim.sweep import parse_seeds
@@ -68,6 +69,16 @@ def test_at_least_so_many_traitors() -> None:
     swarm = Swarm(replicas=(7,), least_byzantine=2)
     for seed in range(20):
         assert len(byzantine(resolve(Manifest(swarm=swarm), seed).fault)) == 2
+
+
+def test_a_swarm_leaves_a_sound_core() -> None:
+    for seed in range(2_000):
+        run = resolve(Manifest(swarm=Swarm()), seed)
+        lost = byzantine(run.fault) | damaged(run.fault)
+        assert run.chain.replicas - len(lost) >= quorum(run.chain.replicas)
+        if run.liveness.core == "quorum":
+            assert len(run.liveness.members) == quorum(run.chain.replicas)
+            assert not lost & set(run.liveness.members)
 
 
 def test_seeds() -> None:

@@ -315,6 +315,12 @@ def byzantine(faults: Iterable[Fault], kinds: frozenset[str] | None = None) -> f
     return frozenset(named)
 
 
+def damaged(faults: Iterable[Fault]) -> frozenset[int]:
+    """Indices of the nodes whose disks are damaged: they may be gone for good."""
+    flips = (fault for fault in faults if isinstance(fault, BitFlip))
+    return frozenset(node for fault in flips for node in fault.nodes if isinstance(node, int))
+
+
 def problems(fault: Fault, nodes: int) -> Iterable[str]:
     """What is wrong with a fault beyond the types of its values, for so many nodes (twins come last)."""
     triggers = (fault.at_height > 0) + (fault.at_view > 0) + bool(fault.when)

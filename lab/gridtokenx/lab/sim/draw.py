@@ -42,6 +42,7 @@ from gridtokenx.lab.faults import (
     TornWrite,
     Wipe,
     byzantine,
+    damaged,
 )
 from gridtokenx.lab.sim.manifest import Byzzfuzz, Feature, Links, Manifest, Swarm
 from gridtokenx.lab.sim.pbft.run import stream
@@ -76,8 +77,8 @@ def _choose_core(manifest: Manifest, draw: random.Random) -> Manifest:
     phase = manifest.liveness
     if phase.core != "quorum" or phase.members:
         return manifest
-    traitors = byzantine(manifest.fault)
-    honest = [i for i in range(manifest.chain.replicas) if i not in traitors]
+    lost = {*byzantine(manifest.fault), *damaged(manifest.fault)}
+    honest = [i for i in range(manifest.chain.replicas) if i not in lost]
     size = min(len(honest), quorum(manifest.chain.replicas))
     members = tuple(sorted(draw.sample(honest, size)))
     return msgspec.structs.replace(
