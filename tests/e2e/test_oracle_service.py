@@ -72,7 +72,7 @@ class Solo:
     def now_ms(self) -> int:
         return self.world.now_ms
 
-    def submit(self, transactions: Sequence[Transaction]) -> None:
+    def submit(self, transactions: Sequence[Transaction], *, everywhere: bool = False) -> None:
         self.submitted += transactions
         self.arrived.set()
 

@@ -41,6 +41,35 @@ def test_4_1_a_request_reaches_all_replicas() -> None:
     assert gossip.transactions == (transfer(0, 0),)
 
 
+def test_4_1_what_its_source_gives_to_all_is_passed_on_only_if_it_waits() -> None:
+    """Ours differs: a broker hands readings to every replica, so most need not be told again."""
+    bench = Bench(1)
+    bench.submit(transfer(0, 0), everywhere=True)
+    bench.fire("gossip")
+    assert bench.take(Transactions) == []
+    bench.fire("request")
+    primary, *to_all = bench.take(Transactions)
+    assert [each.transactions for each in (primary, *to_all)] == [(transfer(0, 0),)] * 2
+    bench.fire("request")
+    assert len(bench.take(Transactions)) == 1, "the primary is reminded, the others were told"
+
+
+def test_4_1_what_was_included_meanwhile_is_never_passed_on() -> None:
+    bench = Bench(1)
+    bench.submit(transfer(0, 0), everywhere=True)
+    block = bench.block(transactions=(transfer(0, 0),))
+    bench.now = block.header.timestamp_ms
+    bench.hear(bench.pre_prepare(block))
+    bench.hear(*(bench.commit(index, block) for index in (0, 2, 3)))
+    assert bench.committed == [1]
+    bench.submit(transfer(0, 1), everywhere=True)
+    bench.take(Transactions)
+    bench.fire("request")
+    bench.fire("request")
+    sent = [t for message in bench.take(Transactions) for t in message.transactions]
+    assert set(sent) == {transfer(0, 1)}
+
+
 # -- 4.2 normal-case operation ---------------------------------------------------------------------
 
 

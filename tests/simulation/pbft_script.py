@@ -246,8 +246,8 @@ class Bench(Members):
     def suspect(self, index: int, view: int) -> None:
         self.hear(Suspect(0, view), sender=index)
 
-    def submit(self, *transactions: Transaction) -> None:
-        self.step(Submitted(transactions))
+    def submit(self, *transactions: Transaction, everywhere: bool = False) -> None:
+        self.step(Submitted(transactions, everywhere))
 
     def pass_time(self, duration_ms: int) -> None:
         """Let time pass; timers that are due fire."""

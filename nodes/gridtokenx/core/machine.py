@@ -81,6 +81,8 @@ class Submitted:
     """Transactions from clients or intake, their signatures checked."""
 
     transactions: Sequence[Wire]
+    everywhere: bool = False
+    """Their source gives them to every member itself: they are passed on only if they wait."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,13 +211,17 @@ class ChainNode:
         state = State(self.head.state)
         self._parts.ledger.admit(state, transaction, self._parts.clock.now_ms())
 
-    def submit(self, transactions: Sequence[Transaction]) -> None:
+    def submit(self, transactions: Sequence[Transaction], *, everywhere: bool = False) -> None:
         """Hand over transactions whose signatures were checked.
+
+        Args:
+            transactions: what to submit.
+            everywhere: see `core.machine.Submitted`.
 
         Raises:
             RemoteFault: too many wait already.
         """
-        self._driver.submit(transactions)
+        self._driver.submit(transactions, everywhere=everywhere)
 
     async def run(self) -> None:
         """Take part until cancelled, or until something fails."""

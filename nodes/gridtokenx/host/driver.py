@@ -135,7 +135,7 @@ class Driver:
         self._wake = asyncio.Event()
         self._ready: deque[Link] = deque()
         self._joined: deque[NodeId] = deque()
-        self._submitted: deque[Sequence[Wire]] = deque()
+        self._submitted: deque[Submitted] = deque()
         self._stash = _Stash()
         self._retry_stash = False
         self._failure: Exception | None = None
@@ -154,15 +154,19 @@ class Driver:
         self._joined.append(peer)
         self._wake.set()
 
-    def submit(self, transactions: Sequence[Wire]) -> None:
+    def submit(self, transactions: Sequence[Wire], *, everywhere: bool = False) -> None:
         """Hand over transactions whose signatures were checked.
+
+        Args:
+            transactions: what to submit.
+            everywhere: see `Submitted`.
 
         Raises:
             RemoteFault: too many wait already.
         """
         if len(self._submitted) >= MAX_WAITING_SUBMISSIONS:
             raise RemoteFault("busy", "this node has too many submissions waiting; try another")
-        self._submitted.append(transactions)
+        self._submitted.append(Submitted(transactions, everywhere))
         self._wake.set()
 
     # -- the loop ----------------------------------------------------------------------------------
@@ -200,7 +204,7 @@ class Driver:
 
     def _take_submissions(self) -> None:
         for _ in range(min(len(self._submitted), BATCH_FRAMES)):
-            self._step(Submitted(self._submitted.popleft()))
+            self._step(self._submitted.popleft())
 
     async def _receive(self) -> None:
         """One batch of frames, fairly from all links, in order for each."""

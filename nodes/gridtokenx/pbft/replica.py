@@ -163,8 +163,8 @@ class Replica(ViewChanging):
             case TimerFired(name):
                 self._timers.pop(str(name), None)
                 self._on_timer(turn, str(name))
-            case Submitted(transactions):
-                self._on_submitted(turn, transactions)
+            case Submitted(transactions, everywhere):
+                self._on_submitted(turn, transactions, everywhere=everywhere)
             case PeerConnected(peer):
                 turn.send(peer, self._status())
             case Start():
@@ -517,13 +517,15 @@ class Replica(ViewChanging):
 
     # -- submissions -------------------------------------------------------------------------------
 
-    def _on_submitted(self, turn: Turn, transactions: Iterable[Wire]) -> None:
+    def _on_submitted(
+        self, turn: Turn, transactions: Iterable[Wire], *, everywhere: bool = False
+    ) -> None:
         for transaction in transactions:
             if not isinstance(transaction, Transaction):
                 raise TypeError(f"{type(transaction).__name__} is no transaction")
             try:
                 if self._requests.add(self._head, transaction, turn.now):
-                    self._requests.pass_on(transaction)
+                    self._requests.pass_on(transaction, if_it_waits=everywhere)
             except RemoteFault as fault:
                 turn.log("debug", "submission-refused", reason=fault.reason, detail=fault.detail)
         self._note_work(turn)
@@ -554,6 +556,8 @@ class Replica(ViewChanging):
         if views.active and not views.leads:
             for batch in batches(waiting):
                 turn.send(self.primary, Transactions(batch))
+        for batch in batches(self._requests.kept_back(waiting)):
+            turn.broadcast(Transactions(batch))
         if omitted and views.active and not views.leads:
             self._suspect(turn, OMISSION)
         else:

@@ -121,6 +121,7 @@ class Requests:
         self._waiting: dict[bytes, _Wait] = {}
         self._committed_ms: Instant | None = None
         self._outgoing: list[Transaction] = []
+        self._kept_back: set[bytes] = set()
 
     def add(self, head: ExecutedBlock, transaction: Transaction, now: Instant) -> bool:
         """Admit a transaction whose signature was checked; False if it is here already.
@@ -137,9 +138,23 @@ class Requests:
         self._waiting[transaction.id] = _Wait(transaction, now, now)
         return True
 
-    def pass_on(self, transaction: Transaction) -> None:
-        """Remember to gossip a transaction that came from a client."""
-        self._outgoing.append(transaction)
+    def pass_on(self, transaction: Transaction, *, if_it_waits: bool = False) -> None:
+        """Remember to gossip a transaction that came from a client.
+
+        Args:
+            transaction: which was added.
+            if_it_waits: its source gives it to all: gossip only what the primary seems not to have.
+        """
+        if if_it_waits:
+            self._kept_back.add(transaction.id)
+        else:
+            self._outgoing.append(transaction)
+
+    def kept_back(self, waiting: Iterable[Transaction]) -> list[Transaction]:
+        """Those among the waiting that were not gossiped, because they seemed to be everywhere."""
+        kept = [transaction for transaction in waiting if transaction.id in self._kept_back]
+        self._kept_back.difference_update(transaction.id for transaction in kept)
+        return kept
 
     def gossip(self) -> Iterator[tuple[Transaction, ...]]:
         """Everything to be passed on, in messages of bounded size."""
@@ -195,6 +210,7 @@ class Requests:
         self.pool.settle(transactions, self._standing_after(executed), now)
         for transaction in transactions:
             self._waiting.pop(transaction.id, None)
+        self._kept_back.intersection_update(self._waiting)
         if full_from_ms is None:
             return
         for wait in self._waiting.values():

@@ -66,7 +66,7 @@ class OracleNode(Protocol):
         """Transactions that wait for a block here."""
         ...
 
-    def submit(self, transactions: Sequence[Transaction]) -> None:
+    def submit(self, transactions: Sequence[Transaction], *, everywhere: bool = False) -> None:
         """Hand over transactions whose signatures were checked; `RemoteFault` if it is too busy."""
 
 
@@ -334,15 +334,15 @@ class OracleService:
             self._log.warning("concentrator muted", concentrator=name, for_s=MUTED_S)
 
     def _submit_one(self, transaction: Transaction) -> None:
-        self._hand_over((transaction,))
+        self._hand_over((transaction,), everywhere=False)
 
     def _submit(self, transactions: Sequence[Transaction]) -> None:
         self._metrics.count("readings_verified", len(transactions))
-        self._hand_over(transactions)
+        self._hand_over(transactions, everywhere=True)  # the broker gives them to every oracle
 
-    def _hand_over(self, transactions: Sequence[Transaction]) -> None:
+    def _hand_over(self, transactions: Sequence[Transaction], *, everywhere: bool) -> None:
         try:
-            self._node.submit(transactions)
+            self._node.submit(transactions, everywhere=everywhere)
         except RemoteFault as fault:
             # Meters send again what has no watermark; a round does without one observation.
             self._metrics.count("submissions_refused", len(transactions), reason=fault.reason)
