@@ -525,3 +525,14 @@ def test_the_same_on_uvloop(scenario: Callable[[], Coroutine[None, None, None]])
     """The nodes run on uvloop, whose streams and TLS are not asyncio's."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(scenario())
+
+
+async def test_a_tls_handshake_that_never_ends_is_counted_as_slow() -> None:
+    """asyncio ends it with an error that is no timeout by its type."""
+    host = Node(0, limits=NetworkLimits(link=LinkLimits(tls_s=0.2)))
+    host.network.start(LOOPBACK)
+    async with running(host):
+        _, writer = await asyncio.open_connection("127.0.0.1", host.network.port)
+        writer.write(b"\x16")
+        await until(lambda: host.faults == {"timeout": 1})
+        writer.close()

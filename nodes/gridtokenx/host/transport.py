@@ -696,7 +696,7 @@ def as_fault(error: Exception) -> RemoteFault:
         return RemoteFault("wrong-certificate", error.verify_message)
     if isinstance(error, ssl.SSLError):
         return RemoteFault("tls-failed", error.reason or str(error))
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError | ConnectionAbortedError):  # the latter is asyncio's, of TLS
         return RemoteFault("timeout", "the handshake took too long")
     if isinstance(error, ConnectionRefusedError):
         return RemoteFault("unreachable", "nobody listens there")
