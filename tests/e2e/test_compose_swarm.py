@@ -29,6 +29,7 @@ def node(images: dict[str, int]) -> Iterator[str]:
     finally:
         if was == "inactive":
             docker("swarm", "leave", "--force")
+            docker("network", "rm", "docker_gwbridge")  # which a swarm makes, and leaves behind
 
 
 def test_a_stack_is_final_on_all_chains(
