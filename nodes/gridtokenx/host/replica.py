@@ -14,7 +14,7 @@ from gridtokenx.host.chain_node import (
     refuse_foreign_store,
 )
 from gridtokenx.host.checking import CachingVerifier
-from gridtokenx.host.restored import Position, follow_first
+from gridtokenx.host.restored import FollowingMachine, Position, follow_first
 from gridtokenx.host.role import Role, open_key_seed
 from gridtokenx.host.security import mutual_security
 from gridtokenx.host.settings import PermissionedNodeSettings
@@ -108,16 +108,23 @@ def make_replica(
         validators_of=validators_of,
     )
     node = ChainNode(parts)
+    _say_if_silent(role, node, replica, following, signer.public_key)
+    return ReplicaProcess(node, signer)
+
+
+def _say_if_silent(
+    role: Role, node: ChainNode, replica: Replica, following: FollowingMachine | None, key: bytes
+) -> None:
+    """Tell an operator why a replica that runs does not vote."""
     if following is not None:
         node.add_reasons(following.reasons)
         role.log.warning("restored: following, signing nothing yet", reason=following.reason)
     elif not replica.seated:
         role.log.warning(
             "observer: this key has no seat in the set; following",
-            key=signer.public_key.hex(),
+            key=key.hex(),
             set_id=replica.validators.set_id,
         )
-    return ReplicaProcess(node, signer)
 
 
 @asynccontextmanager

@@ -64,8 +64,10 @@ class Watched:
     """Largest proportional set size seen (shared pages divided among their users)."""
     cpu_s: float = 0.0
     """Processor time as last seen, this life."""
-    _started_s: float = 0.0
-    _short_lives: int = 0
+    started_s: float = 0.0
+    """Monotonic time of its last start."""
+    short_lives: int = 0
+    """How many lives in a row ended too soon."""
     exits: list[int] = field(default_factory=list)
 
 
@@ -193,7 +195,7 @@ class Processes:
             watched.pid = int(str(event["pid"]))
             self._write_pid(watched)
             watched.cpu_s = 0.0
-            watched._started_s = time.monotonic()  # noqa: SLF001 - this file's own record
+            watched.started_s = time.monotonic()
         else:
             watched.pid = None
             watched.spec.pid_path.unlink(missing_ok=True)
@@ -262,9 +264,9 @@ class Processes:
         if self._stopping:
             return
         watched.exits.append(status)
-        lived_s = time.monotonic() - watched._started_s  # noqa: SLF001 - this file's own record
-        short = 1 if lived_s >= STABLE_S else watched._short_lives + 1  # noqa: SLF001
-        watched._short_lives = short  # noqa: SLF001
+        lived_s = time.monotonic() - watched.started_s
+        short = 1 if lived_s >= STABLE_S else watched.short_lives + 1
+        watched.short_lives = short
         if status == MISUSE_EXIT or short >= GIVE_UP_AFTER:
             watched.given_up = True
         verdict = "given up" if watched.given_up else "restarting"
