@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier
+from gridtokenx.core.machine import Machine
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.host.addresses import HostPort, NodeAddress
 from gridtokenx.host.chain_node import (
@@ -49,6 +50,9 @@ def make_replica(
     settings: PermissionedNodeSettings,
     role: Role,
     chain_of: Callable[[CachingVerifier], PbftChain],
+    *,
+    timing: Timing | None = None,
+    around: Callable[[Replica, Ed25519Signer], Machine] | None = None,
 ) -> ReplicaProcess:
     """Open the store and the keys, restore the replica, and put its node together.
 
@@ -56,6 +60,9 @@ def make_replica(
         settings: of the process.
         role: its log, numbers and clock.
         chain_of: puts the chain together around a verifier that remembers what it has checked.
+        timing: how long to wait for what; by default only the block time differs from the engine's.
+        around: what stands between the replica and its links; the lab's own processes use it, a
+            node's command does not.
 
     Raises:
         LocalFault: settings, keys, certificates or store that cannot be used.
@@ -70,7 +77,7 @@ def make_replica(
     store = Store.open(settings.data)
     try:
         refuse_foreign_store(store, chain.ledger, signer)
-        timing = Timing(block_time_ms=settings.block_time_ms)
+        waits = timing or Timing(block_time_ms=settings.block_time_ms)
 
         def restore(key_seed: bytes) -> Replica:
             return Replica.restore(
@@ -79,7 +86,7 @@ def make_replica(
                 chain.validators,
                 Ed25519Signer(key_seed),
                 chain.genesis,
-                timing,
+                waits,
                 validators_of=validators_of,
             )
 
@@ -89,7 +96,7 @@ def make_replica(
         raise
     parts = NodeParts(
         chain=chain.name,
-        machine=following or replica,
+        machine=following or (replica if around is None else around(replica, signer)),
         message_type=Message,
         ledger=chain.ledger,
         genesis=chain.genesis,

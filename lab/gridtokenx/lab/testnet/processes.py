@@ -69,6 +69,9 @@ class Watched:
     short_lives: int = 0
     """How many lives in a row ended too soon."""
     exits: list[int] = field(default_factory=list)
+    """How each life ended that nobody had asked to end."""
+    down: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while it does not run."""
 
 
 Report = Callable[[str], None]
@@ -81,15 +84,23 @@ class Processes:
         specs: what to run.
         environment: added to every process's environment.
         report: told, in a line, of everything a person should know.
+        preload: modules that the fork server imports besides its own.
     """
 
     def __init__(
-        self, specs: Sequence[ProcessSpec], environment: Mapping[str, str], report: Report
+        self,
+        specs: Sequence[ProcessSpec],
+        environment: Mapping[str, str],
+        report: Report,
+        preload: Sequence[str] = (),
     ) -> None:
         self.watched: Final = {spec.name: Watched(spec) for spec in specs}
         self.peak_memory_kib = 0
         self._environment: Final = dict(environment)
         self._report: Final = report
+        self._preload: Final = tuple(preload)
+        self._held: set[str] = set()
+        """Processes that stay down until they are released."""
         self._stopping = False
         self._zygote: asyncio.subprocess.Process | None = None
         self._zygote_started_s = 0.0
@@ -123,6 +134,7 @@ class Processes:
             sys.executable,
             "-m",
             "gridtokenx.lab.testnet.zygote",
+            *self._preload,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
@@ -155,6 +167,19 @@ class Processes:
         pid = self.watched[name].pid
         if pid is not None:
             os.kill(pid, signum)
+
+    def hold(self, name: str) -> None:
+        """Kill one process, and keep it down until it is released."""
+        self._held.add(name)
+        with contextlib.suppress(ProcessLookupError):  # it may have ended, and not be reaped
+            self.kill(name)
+
+    async def release(self, name: str) -> None:
+        """Start a process again that was held."""
+        await self.watched[name].down.wait()
+        self._held.discard(name)
+        self.watched[name].restarts += 1
+        self._launch(name)
 
     def _spawn(self, job: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(job)
@@ -196,8 +221,12 @@ class Processes:
             self._write_pid(watched)
             watched.cpu_s = 0.0
             watched.started_s = time.monotonic()
+            watched.down.clear()
+            if watched.spec.name in self._held:
+                self.kill(watched.spec.name)
         else:
             watched.pid = None
+            watched.down.set()
             watched.spec.pid_path.unlink(missing_ok=True)
             self._ended(watched, int(str(event["status"])))
 
@@ -261,7 +290,7 @@ class Processes:
                 await asyncio.sleep(ORPHAN_POLL_S)
 
     def _ended(self, watched: Watched, status: int) -> None:
-        if self._stopping:
+        if self._stopping or watched.spec.name in self._held:
             return
         watched.exits.append(status)
         lived_s = time.monotonic() - watched.started_s

@@ -24,6 +24,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,9 +41,13 @@ GRACE_S: Final = 8.0
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def serve() -> None:
-    """Fork what standard input asks for until it ends."""
-    for module in PRELOADED:
+def serve(more: Sequence[str] = ()) -> None:
+    """Fork what standard input asks for until it ends.
+
+    Args:
+        more: modules to import besides.
+    """
+    for module in (*PRELOADED, *more):
         importlib.import_module(module)
     gc.collect()
     gc.freeze()
@@ -111,6 +116,7 @@ class _Zygote:
             for pid in self._children:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signum)
+                    os.kill(pid, signal.SIGCONT)  # one that is stopped hears nothing else
             deadline = time.monotonic() + grace_s
             while self._children and time.monotonic() < deadline:
                 self._reap()
@@ -173,4 +179,4 @@ def _die_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(sys.argv[1:])

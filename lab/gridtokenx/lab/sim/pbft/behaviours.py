@@ -33,7 +33,7 @@ import random
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
@@ -55,10 +55,10 @@ from gridtokenx.core.machine import (
 from gridtokenx.finality.certificates import CommitVote
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.lab.faults import Behave, RoundMutation
-from gridtokenx.lab.sim.pbft.chain import CHAIN_ID, SharedLedger
 from gridtokenx.lab.sim.pbft.messages import round_of
 from gridtokenx.ledger.blocks import Block, Header
-from gridtokenx.ledger.runtime import Proposal
+from gridtokenx.ledger.runtime import ExecutedBlock, Proposal
+from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.pbft.messages import (
     Ballot,
     Body,
@@ -96,6 +96,25 @@ class Saying:
     message: Wire
 
 
+class Blocks(Protocol):
+    """What traitors need of a ledger, to make up blocks."""
+
+    @property
+    def chain_id(self) -> bytes:
+        """In every header and signature."""
+        ...
+
+    def find(self, hash_: bytes) -> ExecutedBlock | None:
+        """A block that was executed lately."""
+        ...
+
+    def build(
+        self, parent: ExecutedBlock, proposal: Proposal, candidates: Iterable[Transaction]
+    ) -> tuple[ExecutedBlock, tuple[Transaction, ...]]:
+        """See `Ledger.build`."""
+        ...
+
+
 class Conspiracy:
     """What the traitors of one run share: keys, memory, and the blocks that they play against each other.
 
@@ -111,13 +130,14 @@ class Conspiracy:
         self,
         validators: ValidatorSet,
         signers: dict[int, Signer],
-        ledger: SharedLedger,
+        ledger: Blocks,
         clock_bound_ms: int,
         draw: random.Random,
     ) -> None:
         self.validators: Final = validators
         self.signers: Final = signers
         self.ledger: Final = ledger
+        self.chain_id: Final = ledger.chain_id
         self.clock_bound_ms: Final = clock_bound_ms
         self.draw: Final = draw
         self.heard: Final[deque[Wire]] = deque(maxlen=_REMEMBERED)
@@ -152,19 +172,21 @@ class Conspiracy:
 
     def commit(self, index: int, vote: CommitVote) -> Commit:
         """A traitor's commit."""
-        return Commit(vote, index, self.signers[index].sign(vote.signed_bytes(CHAIN_ID)))
+        return Commit(vote, index, self.signers[index].sign(vote.signed_bytes(self.chain_id)))
 
     def view_change(self, body: ViewChangeBody) -> ViewChange:
         """A traitor's view-change."""
-        return ViewChange(body, self.signers[body.replica].sign(view_change_bytes(body, CHAIN_ID)))
+        return ViewChange(
+            body, self.signers[body.replica].sign(view_change_bytes(body, self.chain_id))
+        )
 
     def new_view(self, index: int, body: NewViewBody) -> NewView:
         """A traitor's new-view."""
-        return NewView(body, self.signers[index].sign(new_view_bytes(body, CHAIN_ID)))
+        return NewView(body, self.signers[index].sign(new_view_bytes(body, self.chain_id)))
 
     def sign_ballot(self, index: int, domain: Domain, ballot: Ballot) -> bytes:
         """A traitor's signature of a ballot."""
-        return self.signers[index].sign(ballot.signed_bytes(domain, CHAIN_ID))
+        return self.signers[index].sign(ballot.signed_bytes(domain, self.chain_id))
 
     def rebuild(self, block: Block, view: int, shift_ms: int, *, empty: bool) -> Block | None:
         """Another block for the same height, valid as such."""
