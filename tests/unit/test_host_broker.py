@@ -50,7 +50,7 @@ async def stop_in_the_middle() -> None:
                 async for _ in client.messages:
                     pass
 
-        task = asyncio.create_task(keep_connected(connection, losses.append, 10))
+        task = asyncio.create_task(keep_connected(connection, losses.append, 10, "a"))
         await connected.wait()
         started = time.monotonic()
         task.cancel()
@@ -84,7 +84,7 @@ async def test_a_link_whose_library_swallows_cancellation_does_not_connect_again
             task.uncancel()  # what the library's own timeouts do
             raise aiomqtt.MqttError("Disconnected during message iteration") from None
 
-    task = asyncio.create_task(keep_connected(connection, lambda _reason: None, 10))
+    task = asyncio.create_task(keep_connected(connection, lambda _reason: None, 10, "a"))
     await asyncio.sleep(0.05)
     task.cancel()
     await asyncio.wait({task}, timeout=1)

@@ -10,7 +10,7 @@ from gridtokenx.core.addresses import parse_address
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Signer
 from gridtokenx.core.units import GRID, INT64_MAX, WATT
-from gridtokenx.host.chains import ChainAccess, ClientParts, read_chain
+from gridtokenx.host.chains import ChainAccess, ClientParts, open_access, read_chain
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.keyfile import public_key_of
 from gridtokenx.host.logs import NullLogger
@@ -99,7 +99,7 @@ class Wallet:
             metrics=Metrics(),
             log=NullLogger(),
         )
-        return ChainAccess(read_chain(chain, link.genesis), link, parts)
+        return open_access(read_chain(chain, link.genesis), link, parts)
 
     def _offset_ms(self) -> int:
         """A running network's heartbeat is at most a second old, so it shows its offset, nearly."""

@@ -13,7 +13,6 @@ keeps it on disk. Nothing depends on that: what no watermark covers is sent agai
 
 import asyncio
 import logging
-import random
 import socket
 import ssl
 import time
@@ -25,7 +24,7 @@ import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from gridtokenx.core.keys import Signer
+from gridtokenx.core.keys import Signer, sha256
 from gridtokenx.host.broker_address import BrokerAddress, explain, open_broker, parse_broker
 from gridtokenx.host.logs import Logger
 from gridtokenx.ledger.broker_access import connect_password
@@ -245,6 +244,8 @@ def broker_client(
         queued_messages: what comes beyond these is dropped.
         will: what the broker publishes for a client that is lost.
     """
+    if address.opener is not None:
+        return address.opener(identifier, queued_messages, will)
     username, password = address.username, address.password
     if username is None and not address.certified:
         username = identifier
@@ -278,6 +279,7 @@ async def keep_connected(
     connection: Callable[[], Coroutine[None, None, None]],
     on_loss: Callable[[str], None],
     last_backoff_s: float,
+    name: str,
 ) -> None:
     """Connect, and connect again after every loss, until cancelled.
 
@@ -285,19 +287,27 @@ async def keep_connected(
         connection: lives as long as one connection.
         on_loss: gets the reason.
         last_backoff_s: the longest wait between attempts; a connection that lasted longer was good.
+        name: of the client: no two wait equally long, so many do not come back in the same instant.
     """
-    backoff_s = FIRST_BACKOFF_S
+    backoff_s, attempts = FIRST_BACKOFF_S, 0
+    loop = asyncio.get_running_loop()
     while True:
-        started = time.monotonic()
+        started_s = loop.time()
         try:
             await until_first(connection())
         except (aiomqtt.MqttError, OSError) as error:
             on_loss(str(error))
-        if time.monotonic() - started > last_backoff_s:
+        if loop.time() - started_s > last_backoff_s:
             backoff_s = FIRST_BACKOFF_S
-        # Many clients must not come back in the same instant.
-        await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+        attempts += 1
+        await asyncio.sleep(backoff_s * _share(name, attempts))
         backoff_s = min(2 * backoff_s, last_backoff_s)
+
+
+def _share(name: str, attempt: int) -> float:
+    """Between a half and all: which part of its pause a client makes."""
+    own = sha256(b"pause before connecting", b"%d" % attempt, name.encode())
+    return 0.5 + int.from_bytes(own[:2], "big") / 131_072
 
 
 async def until_first(*works: Coroutine[None, None, None]) -> None:
@@ -307,12 +317,12 @@ async def until_first(*works: Coroutine[None, None, None]) -> None:
     of theirs. Ours differs: no `TaskGroup`, which in Python 3.11 leaves its own cancel request on a
     task that goes on after the group failed, as a reconnecting one does.
     """
-    tasks = {asyncio.ensure_future(work) for work in works}
+    tasks = [asyncio.ensure_future(work) for work in works]
     cancelled = False
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        while pending := {task for task in tasks if not task.done()}:
+        while pending := [task for task in tasks if not task.done()]:
             for task in pending:
                 task.cancel()
             try:
@@ -324,8 +334,9 @@ async def until_first(*works: Coroutine[None, None, None]) -> None:
             _ = task.cancelled() or task.exception()
     if cancelled:
         raise asyncio.CancelledError
-    for task in done:
-        task.result()
+    for task in tasks:
+        if task in done:
+            task.result()
 
 
 def heed_cancellation() -> None:

@@ -19,9 +19,10 @@ import datetime as dt
 import os
 import re
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 from gridtokenx.core.errors import LocalFault
@@ -30,10 +31,14 @@ from gridtokenx.host.certificates import load_certificate, load_chain, public_ke
 from gridtokenx.host.config import Setting
 from gridtokenx.host.files import read_file
 
+if TYPE_CHECKING:
+    import aiomqtt
+
 PASSWORD_VARIABLE: Final = "GTX_BROKER_PASSWORD"  # noqa: S105 - its name, not a password
 _PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 
 Version = Literal["5", "3.1.1"]
+Opener = Callable[[str, int, "aiomqtt.Will | None"], "aiomqtt.Client"]
 BrokerUrl = Annotated[str, Setting("MQTT broker: mqtt[s]://[user[:password]@]host[:port].")]
 BrokerProtocol = Annotated[
     Version, Setting("MQTT version to speak; the embedded broker knows 3.1.1 only.")
@@ -91,6 +96,9 @@ class BrokerAddress:
     authority: Path | None = None
     certified: bool = False
     """Whether the TLS session shows a certificate of ours, so that no password is needed."""
+    opener: Opener | None = None
+    """Makes connections that have no socket below, from the client's name, the bound of its incoming
+    messages and its last will: for a broker that is not on a network."""
 
     def with_certificate(self, certificate: Path, key: bytes | Path) -> "BrokerAddress":
         """The same broker, for a client that logs in by certificate.

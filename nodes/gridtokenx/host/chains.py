@@ -156,9 +156,22 @@ _KINDS: Final[dict[str, tuple[type[msgspec.Struct], Callable[..., Ledger]]]] = {
 
 
 def _parse(name: str, data: bytes, source: str, verifier: Verifier | None) -> ChainFacts:
-    type_, ledger_of = _KINDS[name]
-    genesis: Any = parse_genesis(data, type_, source)  # one of the three, as `_KINDS` pairs them
-    ledger = ledger_of(genesis, verifier)
+    genesis: Any = parse_genesis(data, _KINDS[name][0], source)  # one of the three
+    return put_together(name, genesis, verifier)
+
+
+def put_together(name: str, genesis: Genesis, verifier: Verifier | None = None) -> ChainFacts:
+    """A chain from its genesis.
+
+    Args:
+        name: one of `CHAINS`.
+        genesis: of that chain.
+        verifier: checks other chains' certificates; libsodium if None.
+
+    Raises:
+        LocalFault: a genesis that could not work.
+    """
+    ledger = _KINDS[name][1](genesis, verifier)
     block = ledger.genesis(genesis.clock.network_genesis_ms)
     return ChainFacts(name, genesis, ledger, block, _fee_per_weight(genesis))
 
@@ -261,22 +274,28 @@ def staleness(name: str, follower: Follower, now_ms: int) -> Iterator[str]:
         )
 
 
+def open_access(facts: ChainFacts, link: LinkSettings, parts: ClientParts) -> "ChainAccess":
+    """Access to a chain through its nodes.
+
+    Raises:
+        LocalFault: no node is named, or a certificate cannot be used.
+    """
+    return ChainAccess(facts, open_follower(facts, link, parts), parts.clock)
+
+
 class ChainAccess:
     """Follows one chain and hands out accounts on it. `follower.run` must be running.
 
     Args:
         facts: of the chain.
-        link: where its nodes are.
-        parts: of the process.
-
-    Raises:
-        LocalFault: no node is named, or a certificate cannot be used.
+        follower: of the chain.
+        clock: network time.
     """
 
-    def __init__(self, facts: ChainFacts, link: LinkSettings, parts: ClientParts) -> None:
+    def __init__(self, facts: ChainFacts, follower: Follower, clock: NetworkClock) -> None:
         self.facts: Final = facts
-        self.follower: Final = open_follower(facts, link, parts)
-        self._clock: Final = parts.clock
+        self.follower: Final = follower
+        self._clock: Final = clock
         self._watch: Final = InclusionWatch(self.follower)
 
     def account(self, signer: Signer) -> "Account":

@@ -41,7 +41,7 @@ from gridtokenx.host.follow_messages import (
     Status,
 )
 from gridtokenx.host.follow_messages import Blocks as BlocksReply
-from gridtokenx.host.questions import Lie, NodeSet
+from gridtokenx.host.questions import Connect, Lie, NodeSet
 from gridtokenx.host.transport import NetworkParts
 from gridtokenx.ledger.blocks import Block, Header, transaction_root
 
@@ -96,6 +96,7 @@ class Follower:
         parts: our identity on the links.
         from_newest: begin at the newest header rather than at `trust`, without the blocks between.
         first: which node to begin with.
+        connect: see `NodeSet`.
     """
 
     def __init__(
@@ -106,11 +107,12 @@ class Follower:
         *,
         from_newest: bool = False,
         first: int = 0,
+        connect: Connect | None = None,
     ) -> None:
         self._trust = trust
         self._parts = parts
         self._from_newest = from_newest
-        self.nodes: Final = NodeSet(addresses, parts, first)
+        self.nodes: Final = NodeSet(addresses, parts, first, connect)
         self._unproven: list[FollowedBlock] = []
         self._head: CertifiedHead | None = None
         self._headers: OrderedDict[int, Header] = OrderedDict()

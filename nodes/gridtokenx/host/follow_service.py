@@ -37,13 +37,38 @@ from gridtokenx.host.follow_messages import (
 )
 from gridtokenx.host.framing import Channel
 from gridtokenx.host.history import History
-from gridtokenx.host.link import Link
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.tasks import Tasks
 from gridtokenx.ledger.transactions import MAX_TRANSACTION_BYTES, Transaction
 
 MAX_QUESTION_BYTES: Final = 1024 * 1024
 WAITING_PER_CLIENT: Final = 4
+
+
+class ClientLink(Protocol):
+    """The connection of one client; `host.link.Link` is one."""
+
+    @property
+    def identity(self) -> bytes:
+        """Whose it is."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        ...
+
+    async def receive(self) -> tuple[Channel, bytes]:
+        """The next frame; raises `RemoteFault` when the link has ended."""
+        ...
+
+    def send(self, channel: Channel, body: bytes) -> bool:
+        """Send a frame; whether it will leave."""
+        ...
+
+    def refuse(self, fault: RemoteFault) -> None:
+        """End it, and tell the client why."""
+        ...
 
 
 class Intake(Protocol):
@@ -86,19 +111,19 @@ class FollowService:
         self._fault = fault
         self._metrics = metrics
         self._tasks = tasks
-        self._waiting: dict[Link, set[asyncio.Task[None]]] = {}
+        self._waiting: dict[ClientLink, dict[asyncio.Task[None], None]] = {}
 
-    def client_up(self, link: Link) -> None:
+    def client_up(self, link: ClientLink) -> None:
         """A client has connected."""
-        self._waiting[link] = set()
+        self._waiting[link] = {}
         self._tasks.spawn(self._serve(link), f"client {link.identity.hex()[:8]}")
 
-    def client_down(self, link: Link) -> None:
+    def client_down(self, link: ClientLink) -> None:
         """A client has gone: nobody waits for its answers any more."""
         for task in self._waiting.pop(link, ()):
             task.cancel()
 
-    async def _serve(self, link: Link) -> None:
+    async def _serve(self, link: ClientLink) -> None:
         while not link.closed:
             try:
                 await self._answer(link, _question(*await link.receive()))
@@ -108,7 +133,7 @@ class FollowService:
                     link.refuse(fault)
             await asyncio.sleep(0)
 
-    async def _answer(self, link: Link, ask: Ask) -> None:
+    async def _answer(self, link: ClientLink, ask: Ask) -> None:
         self._metrics.count("questions", kind=type(ask.question).__name__)
         match ask.question:
             case Follow(after) if after >= self._history.head.height:
@@ -147,17 +172,17 @@ class FollowService:
 
     # -- waiting -----------------------------------------------------------------------------------
 
-    def _wait(self, link: Link, number: int, question: Follow) -> None:
+    def _wait(self, link: ClientLink, number: int, question: Follow) -> None:
         waiting = self._waiting.get(link)
         if waiting is None:
             return
         if len(waiting) >= WAITING_PER_CLIENT:
             raise RemoteFault("too-many-questions", f"at most {WAITING_PER_CLIENT} may wait")
         task = self._tasks.spawn(self._reply_later(link, number, question), "follow")
-        waiting.add(task)
-        task.add_done_callback(waiting.discard)
+        waiting[task] = None
+        task.add_done_callback(lambda done: waiting.pop(done, None))
 
-    async def _reply_later(self, link: Link, number: int, question: Follow) -> None:
+    async def _reply_later(self, link: ClientLink, number: int, question: Follow) -> None:
         reply: Reply
         try:
             async with asyncio.timeout(min(question.wait_ms, MAX_WAIT_MS) / 1000):
@@ -168,7 +193,7 @@ class FollowService:
         self._reply(link, number, reply)
 
     @staticmethod
-    def _reply(link: Link, number: int, reply: Reply) -> None:
+    def _reply(link: ClientLink, number: int, reply: Reply) -> None:
         link.send(Channel.REPLY, encode(Answer(number=number, reply=reply)))
 
     # -- submissions -------------------------------------------------------------------------------

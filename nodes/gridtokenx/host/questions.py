@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from gridtokenx.core.codec import MAX_MESSAGE_BYTES, decode, encode
 from gridtokenx.core.errors import RemoteFault
@@ -33,6 +33,30 @@ class NoAnswer(RemoteFault):
 
 class Refusal(RemoteFault):
     """A node said that it cannot or will not answer."""
+
+
+class Connection(Protocol):
+    """What a `NodeSet` needs of a connection to one node."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        ...
+
+    async def open(self) -> None:
+        """Connect; raises `RemoteFault` if that fails."""
+        ...
+
+    async def ask(self, question: Question, timeout_s: float = ANSWER_S) -> Reply:
+        """Ask, and wait for the answer; raises `RemoteFault`."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+Connect = Callable[[NodeAddress], Connection]
 
 
 class NodeConnection:
@@ -160,17 +184,23 @@ class NodeSet:
         addresses: all known nodes.
         parts: our identity on the links; its role is ``client``.
         first: which node to begin with, so that many clients spread over the nodes.
+        connect: makes connections that have no socket below; `NodeConnection` if None.
     """
 
     def __init__(
-        self, addresses: Sequence[NodeAddress], parts: NetworkParts, first: int = 0
+        self,
+        addresses: Sequence[NodeAddress],
+        parts: NetworkParts,
+        first: int = 0,
+        connect: Connect | None = None,
     ) -> None:
         if not addresses:
             raise AssertionError("no node to ask")
         turn = first % len(addresses)
         self._order = [*addresses[turn:], *addresses[:turn]]
         self._parts = parts
-        self._connections: dict[NodeAddress, NodeConnection] = {}
+        self._connect = connect
+        self._connections: dict[NodeAddress, Connection] = {}
         self._opening: dict[NodeAddress, asyncio.Lock] = {}
         self._shunned_until: dict[NodeAddress, float] = {}
         self._log = SparseLog(parts.log)
@@ -221,7 +251,7 @@ class NodeSet:
 
     def in_turn(self) -> list[NodeAddress]:
         """All nodes, those that are left alone for now last."""
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         return sorted(self._order, key=lambda each: self._shunned_until.get(each, 0.0) > now)
 
     def rotate(self, address: NodeAddress) -> None:
@@ -231,7 +261,7 @@ class NodeSet:
 
     def shun(self, address: NodeAddress, seconds: float) -> None:
         """Leave a node alone, and go on with the next one."""
-        self._shunned_until[address] = time.monotonic() + seconds
+        self._shunned_until[address] = asyncio.get_running_loop().time() + seconds
         self.rotate(address)
         connection = self._connections.pop(address, None)
         if connection is not None:
@@ -249,15 +279,20 @@ class NodeSet:
             connection.close()
         self._connections.clear()
 
-    async def _connection(self, address: NodeAddress) -> NodeConnection:
+    async def _connection(self, address: NodeAddress) -> Connection:
         async with self._opening.setdefault(address, asyncio.Lock()):
             known = self._connections.get(address)
             if known is not None and not known.closed:
                 return known
-            connection = NodeConnection(address, self._parts, self._log)
+            connection = self._new_connection(address)
             await connection.open()
             self._connections[address] = connection
             return connection
+
+    def _new_connection(self, address: NodeAddress) -> Connection:
+        if self._connect is not None:
+            return self._connect(address)
+        return NodeConnection(address, self._parts, self._log)
 
 
 class Lie(RemoteFault):

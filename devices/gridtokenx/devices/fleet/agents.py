@@ -22,7 +22,7 @@ from gridtokenx.devices.fleet.workload import Retirer, Route, Traveller
 from gridtokenx.devices.models.bidding import Rules, temper_of
 from gridtokenx.devices.models.forecast import Outlook
 from gridtokenx.devices.models.profiles import Profile, unpack_profiles
-from gridtokenx.host.chains import ChainAccess, ClientParts, read_chain, staleness
+from gridtokenx.host.chains import ChainAccess, ClientParts, open_access, read_chain, staleness
 from gridtokenx.host.config import Setting
 from gridtokenx.host.files import read_file
 from gridtokenx.host.keyfile import KeyRing, find_password
@@ -211,9 +211,9 @@ def _open_world(settings: AgentsSettings, role: Role) -> World:
     assert isinstance(consortium.genesis, ConsortiumGenesis), "read as such"
     parts = ClientParts(open_key_seed(settings), role.clock, role.metrics, role.log)
     return World(
-        ChainAccess(public, settings.public, parts),
+        open_access(public, settings.public, parts),
         public.genesis,
-        ChainAccess(consortium, settings.consortium, parts),
+        open_access(consortium, settings.consortium, parts),
         consortium.genesis,
         consortium_chain(consortium.genesis).market,
     )

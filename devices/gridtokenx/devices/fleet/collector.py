@@ -156,7 +156,8 @@ class Collector:
         tasks = Tasks()
         try:
             tasks.spawn(self._up.run(), "network")
-            tasks.spawn(keep_connected(self._connection, self._lost, LAST_BACKOFF_S), "meters")
+            connected = keep_connected(self._connection, self._lost, LAST_BACKOFF_S, self._name)
+            tasks.spawn(connected, "meters")
             await tasks.watch()
         finally:
             await tasks.close()

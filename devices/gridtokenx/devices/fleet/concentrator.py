@@ -13,7 +13,6 @@ so a buffer that is full drops its oldest, and a crash loses nothing.
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -113,7 +112,7 @@ class Concentrator:
 
     async def run(self) -> None:
         """Connect, and connect again after every loss, until cancelled."""
-        await keep_connected(self._connection, self._lost, LAST_BACKOFF_S)
+        await keep_connected(self._connection, self._lost, LAST_BACKOFF_S, self._name)
 
     def _lost(self, reason: str) -> None:
         self._state.down(self._name, reason)
@@ -231,10 +230,11 @@ class FleetConcentrator:
 
     async def _feed(self) -> None:
         await self._concentrator.heard.wait()
-        feeds = deque(Feed(outbox, time.monotonic()) for outbox in self._outboxes.values())
-        repeated_s = time.monotonic()
+        loop = asyncio.get_running_loop()
+        repeated_s = loop.time()
+        feeds = deque(Feed(outbox, repeated_s) for outbox in self._outboxes.values())
         while True:
-            now_s = time.monotonic()
+            now_s = loop.time()
             for feed in feeds:
                 self._offer(feed.fresh(now_s))
             if now_s - repeated_s >= FEED_S:

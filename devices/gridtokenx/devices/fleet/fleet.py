@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol
 
 from gridtokenx.core.codec import decode
 from gridtokenx.core.errors import LocalFault, Malformed
@@ -112,6 +112,23 @@ class Login:
     broker: BrokerAddress
 
 
+class Records(Protocol):
+    """What a household remembers; `journal.Journal` keeps it in a file."""
+
+    @property
+    def records(self) -> Sequence[BoundaryRecord]:
+        """The retained records, oldest first."""
+        ...
+
+    def append(self, record: BoundaryRecord) -> None:
+        """Make a record durable; `LocalFault` if the disk refuses."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
 class Household:
     """One household of a running fleet: its state, its journal, its devices."""
 
@@ -120,7 +137,7 @@ class Household:
         entry: HouseholdEntry,
         profile: Profile,
         logins: Mapping[str, Login],
-        journal: Journal,
+        journal: Records,
         chain_id: bytes,
         first_boundary_ms: int,
     ) -> None:
@@ -419,7 +436,7 @@ async def _finished(work: Coroutine[None, None, None]) -> None:
         raise
 
 
-def _outbox(signer: Signer, journal: Journal) -> Outbox:
+def _outbox(signer: Signer, journal: Records) -> Outbox:
     mine = [
         reading
         for record in journal.records

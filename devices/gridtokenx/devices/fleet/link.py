@@ -1,7 +1,6 @@
 """One device's own connection to the broker: birth, readings out, watermark in, last will."""
 
 import asyncio
-import time
 from typing import Final
 
 import aiomqtt
@@ -74,7 +73,7 @@ class DeviceLink:
 
     async def run(self) -> None:
         """Connect, and connect again after every loss, until cancelled."""
-        await keep_connected(self._connection, self._lost, LAST_BACKOFF_S)
+        await keep_connected(self._connection, self._lost, LAST_BACKOFF_S, self._id)
 
     def _lost(self, reason: str) -> None:
         self._metrics.count("device_reconnects")
@@ -116,11 +115,12 @@ class DeviceLink:
         await client.publish(self._announce_topic, birth, qos=1, retain=True)
         await client.subscribe(watermark_topic(self._signer.public_key), qos=1)
         await self._await_watermark()
-        feed = Feed(self._outbox, time.monotonic())
+        now_s = asyncio.get_running_loop().time
+        feed = Feed(self._outbox, now_s())
         while True:
-            for reading in feed.due(time.monotonic()):
+            for reading in feed.due(now_s()):
                 await self._publish(client, reading)
-            await self._outbox.wait_for_new(feed.sent, feed.repeat_at_s - time.monotonic())
+            await self._outbox.wait_for_new(feed.sent, feed.repeat_at_s - now_s())
 
     async def _await_watermark(self) -> None:
         try:

@@ -77,7 +77,7 @@ class BrokerLink:
 
     async def run(self) -> None:
         """Connect, and connect again after every loss, until cancelled."""
-        await keep_connected(self._connection, self._lost, LAST_BACKOFF_S)
+        await keep_connected(self._connection, self._lost, LAST_BACKOFF_S, self._name)
 
     def _lost(self, reason: str) -> None:
         self._metrics.count("broker_losses")

@@ -7,7 +7,6 @@ observes feeds, until a set begins in which it has one, and stops when one begin
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -112,7 +111,7 @@ class OracleService:
         self._log: Final = log
         self._checker: Final = checker
         self._intake: Final = Intake(ledger, checker.verifier)
-        self._carriers: Final = Carriers(time.monotonic)
+        self._carriers: Final = Carriers(lambda: clock() / 1000)
         self._sparse: Final = SparseLog(log)
         self._dropped = 0
         self._watermarks: Final = Watermarks(ledger, self._key)
