@@ -19,6 +19,7 @@ from gridtokenx.host.restored import FollowingMachine, Position, follow_first
 from gridtokenx.host.role import Role, open_key_seed
 from gridtokenx.host.security import mutual_security
 from gridtokenx.host.settings import PermissionedNodeSettings
+from gridtokenx.host.stages import count_stages
 from gridtokenx.host.storage import Store
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
 from gridtokenx.pbft.membership import validators_of
@@ -67,6 +68,7 @@ def make_replica(
     Raises:
         LocalFault: settings, keys, certificates or store that cannot be used.
     """
+    count_stages(role.metrics)
     seed = open_key_seed(settings)
     signer, verifier = Ed25519Signer(seed), CachingVerifier(Ed25519Verifier())
     chain = chain_of(verifier)
