@@ -7,11 +7,12 @@ come out of every quorum of view-changes. The vectors at the end are indy-plenum
 """
 
 import random
-from itertools import combinations
+from itertools import combinations, permutations
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from tests.simulation.pbft_script import Members
 from tests.stages import examples
 
@@ -275,3 +276,21 @@ def test_indy_stops_where_the_chain_breaks() -> None:
     older, newer = SECOND[0], FIRST[1]
     bodies = (body(0, at(FIRST[0], 0), at(older, 0)), body(1, at(newer, 1)), body(2))
     assert chosen(*bodies) == [newer.hash]
+
+
+def test_indy_what_does_not_map_two_rivals_prepared_in_one_view() -> None:
+    """Indy's [d2 prepared, d1 x 3] -> d1 and [d2, d2, d1, d1] -> "wait for more".
+
+    Its view-changes are unsigned claims, so one may claim what never was, and the primary weighs them, or
+    waits. Ours carry certificates: two rivals of one view would need f + 1 that prepared both, which
+    is beyond the assumptions. So no quorum is ever undecided; the choice is a function even then.
+    """
+    d1, d2 = at(FIRST[0], 0), at(FIRST[1], 0)
+    for one in combinations(range(4), 3):
+        for other in combinations(range(4), 3):
+            assert len(set(one) & set(other)) > max_faulty(4)
+    claim = d2.prepares[:1]
+    with pytest.raises(ViewChangeFault, match="below-quorum"):
+        check_view_change(body(0, structs.replace(d2, prepares=claim)), FOUR.validators)
+    bodies = [body(0, d2), body(1, d2), body(2, d1), body(3, d1)]
+    assert len({tuple(chosen(*order)) for order in permutations(bodies)}) == 1

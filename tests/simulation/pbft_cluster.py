@@ -21,7 +21,7 @@ from gridtokenx.core.machine import (
 )
 from gridtokenx.finality.certificates import CommitCertificate, CommitVote, verify_certificate
 from gridtokenx.finality.validators import ValidatorSet
-from gridtokenx.lab.sim.network import Envelope, LinkProfile
+from gridtokenx.lab.sim.network import Drop, Envelope, LinkProfile, Verdict
 from gridtokenx.lab.sim.world import START_MS, SimulatedNode, World
 from gridtokenx.ledger.admission import StrictNonce, TokenFee
 from gridtokenx.ledger.blocks import Block
@@ -78,10 +78,13 @@ class Cluster:
         timing: Timing | None = None,
         profile: LinkProfile | None = None,
         wrap: "dict[int, type[Wrapper]] | None" = None,
+        replica: type[Replica] = Replica,
+        validators: ValidatorSet | None = None,
         trace: bool = False,
     ) -> None:
         self.n = n
-        self.validators = validator_set(n)
+        self.replica_type = replica
+        self.validators = validators or validator_set(n)
         self.ids = self.validators.members
         self.timing = timing or Timing()
         self.ledger = ledger(self.validators)
@@ -105,7 +108,7 @@ class Cluster:
         return build
 
     def replica_from(self, reader: Reader, index: int) -> Replica:
-        return Replica.restore(
+        return self.replica_type.restore(
             reader, self.ledger, self.validators, signer(index), self.genesis, self.timing
         )
 
@@ -210,6 +213,24 @@ def vote_in(message: Wire, n: int) -> tuple[str, int, int, int, bytes] | None:
             return "new-view", body.view % n, body.view, 0, encode(body)
         case _:
             return None
+
+
+class DropKinds:
+    """A rule that loses every message of some kinds, and counts them."""
+
+    def __init__(self, kinds: tuple[type, ...]) -> None:
+        self.kinds = kinds
+        self.dropped = 0
+
+    def __call__(self, envelope: Envelope) -> Verdict | None:
+        if isinstance(envelope.message, self.kinds):
+            self.dropped += 1
+            return Drop()
+        return None
+
+
+def dropping(*kinds: type) -> DropKinds:
+    return DropKinds(kinds)
 
 
 class Wrapper:
