@@ -11,27 +11,21 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, Protocol
 
-from gridtokenx.core.codec import encode
-from gridtokenx.core.machine import Instant, NodeId
+from gridtokenx.core.machine import NodeId
 from gridtokenx.lab.faults import (
-    Bandwidth,
     Behave,
     BitFlip,
     ClockDrift,
     ClockJump,
     ClockOffset,
     Crash,
-    Delay,
     DiskFull,
-    Duplicate,
     FailedSync,
     Fault,
-    Loss,
     LostSync,
     OnLinks,
     Partition,
     Pause,
-    Reorder,
     RoundMutation,
     RoundPartition,
     SlowDisk,
@@ -41,14 +35,8 @@ from gridtokenx.lab.faults import (
     Wipe,
     kind_of,
 )
-from gridtokenx.lab.sim.network import (
-    DeliverAfter,
-    DeliverEach,
-    Drop,
-    Envelope,
-    Rule,
-    Verdict,
-)
+from gridtokenx.lab.sim.links import rule_of
+from gridtokenx.lab.sim.network import Drop, Envelope, Rule, Verdict
 from gridtokenx.lab.sim.world import SimulatedNode, World
 
 Undo = Callable[[], None]
@@ -373,66 +361,10 @@ class Injector:
 
     def _links(self, fault: OnLinks) -> Rule:
         """The rule of a fault of links, for the messages that it concerns."""
-        places = self._subject.places
+        places, draw, profile = self._subject.places, self._draw, self._world.network.profile
         senders = frozenset(places[i] for i in self._resolve(fault.senders))
         receivers = frozenset(places[i] for i in self._resolve(fault.receivers))
-        kinds, effect = frozenset(fault.messages), self._effect(fault)
-
-        def rule(envelope: Envelope) -> Verdict | None:
-            if senders and envelope.sender not in senders:
-                return None
-            if receivers and envelope.receiver not in receivers:
-                return None
-            if kinds and type(envelope.message).__name__ not in kinds:
-                return None
-            return effect(envelope)
-
-        return rule
-
-    def _effect(self, fault: OnLinks) -> Rule:
-        draw, profile = self._draw, self._world.network.profile
-        match fault:
-            case Delay(delay_ms=delay_ms, jitter_ms=jitter_ms):
-                return lambda _: DeliverAfter(
-                    profile.delay(draw) + delay_ms + draw.randint(0, jitter_ms)
-                )
-            case Loss(share=share):
-                return lambda _: Drop() if share >= 1 or draw.random() < share else None
-            case Duplicate(share=share, within_ms=within_ms):
-                return lambda _: self._twice(share, within_ms)
-            case Reorder(share=share, within_ms=within_ms):
-                return lambda _: (
-                    DeliverAfter(profile.delay(draw) + draw.randint(0, within_ms))
-                    if draw.random() < share
-                    else None
-                )
-            case Bandwidth(bytes_per_s=bytes_per_s):
-                return _Queue(bytes_per_s, lambda: profile.delay(draw))
-            case _:
-                raise AssertionError(f"a fault of kind {kind_of(fault)} has nobody to do it")
-
-    def _twice(self, share: float, within_ms: int) -> Verdict | None:
-        draw, profile = self._draw, self._world.network.profile
-        if draw.random() >= share:
-            return None
-        first_ms = profile.delay(draw)
-        return DeliverEach((first_ms, first_ms + draw.randint(0, within_ms)))
-
-
-class _Queue:
-    """Links of bounded bandwidth: each message waits until those before it are through."""
-
-    def __init__(self, bytes_per_s: int, delay: Callable[[], int]) -> None:
-        self._bytes_per_s = bytes_per_s
-        self._delay = delay
-        self._free_us: dict[tuple[NodeId, NodeId], Instant] = {}
-
-    def __call__(self, envelope: Envelope) -> Verdict:
-        link, sent_us = (envelope.sender, envelope.receiver), envelope.sent_ms * 1_000
-        begins_us = max(sent_us, self._free_us.get(link, 0))
-        size = len(encode(envelope.message))
-        self._free_us[link] = begins_us + size * 1_000_000 // self._bytes_per_s
-        return DeliverAfter((self._free_us[link] - sent_us) // 1_000 + self._delay())
+        return rule_of(fault, senders, receivers, draw, lambda: profile.delay(draw))
 
 
 def _between(side: dict[NodeId, int]) -> Rule:
