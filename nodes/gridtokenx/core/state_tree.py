@@ -27,7 +27,8 @@ A leaf holds its key and value, so that reading needs no other store.
 The radix is the result of a measurement: `docs/decisions/0002-state-tree-radix.md`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Annotated, Final, TypeAlias, Union
 
@@ -37,6 +38,9 @@ from gridtokenx.core.codec import Wire
 from gridtokenx.core.types import Hash32
 
 RADIX: Final = 16
+MAX_KEY_BYTES: Final = 480
+MAX_VALUE_BYTES: Final = 4 * 1024 * 1024
+MAX_PART_LEAVES: Final = 65_536
 HASH_BYTES: Final = 32
 MAX_DEPTH: Final = 64
 """Nibbles of a path: no proof has more levels."""
@@ -133,6 +137,58 @@ def _climb(path: bytes, start: bytes, levels: Sequence[ProofLevel]) -> bytes | N
     return node
 
 
+# --- parts ----------------------------------------------------------------------------------------
+
+
+Prefix = Annotated[bytes, Meta(max_length=MAX_DEPTH)]
+"""The first nibbles of paths, one per byte: names everything that is below one place of the tree."""
+
+
+class StateLeaf(Wire, frozen=True):
+    """One key of a state."""
+
+    key: Annotated[bytes, Meta(max_length=MAX_KEY_BYTES)]
+    """As modules name it; its place is its SHA-256."""
+    value: Annotated[bytes, Meta(max_length=MAX_VALUE_BYTES)]
+    """What the state holds there."""
+
+
+class StatePart(Wire, frozen=True):
+    """What is below one place: all its keys or, where these are many, the hashes of what is below it.
+
+    Whoever knows the hash of the place needs nobody's word for a part: see `part_hash`.
+    """
+
+    bitmap: Annotated[int, Meta(ge=0, le=0xFFFF)]
+    """Of a branch: which children it has; 0: `leaves` are all there is."""
+    hashes: Annotated[bytes, Meta(max_length=RADIX * HASH_BYTES)]
+    """Of a branch: its children's hashes in order of nibbles, concatenated."""
+    leaves: Annotated[tuple[StateLeaf, ...], Meta(max_length=MAX_PART_LEAVES)]
+    """All keys below the place in order of their paths; none if this is a branch."""
+
+    def children(self) -> Iterator[tuple[int, bytes]]:
+        """Nibble and hash of each child of a branch."""
+        nibbles = (nibble for nibble in range(RADIX) if self.bitmap >> nibble & 1)
+        for index, nibble in enumerate(nibbles):
+            yield nibble, self.hashes[HASH_BYTES * index : HASH_BYTES * (index + 1)]
+
+
+NO_PART: Final = StatePart(0, b"", ())
+
+
+def part_hash(prefix: bytes, part: StatePart) -> bytes | None:
+    """The hash of the place `prefix` if exactly `part` is below it; None if it cannot be there."""
+    if part.bitmap:
+        fits = len(part.hashes) == HASH_BYTES * part.bitmap.bit_count() and not part.leaves
+        return _branch_hash(part.bitmap, part.hashes) if fits else None
+    leaves = [_leaf(sha256(leaf.key).digest(), leaf.key, leaf.value) for leaf in part.leaves]
+    ordered = all(before[1] < after[1] for before, after in itertools.pairwise(leaves))
+    inside = all(_nibbles(leaf[1]).startswith(prefix) for leaf in leaves)
+    if not leaves or not ordered or not inside or part.hashes:
+        return None
+    return _build(leaves, len(prefix))[0]
+
+
 # --- the tree -------------------------------------------------------------------------------------
 
 
@@ -177,13 +233,8 @@ class StateTree:
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All keys with their values, in the order of their paths."""
-        stack = [] if self._top is None else [self._top]
-        while stack:
-            node = stack.pop()
-            if len(node) == 4:
-                yield node[2], node[3]
-            else:
-                stack.extend(reversed(node[2]))
+        for leaf in () if self._top is None else _leaves_below(self._top):
+            yield leaf[2], leaf[3]
 
     def update(self, changes: Mapping[bytes, bytes | None]) -> "StateTree":
         """The tree after all `changes` at once; None deletes.
@@ -206,6 +257,86 @@ class StateTree:
         if leaf is None or leaf[1] == path:
             return StateProof(levels, None)
         return StateProof(levels, OtherLeaf(leaf[1], sha256(leaf[3]).digest()))
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    def hash_at(self, prefix: bytes) -> bytes | None:
+        """The hash of all that is below a place; None if nothing is. Equal contents, equal hash."""
+        node = self._below(prefix)
+        return None if node is None else node[0]
+
+    def part(self, prefix: bytes, limit_bytes: int) -> StatePart:
+        """What is below a place: its keys, if they are few or make at most so many bytes."""
+        node = self._below(prefix)
+        if node is None:
+            return NO_PART
+        leaves: list[StateLeaf] = []
+        size = 0
+        for _, _, key, value in _leaves_below(node):
+            size += len(key) + len(value)
+            if leaves and (size > limit_bytes or len(leaves) == MAX_PART_LEAVES):
+                assert len(node) == 3, "a leaf is alone"
+                return StatePart(node[1], b"".join([child[0] for child in node[2]]), ())
+            leaves.append(StateLeaf(key, value))
+        return StatePart(0, b"", tuple(leaves))
+
+    def with_part(self, prefix: bytes, leaves: Iterable[StateLeaf]) -> "StateTree":
+        """This tree with exactly `leaves` below a place; what else was there is gone."""
+        node = self._below(prefix)
+        changes: dict[bytes, bytes | None] = {}
+        if node is not None:
+            changes.update((leaf[2], None) for leaf in _leaves_below(node))
+        changes.update((leaf.key, leaf.value) for leaf in leaves)
+        return self.update(changes)
+
+    def changes_since(self, older: "StateTree") -> dict[bytes, bytes | None]:
+        """What `update` must be given to make this tree of an older one; costs what differs."""
+        changes: dict[bytes, bytes | None] = {}
+        _compare(older._top, self._top, changes)  # noqa: SLF001 - of the same class
+        return changes
+
+    def _below(self, prefix: bytes) -> _Node | None:
+        """What stands at a place, or the leaf above it that is alone on the way there."""
+        node = self._top
+        for nibble in prefix:
+            if node is None or len(node) == 4:
+                break
+            bit = 1 << nibble
+            node = node[2][(node[1] & (bit - 1)).bit_count()] if node[1] & bit else None
+        if node is not None and len(node) == 4 and not _nibbles(node[1]).startswith(prefix):
+            return None
+        return node
+
+
+def _leaves_below(node: _Node) -> Iterator[_Leaf]:
+    """In order of their paths."""
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if len(node) == 4:
+            yield node
+        else:
+            stack.extend(reversed(node[2]))
+
+
+def _compare(old: _Node | None, new: _Node | None, changes: dict[bytes, bytes | None]) -> None:
+    """Add what must change to come from one place to another; equal hashes are equal contents."""
+    if old is new or (old is not None and new is not None and old[0] == new[0]):
+        return
+    if old is not None and new is not None and len(old) == 3 and len(new) == 3:
+        olds, news = _by_bit(old), _by_bit(new)
+        for bit in sorted(olds | news):
+            _compare(olds.get(bit), news.get(bit), changes)
+        return
+    held = {} if old is None else {leaf[2]: leaf[3] for leaf in _leaves_below(old)}
+    holds = {} if new is None else {leaf[2]: leaf[3] for leaf in _leaves_below(new)}
+    changes.update((key, None) for key in held if key not in holds)
+    changes.update((key, value) for key, value in holds.items() if held.get(key) != value)
+
+
+def _by_bit(branch: _Branch) -> dict[int, _Node]:
+    bits = (1 << nibble for nibble in range(RADIX) if branch[1] >> nibble & 1)
+    return dict(zip(bits, branch[2], strict=True))
 
 
 def _descend(top: _Node | None, path: bytes) -> tuple[_Leaf | None, list[_Step]]:
