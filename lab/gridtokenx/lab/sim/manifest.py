@@ -15,7 +15,16 @@ import msgspec
 from msgspec import Meta
 
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.lab.faults import KINDS, AnyFault, Behave, Behaviour, Fault, problems
+from gridtokenx.lab.faults import (
+    KINDS,
+    AnyFault,
+    Behave,
+    Behaviour,
+    Count,
+    Fault,
+    Index,
+    problems,
+)
 from gridtokenx.pbft.timing import Timing
 
 Millis = Annotated[int, Meta(ge=0, le=86_400_000)]
@@ -37,6 +46,8 @@ class Chain(Section, frozen=True):
     """The chain under test and its replicas."""
 
     replicas: Replicas = 4
+    observers: Annotated[int, Meta(ge=0, le=64)] = 0
+    """Nodes without a seat at first; their indices come after the replicas'."""
     variant: Annotated[str, Meta(pattern="^[a-z0-9-]{0,40}$")] = ""
     """A deliberately broken replica (`gtx sim variants`); empty: the real one."""
     window: Window = 1
@@ -52,9 +63,41 @@ class Chain(Section, frozen=True):
     fetch_timeout_ms: Annotated[int, Meta(ge=1, le=600_000)] = 2_000
 
     @property
+    def nodes(self) -> int:
+        """Replicas and observers."""
+        return self.replicas + self.observers
+
+    @property
     def timing(self) -> Timing:
         """As the replica takes it."""
         return Timing(**{name: getattr(self, name) for name in Timing.__slots__})
+
+
+class Change(Section, frozen=True):
+    """A change of the replica set: members propose and approve it, one change after another.
+
+    One of `add`, `remove` and `replace` (which needs `by`; it is also how a key is rotated: the
+    operator's new key is a node of its own). A change that the set does not allow when its turn comes
+    is passed over.
+    """
+
+    add: Index | None = None
+    """This node gets a seat."""
+    remove: Index | None = None
+    """This node loses its seat, and observes from then on."""
+    replace: Index | None = None
+    """This node loses its seat to `by`."""
+    by: Index | None = None
+    at_ms: Millis = 0
+    """Not before so long after the start of the run."""
+    at_height: Count = 0
+    """Not before this height is committed."""
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """Who is named."""
+        named = (self.add, self.remove, self.replace, self.by)
+        return tuple(node for node in named if node is not None)
 
 
 class Workload(Section, frozen=True):
@@ -149,6 +192,7 @@ class Manifest(Section, frozen=True):
     liveness: Liveness = Liveness()
     swarm: Swarm | None = None
     byzzfuzz: Byzzfuzz | None = None
+    change: tuple[Change, ...] = ()
     fault: tuple[AnyFault, ...] = ()
 
     @property
@@ -203,11 +247,28 @@ def _problems(manifest: Manifest) -> Iterator[str]:
             f"liveness.delay_ms = {phase.delay_ms} is below liveness.least_delay_ms ="
             f" {phase.least_delay_ms}"
         )
-    nodes = min(manifest.swarm.replicas) if manifest.swarm is not None else manifest.chain.replicas
+    chain = manifest.chain
+    least = min(manifest.swarm.replicas) if manifest.swarm is not None else chain.replicas
+    nodes = least + chain.observers
+    for number, change in enumerate(manifest.change, 1):
+        for problem in _change_problems(change, nodes):
+            yield f"change {number}: {problem}"
+    if manifest.change and phase.core == "quorum":
+        yield "liveness.core = 'quorum' is about one set: it cannot be used with [[change]]"
     twins = {f.node for f in manifest.fault if isinstance(f, Behave) and f.behaviour == "twin"}
     for number, fault in enumerate(manifest.fault, 1):
         for problem in problems(fault, nodes + len(twins)):
             yield f"fault {number} ({fault.__struct_config__.tag}): {problem}"
+
+
+def _change_problems(change: Change, nodes: int) -> Iterator[str]:
+    if sum(each is not None for each in (change.add, change.remove, change.replace)) != 1:
+        yield "give exactly one of add, remove and replace"
+    elif (change.replace is None) != (change.by is None):
+        yield "`by` belongs to `replace`: whose key takes the seat"
+    for node in change.nodes:
+        if node >= nodes:
+            yield f"node {node} does not exist; there are 0 to {nodes - 1}"
 
 
 def _unknown_keys(raw: Mapping[str, object], table: type, path: str) -> Iterator[str]:
@@ -221,6 +282,12 @@ def _unknown_keys(raw: Mapping[str, object], table: type, path: str) -> Iterator
             yield f"unknown key {name!r}; {hint}"
         elif key == "fault" and isinstance(value, list):
             yield from _unknown_in_faults(value)
+        elif key == "change" and isinstance(value, list):
+            for number, change in enumerate(value, 1):
+                if not isinstance(change, dict):
+                    yield f"change {number} is a table ([[change]]), not {change!r}"
+                else:
+                    yield from _unknown_keys(change, Change, f"change {number}: ")
         elif (section := _section(known.get(key))) is not None:
             if not isinstance(value, dict):
                 yield f"{name} is a table, not {value!r}"
@@ -266,7 +333,7 @@ def _humanise(message: str, raw: object) -> str:
 
 def dump(manifest: Manifest) -> str:
     """A manifest as TOML; what is as by default is left out."""
-    lines = list(_lines(manifest, Manifest(), skip={"fault"}))
+    lines = list(_lines(manifest, Manifest(), skip={"fault", "change"}))
     for name in ("chain", "workload", "network", "safety", "liveness", "swarm", "byzzfuzz"):
         section = getattr(manifest, name)
         if section is None:
@@ -274,6 +341,8 @@ def dump(manifest: Manifest) -> str:
         inside = list(_lines(section, type(section)()))
         if inside or name in ("swarm", "byzzfuzz"):
             lines += ["", f"[{name}]", *inside]
+    for change in manifest.change:
+        lines += ["", "[[change]]", *_lines(change, Change())]
     for fault in manifest.fault:
         lines += ["", "[[fault]]", *_fault_lines(fault)]
     return "\n".join(lines) + "\n"

@@ -44,6 +44,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     trace: str
     """Hash of everything that every machine was told, in order."""
     replicas: int
+    """In the first set."""
+    handovers: int = 0
+    """How many sets followed it."""
     byzantine: tuple[int, ...]
     faults: int
     blocks: int

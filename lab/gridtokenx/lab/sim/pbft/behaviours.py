@@ -23,6 +23,7 @@ stale-view-change       leaves a view as if it had committed and prepared nothin
 malformed-view-change   leaves a view with heights, views, indices or certificates that cannot be
 bogus-new-view          opens a view with other proposals, or another quorum, than it should
 block-liar              answers questions for blocks with garbage; claims heights that it lacks
+amnesia                 forgets its locks: denies what it prepared, votes again (`amnesia.py`)
 twin                    runs twice with one key (two nodes of the world: `run.py`)
 ======================  ========================================================================
 """
@@ -44,6 +45,7 @@ from gridtokenx.core.machine import (
     Effect,
     Event,
     Instant,
+    NodeId,
     Received,
     Send,
     SetTimer,
@@ -119,11 +121,12 @@ class Conspiracy:
     """What the traitors of one run share: keys, memory, and the blocks that they play against each other.
 
     Args:
-        validators: the chain's set.
-        signers: the traitors' keys by index.
+        validators: the chain's first set.
+        signers: the traitors' keys, by the index of their nodes.
         ledger: builds rival blocks.
         clock_bound_ms: how far ahead a stamp is believed.
         draw: of everything that they do at random.
+        keys: of all nodes by index, observers too; those of the set if None.
     """
 
     def __init__(
@@ -133,8 +136,12 @@ class Conspiracy:
         ledger: Blocks,
         clock_bound_ms: int,
         draw: random.Random,
+        keys: Sequence[NodeId] | None = None,
     ) -> None:
-        self.validators: Final = validators
+        self.keys: Final = tuple(keys if keys is not None else validators.members)
+        self.nodes: Final = {key: index for index, key in enumerate(self.keys)}
+        self.sets: Final = {validators.set_id: validators}
+        """Every set that a traitor has worked in."""
         self.signers: Final = signers
         self.ledger: Final = ledger
         self.chain_id: Final = ledger.chain_id
@@ -147,7 +154,7 @@ class Conspiracy:
 
     def half(self) -> frozenset[int]:
         """A drawn half of the honest replicas."""
-        honest = [i for i in range(self.validators.size) if i not in self.signers]
+        honest = [i for i in range(len(self.keys)) if i not in self.signers]
         self.draw.shuffle(honest)
         return frozenset(honest[: (len(honest) + self.draw.randrange(2)) // 2])
 
@@ -156,6 +163,22 @@ class Conspiracy:
         self.heard.append(message)
         if isinstance(message, PrePrepare):
             self.hashes.append(message.block.hash)
+
+    # -- seats -----------------------------------------------------------------------------------
+
+    def seat(self, index: int, set_id: int) -> int | None:
+        """A node's index in a set; None if it has no seat there, as far as traitors know."""
+        members = self.sets.get(set_id)
+        return None if members is None else members.index_of(self.keys[index])
+
+    def node(self, seat: int, set_id: int) -> int:
+        """Whose seat that is."""
+        return self.nodes[self.sets[set_id].members[seat]]
+
+    def leads(self, index: int, set_id: int, view: int) -> bool:
+        """Whether a node is the primary of a view."""
+        members = self.sets.get(set_id)
+        return members is not None and members.members[view % members.size] == self.keys[index]
 
     # -- signing ---------------------------------------------------------------------------------
 
@@ -168,17 +191,18 @@ class Conspiracy:
 
     def prepare(self, index: int, ballot: Ballot) -> Prepare:
         """A traitor's prepare."""
-        return Prepare(ballot, index, self.sign_ballot(index, Domain.PBFT_PREPARE, ballot))
+        seat = self.seat(index, ballot.set_id) or 0
+        return Prepare(ballot, seat, self.sign_ballot(index, Domain.PBFT_PREPARE, ballot))
 
     def commit(self, index: int, vote: CommitVote) -> Commit:
         """A traitor's commit."""
-        return Commit(vote, index, self.signers[index].sign(vote.signed_bytes(self.chain_id)))
+        seat = self.seat(index, vote.set_id) or 0
+        return Commit(vote, seat, self.signers[index].sign(vote.signed_bytes(self.chain_id)))
 
     def view_change(self, body: ViewChangeBody) -> ViewChange:
         """A traitor's view-change."""
-        return ViewChange(
-            body, self.signers[body.replica].sign(view_change_bytes(body, self.chain_id))
-        )
+        signer = self.signers[self.node(body.replica, body.set_id)]
+        return ViewChange(body, signer.sign(view_change_bytes(body, self.chain_id)))
 
     def new_view(self, index: int, body: NewViewBody) -> NewView:
         """A traitor's new-view."""
@@ -207,7 +231,7 @@ class Puppet:
 
     Args:
         inner: the real machine.
-        index: its seat.
+        index: of its node.
         conspiracy: its accomplices.
         tricks: what it does while they are active, in this order.
     """
@@ -218,7 +242,7 @@ class Puppet:
         self.inner: Final = inner
         self.index: Final = index
         self.conspiracy: Final = conspiracy
-        self.others: Final = tuple(i for i in range(conspiracy.validators.size) if i != index)
+        self.others: Final = tuple(i for i in range(len(conspiracy.keys)) if i != index)
         self._tricks: Final = tricks
         self._held: dict[Hashable, Saying] = {}
         self._holds = 0
@@ -238,6 +262,8 @@ class Puppet:
         for trick in active:
             heard = None if heard is None else trick.hear(heard)
         effects = [] if heard is None else self.inner.step(now, heard)
+        members = self.inner.validators
+        self.conspiracy.sets.setdefault(members.set_id, members)
         if not active:
             return effects
         out: list[Effect] = []
@@ -247,6 +273,11 @@ class Puppet:
             for saying in trick.volunteer(self, now):
                 out.extend(self._say(saying))
         return out
+
+    @property
+    def seat(self) -> int | None:
+        """Its index in the set that it works in; None without a seat."""
+        return self.inner.validators.index_of(self.conspiracy.keys[self.index])
 
     def hold(self, now: Instant, saying: Saying, delay_ms: int) -> Effect:
         """Say it later."""
@@ -259,7 +290,7 @@ class Puppet:
         if isinstance(effect, Broadcast):
             sayings = [Saying(self.others, effect.message)]
         elif isinstance(effect, Send):
-            index = self.conspiracy.validators.index_of(effect.to)
+            index = self.conspiracy.nodes.get(effect.to)
             if index is None:
                 yield effect
                 return
@@ -282,9 +313,8 @@ class Puppet:
         if saying.to == self.others:
             yield Broadcast(saying.message)
             return
-        members = self.conspiracy.validators.members
         for index in saying.to:
-            yield Send(members[index], saying.message)
+            yield Send(self.conspiracy.keys[index], saying.message)
 
 
 class Trick:
@@ -411,7 +441,9 @@ class Equivocate(Trick):
         self, index: int, view: int, block: Block, audience: tuple[int, ...]
     ) -> Iterator[Saying]:
         set_id, height, hash_ = block.header.set_id, block.height, block.hash
-        if view % self.conspiracy.validators.size != index:
+        if self.conspiracy.seat(index, set_id) is None:
+            return
+        if not self.conspiracy.leads(index, set_id, view):
             ballot = Ballot(set_id=set_id, view=view, height=height, block_hash=hash_)
             yield Saying(audience, self.conspiracy.prepare(index, ballot))
         vote = CommitVote(set_id=set_id, view=view, height=height, block_hash=hash_)
@@ -445,7 +477,7 @@ class ForgeSignature(Trick):
     def say(self, puppet: Puppet, saying: Saying) -> Iterable[Saying]:
         message = saying.message
         if isinstance(message, Prepare | Commit):
-            author = self.draw.randrange(self.conspiracy.validators.size)
+            author = self.draw.randrange(puppet.inner.validators.size)
             message = msgspec.structs.replace(
                 message, replica=author, signature=self.draw.randbytes(64)
             )
@@ -526,12 +558,13 @@ class HastyViewChange(Trick):
     """hasty-view-change."""
 
     def volunteer(self, puppet: Puppet, now: Instant) -> Iterable[Saying]:
-        if not self.sometimes():
+        seat = puppet.seat
+        if seat is None or not self.sometimes():
             return
-        view = puppet.inner.view
-        yield Saying(puppet.others, Suspect(set_id=0, view=view))
+        view, set_id = puppet.inner.view, puppet.inner.validators.set_id
+        yield Saying(puppet.others, Suspect(set_id=set_id, view=view))
         if self.draw.random() < 0.5:
-            body = _empty_change(puppet.index, view + self.draw.choice((1, 1, 2, 100)))
+            body = _empty_change(set_id, seat, view + self.draw.choice((1, 1, 2, 100)))
             yield Saying(puppet.others, self.conspiracy.view_change(body))
 
 
@@ -540,8 +573,8 @@ class StaleViewChange(Trick):
 
     def say(self, puppet: Puppet, saying: Saying) -> Iterable[Saying]:
         match saying.message:
-            case ViewChange(body) if body.replica == puppet.index:
-                stale = _empty_change(puppet.index, body.view)
+            case ViewChange(body) if body.replica == puppet.seat:
+                stale = _empty_change(body.set_id, body.replica, body.view)
                 return [Saying(saying.to, self.conspiracy.view_change(stale))]
             case _:
                 return [saying]
@@ -552,7 +585,7 @@ class MalformedViewChange(Trick):
 
     def say(self, puppet: Puppet, saying: Saying) -> Iterable[Saying]:
         match saying.message:
-            case ViewChange(body) if body.replica == puppet.index:
+            case ViewChange(body) if body.replica == puppet.seat:
                 wrong = self.draw.choice((_twice, _unproved, _future, _headless))(body)
                 return [Saying(saying.to, self.conspiracy.view_change(wrong))]
             case _:
@@ -564,7 +597,7 @@ class BogusNewView(Trick):
 
     def say(self, puppet: Puppet, saying: Saying) -> Iterable[Saying]:
         match saying.message:
-            case NewView(body) if body.view % self.conspiracy.validators.size == puppet.index:
+            case NewView(body) if self.conspiracy.leads(puppet.index, body.set_id, body.view):
                 bogus = self.draw.choice((self._forgets, self._biased, self._own))(puppet, body)
                 return [Saying(saying.to, self.conspiracy.new_view(puppet.index, bogus))]
             case _:
@@ -577,8 +610,8 @@ class BogusNewView(Trick):
     def _biased(self, puppet: Puppet, body: NewViewBody) -> NewViewBody:
         """Accomplices say that they prepared nothing; the choice follows from what they all say."""
         changes = tuple(
-            self.conspiracy.view_change(_empty_change(change.body.replica, body.view))
-            if change.body.replica in self.conspiracy.signers
+            self.conspiracy.view_change(_empty_change(body.set_id, change.body.replica, body.view))
+            if self.conspiracy.node(change.body.replica, body.set_id) in self.conspiracy.signers
             else change
             for change in body.view_changes
         )
@@ -603,6 +636,10 @@ class BogusNewView(Trick):
     def _reproposal(self, index: int, ballot: Ballot) -> Reproposal:
         signature = self.conspiracy.sign_ballot(index, Domain.PBFT_PRE_PREPARE, ballot)
         return Reproposal(ballot=ballot, signature=signature)
+
+
+class Amnesia(Trick):
+    """amnesia; the replica inside is an `Amnesiac`, which asks whether this is active."""
 
 
 class BlockLiar(Trick):
@@ -719,11 +756,12 @@ TRICKS: Final[dict[str, type[Trick]]] = {
     "malformed-view-change": MalformedViewChange,
     "bogus-new-view": BogusNewView,
     "block-liar": BlockLiar,
+    "amnesia": Amnesia,
 }
 
 
-def _empty_change(replica: int, view: int) -> ViewChangeBody:
-    return ViewChangeBody(set_id=0, view=view, replica=replica, head=None, prepared=())
+def _empty_change(set_id: int, seat: int, view: int) -> ViewChangeBody:
+    return ViewChangeBody(set_id=set_id, view=view, replica=seat, head=None, prepared=())
 
 
 def _twice(body: ViewChangeBody) -> ViewChangeBody:

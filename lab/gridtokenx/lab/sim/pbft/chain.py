@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from gridtokenx.core.codec import Wire
-from gridtokenx.core.keys import KeyedHashSigner, sha256
+from gridtokenx.core.keys import KeyedHashSigner, KeyedHashVerifier, sha256
 from gridtokenx.core.machine import Instant
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.ledger.admission import StrictNonce, TokenFee
@@ -21,12 +21,12 @@ from gridtokenx.ledger.runtime import (
     ExecutedBlock,
     Ledger,
     Proposal,
-    SetReference,
     Standing,
 )
 from gridtokenx.ledger.state import State
 from gridtokenx.ledger.tokens import Allocation, Tokens, Transfer
 from gridtokenx.ledger.transactions import Transaction, sign_transaction
+from gridtokenx.pbft.membership import Membership
 
 CHAIN_ID: Final = sha256(b"gtx sim: a PBFT chain")
 TREASURY: Final = sha256(b"gtx sim: treasury")
@@ -47,19 +47,19 @@ def client_signer(index: int) -> KeyedHashSigner:
 
 
 def validators_of(replicas: int) -> ValidatorSet:
-    """The chain's one set."""
+    """The chain's first set."""
     return ValidatorSet(0, tuple(replica_signer(index).public_key for index in range(replicas)))
 
 
 def make_ledger(validators: ValidatorSet, clients: int) -> Ledger:
-    """The real ledger, with one token that every client has plenty of."""
+    """The real ledger, with the real membership, and one token that every client has plenty of."""
     allocations = [
         Allocation("WATT", client_signer(i).public_key, 10**12) for i in range(clients + 1)
     ]
     tokens = Tokens(allocations)
     admission = StrictNonce(TokenFee(tokens, "WATT", 0, TREASURY))
-    reference = SetReference(validators.set_id, validators.hash)
-    return Ledger(CHAIN_ID, [tokens], admission, lambda _state: reference)
+    members = Membership(validators, KeyedHashVerifier())
+    return Ledger(CHAIN_ID, [members, tokens], admission, members.reference)
 
 
 class _SharedAdmission:
@@ -207,6 +207,10 @@ class Clients:
         made = sign_transaction(signer, CHAIN_ID, 0, [call])
         self.sent_ms[made.id] = now
         return made
+
+    def note_sent(self, transaction: Transaction, now: Instant) -> None:
+        """Somebody else's transaction: an operator's."""
+        self.sent_ms.setdefault(transaction.id, now)
 
     def overdue(self, now: Instant, retry_ms: int) -> Iterator[Transaction]:
         """What should be sent again, per client in the order of nonces."""

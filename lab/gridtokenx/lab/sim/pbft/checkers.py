@@ -14,26 +14,29 @@ certificate         every commit has a quorum's certificate beside it on disk
 views               the (set, view) that an honest replica shows never goes back, across all its lives
 contradiction       no honest replica signs two different statements about one thing
 innocence           nobody honest is accused with proof
+light-client        a client that knows genesis alone follows through every handover
 survival            an honest replica ends only if its disk fails
 invariants          the ledger's own laws hold in every state
 liveness            a healed core goes on, and takes new work, within the bound (`run.py`)
 ==================  ============================================================================
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Final
 
 from gridtokenx.core.codec import Wire, decode_own
 from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.keys import Verifier
-from gridtokenx.core.machine import Committed
+from gridtokenx.core.machine import Committed, Instant, NodeId
 from gridtokenx.finality.certificates import CommitCertificate, verify_certificate
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.lab.sim.outcome import Violation
+from gridtokenx.lab.sim.pbft.follower import Follower, Rule
 from gridtokenx.lab.sim.pbft.messages import view_in, vote_in
 from gridtokenx.lab.sim.world import SimulatedNode
 from gridtokenx.ledger.records import final_height, load_finality
 from gridtokenx.ledger.runtime import ExecutedBlock, InvalidBlock, Ledger
+from gridtokenx.pbft.membership import validators_of
 
 _KEPT_PROOFS: Final = 256
 
@@ -46,28 +49,44 @@ class Checkers:
         genesis: block 0.
         validators: who certifies, by the rules of the replicas under test.
         verifier: of signatures.
+        index: of every node, by its key.
+        rule: how the replicas under test count votes.
     """
 
     def __init__(
-        self, ledger: Ledger, genesis: ExecutedBlock, validators: ValidatorSet, verifier: Verifier
+        self,
+        ledger: Ledger,
+        genesis: ExecutedBlock,
+        validators: ValidatorSet,
+        verifier: Verifier,
+        index: Mapping[NodeId, int],
+        rule: Rule = lambda validators: validators,
     ) -> None:
         self._ledger: Final = ledger
-        self._validators: Final = validators
+        self._rule: Final = rule
+        self._index: Final = index
         self._verifier: Final = verifier
+        self._follower: Final = Follower(genesis, rule(validators), verifier, rule)
+        self.sets: Final = {validators.set_id: rule(validators)}
+        """Every set that was ever announced, by its number."""
+        self.newest = genesis
+        """The highest committed block, as it was executed here."""
         self._chain: Final = {0: genesis}
         self._hashes: Final[dict[int, bytes]] = {0: genesis.hash}
         self._votes: Final[dict[tuple[int, Hashable], bytes]] = {}
         self._views: Final[dict[int, tuple[int, int]]] = {}
-        self._proved: Final[set[tuple[bytes, bytes]]] = set()
+        self._proved: Final[dict[tuple[bytes, bytes], CommitCertificate]] = {}
         self._lives: Final[dict[int, int]] = {}
         self._acknowledged: Final[dict[int, int]] = {}
 
     @property
     def height(self) -> int:
         """The highest committed height that was checked."""
-        return max(self._hashes)
+        return self.newest.height
 
-    def committed(self, index: int, node: SimulatedNode, effect: Committed) -> ExecutedBlock | None:
+    def committed(
+        self, index: int, node: SimulatedNode, effect: Committed, now: Instant
+    ) -> ExecutedBlock | None:
         """An honest replica acknowledges a block; returns it if it is the first to."""
         executed = effect.value
         if not isinstance(executed, ExecutedBlock):
@@ -80,26 +99,31 @@ class Checkers:
                 f"replica {index} commits {hash_.hex()[:12]} at height {height}, where"
                 f" {known.hex()[:12]} is committed",
             )
-        self._check_certificate(index, node, executed)
+        proof = self._check_certificate(index, node, executed)
         self._acknowledged[index] = max(height, self._acknowledged.get(index, 0))
         if known is not None:
             return None
         self._hashes[height] = hash_
         self._execute(executed)
+        following = self._rule(validators_of(self.newest.state))
+        self.sets.setdefault(following.set_id, following)
+        self._follower.take(executed.header, proof, following, now)
         return executed
 
     def emitted(self, index: int, message: Wire) -> None:
         """An honest replica sends a message."""
         self._check_view(index, message)
-        vote = vote_in(message, self._validators.size)
-        if vote is None or vote[0] != index:
+        vote = vote_in(message, self.sets)
+        if vote is None:
             return
-        author, subject, statement = vote
-        known = self._votes.setdefault((author, subject), statement)
+        set_id, seat, subject, statement = vote
+        if self._index[self.sets[set_id].members[seat]] != index:
+            return
+        known = self._votes.setdefault((index, subject), statement)
         if known != statement:
             raise Violation(
                 "contradiction",
-                f"replica {author} says {statement.hex()[:12]} about {subject}, and had said"
+                f"replica {index} says {statement.hex()[:12]} about {subject}, and had said"
                 f" {known.hex()[:12]}",
             )
 
@@ -112,7 +136,7 @@ class Checkers:
     def accused(self, node: SimulatedNode, byzantine: frozenset[int]) -> None:
         """A replica has reported somebody."""
         for report in node.misbehaviours:
-            offender = self._validators.index_of(report.offender)
+            offender = self._index.get(report.offender)
             if offender not in byzantine:
                 raise Violation("innocence", f"replica {offender} is accused of {report.kind}")
         node.misbehaviours.clear()
@@ -143,24 +167,33 @@ class Checkers:
                 f"replica {index} acknowledged height {promised}; its disk ends at {stored}",
             )
 
-    def _check_certificate(self, index: int, node: SimulatedNode, executed: ExecutedBlock) -> None:
+    def _check_certificate(
+        self, index: int, node: SimulatedNode, executed: ExecutedBlock
+    ) -> CommitCertificate:
         raw = load_finality(node.store, executed.height)
         if raw is None:
             raise Violation(
                 "certificate", f"replica {index} has no proof of height {executed.height} on disk"
             )
-        if (executed.hash, raw) in self._proved:
-            return
+        known = self._proved.get((executed.hash, raw))
+        if known is not None:
+            return known
+        members = self.sets.get(executed.header.set_id)
+        if members is None:
+            raise Violation(
+                "certificate", f"height {executed.height}: set {executed.header.set_id} is unknown"
+            )
         try:
             proof = decode_own(raw, CommitCertificate)
-            verify_certificate(proof, executed.header, self._validators, self._verifier)
+            verify_certificate(proof, executed.header, members, self._verifier)
         except RemoteFault as fault:
             raise Violation(
                 "certificate", f"replica {index}, height {executed.height}: {fault}"
             ) from None
         if len(self._proved) >= _KEPT_PROOFS:
             self._proved.clear()
-        self._proved.add((executed.hash, raw))
+        self._proved[executed.hash, raw] = proof
+        return proof
 
     def _execute(self, executed: ExecutedBlock) -> None:
         parent = self._chain.get(executed.height - 1)
@@ -170,7 +203,7 @@ class Checkers:
             again = self._ledger.execute(parent, executed.block)
         except InvalidBlock as fault:
             raise Violation("validity", f"height {executed.height}: {fault.detail}") from None
-        self._chain[executed.height] = again
+        self._chain[executed.height] = self.newest = again
         self._chain.pop(executed.height - 2, None)
         for sentence in self._ledger.check_invariants(again.state):
             raise Violation("invariants", f"height {executed.height}: {sentence}")

@@ -1,9 +1,10 @@
 """What the simulator reads in PBFT's messages: whose vote it is, and of which round."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 
 from gridtokenx.core.codec import Wire, encode
 from gridtokenx.core.keys import sha256
+from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.pbft.messages import (
     Commit,
     NewView,
@@ -18,22 +19,34 @@ PHASES = 3
 VIEW_ROUNDS = 5
 
 
-def vote_in(message: Wire, replicas: int) -> tuple[int, Hashable, bytes] | None:
-    """(author, what the vote is about, what it says) of a signed vote; None if it is none.
+def vote_in(
+    message: Wire, sets: Mapping[int, ValidatorSet]
+) -> tuple[int, int, Hashable, bytes] | None:
+    """(set, author's seat, what it is about, what it says) of a signed vote; None if it is none.
 
     Two votes of one honest replica about the same thing say the same.
+
+    Args:
+        message: any.
+        sets: the chain's replica sets, by number.
     """
     match message:
         case PrePrepare(view, block):
-            return view % replicas, ("pre-prepare", view, block.height), block.hash
-        case Prepare(ballot, replica):
-            return replica, ("prepare", ballot.view, ballot.height), ballot.block_hash
-        case Commit(vote, replica):
-            return replica, ("commit", vote.view, vote.height), vote.block_hash
+            set_id = block.header.set_id
+            subject: Hashable = ("pre-prepare", set_id, view, block.height)
+            return set_id, view % sets[set_id].size, subject, block.hash
+        case Prepare(ballot, seat):
+            set_id = ballot.set_id
+            return set_id, seat, ("prepare", set_id, ballot.view, ballot.height), ballot.block_hash
+        case Commit(vote, seat):
+            set_id = vote.set_id
+            return set_id, seat, ("commit", set_id, vote.view, vote.height), vote.block_hash
         case ViewChange(body):
-            return body.replica, ("view-change", body.view), sha256(encode(body))
+            subject = ("view-change", body.set_id, body.view)
+            return body.set_id, body.replica, subject, sha256(encode(body))
         case NewView(body):
-            return body.view % replicas, ("new-view", body.view), sha256(encode(body))
+            subject = ("new-view", body.set_id, body.view)
+            return body.set_id, body.view % sets[body.set_id].size, subject, sha256(encode(body))
         case _:
             return None
 

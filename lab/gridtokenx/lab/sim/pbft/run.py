@@ -16,12 +16,21 @@ from gridtokenx.core.codec import Wire
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import KeyedHashVerifier, sha256
 from gridtokenx.core.machine import Committed, Machine, NodeId, Reader
+from gridtokenx.core.quorum import quorum
 from gridtokenx.lab.faults import Behave, RoundMutation, byzantine
 from gridtokenx.lab.sim.inject import Injector
 from gridtokenx.lab.sim.manifest import Manifest
 from gridtokenx.lab.sim.network import Envelope, LinkProfile
 from gridtokenx.lab.sim.outcome import Finding, Outcome, Violation, percentile
-from gridtokenx.lab.sim.pbft.behaviours import TRICKS, Conspiracy, Mutate, Puppet, Trick
+from gridtokenx.lab.sim.pbft.amnesia import Amnesiac
+from gridtokenx.lab.sim.pbft.behaviours import (
+    TRICKS,
+    Amnesia,
+    Conspiracy,
+    Mutate,
+    Puppet,
+    Trick,
+)
 from gridtokenx.lab.sim.pbft.chain import (
     Clients,
     SharedLedger,
@@ -31,15 +40,19 @@ from gridtokenx.lab.sim.pbft.chain import (
 )
 from gridtokenx.lab.sim.pbft.checkers import Checkers
 from gridtokenx.lab.sim.pbft.messages import phase_of, round_of
+from gridtokenx.lab.sim.pbft.operators import Operators
 from gridtokenx.lab.sim.pbft.variants import variant_named
 from gridtokenx.lab.sim.world import START_MS, SimulatedNode, World
 from gridtokenx.ledger.records import final_height
 from gridtokenx.ledger.transactions import Transaction
+from gridtokenx.pbft import membership
 from gridtokenx.pbft.replica import Replica
 
 _SENT_TO: Final = 2
 """Clients hand a transaction to so many replicas, as agents do."""
 _RETRIES: Final = 32
+_GOVERN_MS: Final = 1_500
+"""How often operators look at the chain."""
 
 
 def stream(seed: int, name: str) -> random.Random:
@@ -62,9 +75,10 @@ class PbftRun:
         self.manifest: Final = manifest
         self._note_to = note
         seed, chain, network = manifest.seed, manifest.chain, manifest.network
-        self.replicas: Final = chain.replicas
+        self.nodes: Final = chain.nodes
         self.variant: Final = variant_named(chain.variant)
-        self.validators: Final = self.variant.validators(validators_of(chain.replicas))
+        self.validators: Final = validators_of(chain.replicas)
+        self.keys: Final = tuple(replica_signer(index).public_key for index in range(self.nodes))
         self.byzantine: Final = byzantine(manifest.fault)
         ledger = make_ledger(self.validators, manifest.workload.clients)
         self.genesis: Final = ledger.genesis(START_MS)
@@ -88,6 +102,15 @@ class PbftRun:
             self.genesis,
             self.validators,
             verifier,
+            {key: index for index, key in enumerate(self.keys)},
+            self.variant.rule,
+        )
+        self._operators: Final = Operators(
+            manifest.change,
+            self.ledger.chain_id,
+            replica_signer,
+            self.ledger.admission,
+            stream(seed, "operators"),
         )
         self._conspiracy: Final = self._make_conspiracy(seed)
         self._tricks: Final = self._make_tricks()
@@ -95,7 +118,9 @@ class PbftRun:
         self._index: dict[NodeId, int] = {}
         self._honest: list[SimulatedNode] = []
         self._add_nodes()
-        self._view = 0
+        self._at = (0, 0)
+        self._views = 0
+        self._healed = False
         self._sent = 0
         self.injector: Final = Injector(
             self.world, self, manifest.fault, stream(seed, "faults"), self.note
@@ -114,6 +139,7 @@ class PbftRun:
             self.ledger,
             self.manifest.chain.clock_bound_ms,
             stream(seed, "traitors"),
+            self.keys,
         )
 
     def _make_tricks(self) -> dict[int, tuple[Behave | RoundMutation, Trick]]:
@@ -127,18 +153,18 @@ class PbftRun:
         return made
 
     def _add_nodes(self) -> None:
-        for index in range(self.replicas):
-            self._add(self.validators.members[index], index)
+        for index, key in enumerate(self.keys):
+            self._add(key, index)
         self._twins: dict[int, NodeId] = {}
         for fault in self.manifest.fault:
             twin = isinstance(fault, Behave) and fault.behaviour == "twin"
             if isinstance(fault, Behave) and twin and fault.node not in self._twins:
-                place = sha256(b"gtx sim: twin", self.validators.members[fault.node])
+                place = sha256(b"gtx sim: twin", self.keys[fault.node])
                 self._twins[fault.node] = place
                 self._add(place, fault.node, twin=True)
 
     def _add(self, place: NodeId, index: int, *, twin: bool = False) -> None:
-        identity = self.validators.members[index]
+        identity = self.keys[index]
         node = self.world.add(place, self._builder(index, twin=twin), identity=identity)
         self.places.append(place)
         self._index[place] = index
@@ -148,7 +174,13 @@ class PbftRun:
     def _builder(self, index: int, *, twin: bool) -> Callable[[Reader], Machine]:
         def build(reader: Reader) -> Machine:
             honest = index not in self.byzantine
-            replica_type = self.variant.replica if honest else Replica
+            amnesia = [
+                trick
+                for fault, trick in self._tricks.values()
+                if fault.node == index and isinstance(trick, Amnesia)
+            ]
+            traitor = Amnesiac if amnesia else Replica
+            replica_type = self.variant.replica if honest else traitor
             replica = replica_type.restore(
                 reader,
                 self.ledger,
@@ -156,7 +188,10 @@ class PbftRun:
                 replica_signer(index),
                 self.genesis,
                 self.manifest.chain.timing,
+                validators_of=membership.validators_of,
             )
+            if isinstance(replica, Amnesiac):
+                replica.forgets = lambda: any(trick.active for trick in amnesia)
             tricks = [t for f, t in self._tricks.values() if f.node == index and not twin]
             if not tricks:
                 return replica
@@ -168,19 +203,25 @@ class PbftRun:
 
     def leader(self) -> int:
         """Index of the replica that leads the highest view of an honest one."""
-        return self._view % self.replicas
+        return self._primary(0)
 
     def next_leader(self) -> int:
         """Who leads after it."""
-        return (self._view + 1) % self.replicas
+        return self._primary(1)
+
+    def _primary(self, views: int) -> int:
+        """Index of the one that leads so many views after the highest one of the newest set."""
+        set_id, view = self._at
+        members = self.checkers.sets[set_id].members
+        return self._index[members[(view + views) % len(members)]]
 
     def height(self) -> int:
         """The highest committed height."""
         return self.checkers.height
 
     def view(self) -> int:
-        """The highest view of an honest replica."""
-        return self._view
+        """The highest view of an honest replica, in whatever set."""
+        return self._views
 
     def holds(self, condition: str) -> bool:
         """Whether a condition holds for an honest replica."""
@@ -226,7 +267,7 @@ class PbftRun:
         index = self._index[node.id]
         if index in self.byzantine:
             return
-        first = self.checkers.committed(index, node, effect)
+        first = self.checkers.committed(index, node, effect, self.world.now)
         if first is not None:
             problem = self.clients.note_committed(first.block, self.world.now)
             if problem is not None:
@@ -246,12 +287,21 @@ class PbftRun:
         self.checkers.stepped(index, node)
         if node.misbehaviours:
             self.checkers.accused(node, self.byzantine)
-        if replica.view > self._view:
-            self._view = replica.view
-            self.note(f"view {self._view}")
-            self.injector.observe()
+        at = (replica.validators.set_id, replica.view)
+        if at > self._at and at[0] in self.checkers.sets:
+            self._note_view(*at)
         elif self.injector.watches:
             self.injector.observe()
+
+    def _note_view(self, set_id: int, view: int) -> None:
+        """An honest replica is further than any before: in views, or in sets."""
+        if set_id > self._at[0]:
+            members = [self._index[key] for key in self.checkers.sets[set_id].members]
+            self.note(f"set {set_id}: {members}")
+        if view:
+            self.note(f"view {view}" if not set_id else f"view {view} of set {set_id}")
+        self._at, self._views = (set_id, view), max(self._views, view)
+        self.injector.observe()
 
     def _on_halted(self, node: SimulatedNode, error: Exception) -> None:
         index = self._index[node.id]
@@ -285,9 +335,19 @@ class PbftRun:
         self.world.at(self.world.now + retry_ms, self._retry)
 
     def _hand_in(self, transactions: Sequence[Transaction]) -> None:
-        count = min(_SENT_TO, self.replicas)
-        for index in self._client_draw.sample(range(self.replicas), count):
-            self.world.submit(self.validators.members[index], transactions)
+        count = min(_SENT_TO, self.nodes)
+        for index in self._client_draw.sample(range(self.nodes), count):
+            self.world.submit(self.keys[index], transactions)
+
+    def _govern(self) -> None:
+        """Let the operators say what is to be said, and come again."""
+        head, since_start_ms = self.checkers.newest, self.world.now - START_MS
+        if not self._healed or self._operators.under_way(head):
+            up = [self._index[n.id] for n in self._honest if n.alive and not n.paused]
+            for said in self._operators.say(head, up, since_start_ms):
+                self.clients.note_sent(said, self.world.now)
+                self._hand_in([said])
+            self.world.at(self.world.now + _GOVERN_MS, self._govern)
 
     # -- phases ------------------------------------------------------------------------------------
 
@@ -308,10 +368,12 @@ class PbftRun:
 
     def _safety(self) -> None:
         self.injector.begin()
-        self.world.start(*self.validators.members)
+        self.world.start(*self.keys)
         if self.manifest.workload.transactions_per_s:
             self._work()
             self._retry()
+        if self.manifest.change:
+            self._govern()
         self.world.run_for(self.manifest.safety.duration_ms)
 
     def _liveness(self) -> int:
@@ -319,7 +381,7 @@ class PbftRun:
         phase = self.manifest.liveness
         if not phase.bound_ms:
             return -1
-        core = self.core()
+        core, self._healed = self.core(), True
         self.injector.heal()
         self.world.network.profile = LinkProfile((phase.least_delay_ms, phase.delay_ms))
         for node in self._honest:
@@ -353,20 +415,30 @@ class PbftRun:
         sound = [node for node in self._honest if not node.store.damaged]
         if phase.core == "quorum":
             named = [node for node in sound if self._index[node.id] in phase.members]
-            sound = named or sound[: validators_of(self.replicas).quorum]
+            sound = named or sound[: self.validators.quorum]
         return sound
 
     # -- the outcome -------------------------------------------------------------------------------
 
     def voided(self) -> tuple[str, ...]:
         """Which promises this run never had."""
-        tolerated, traitors = self.validators.faulty, len(self.byzantine)
         found: list[str] = []
-        if traitors > tolerated:
-            found.append(f"safety: {traitors} Byzantine of {self.replicas}, {tolerated} tolerated")
-        needed, core = validators_of(self.replicas).quorum, len(self.core())
-        if traitors > tolerated or core < needed:
-            found.append(f"liveness: a core of {core} sound honest replicas, {needed} needed")
+        beyond = False
+        for set_id, members in sorted(self.checkers.sets.items()):
+            traitors = sum(self._index[key] in self.byzantine for key in members.members)
+            beyond = traitors > members.faulty
+            if beyond:
+                where = f" in set {set_id}" if set_id else ""
+                found.append(
+                    f"safety: {traitors} Byzantine of {members.size}{where},"
+                    f" {members.faulty} tolerated"
+                )
+        members = self.checkers.sets[max(self.checkers.sets)]
+        core = sum(members.index_of(node.id) is not None for node in self.core())
+        if beyond or core < quorum(members.size):
+            found.append(
+                f"liveness: a core of {core} sound honest replicas, {quorum(members.size)} needed"
+            )
         return tuple(found)
 
     def _outcome(self, commit: str, finding: Finding | None, recovery_ms: int) -> Outcome:
@@ -383,11 +455,12 @@ class PbftRun:
             finding=finding,
             voided=voided,
             trace=self.world.trace_digest(),
-            replicas=self.replicas,
+            replicas=self.validators.size,
+            handovers=max(self.checkers.sets),
             byzantine=tuple(sorted(self.byzantine)),
             faults=len(self.manifest.fault),
             blocks=self.height(),
-            views=self._view,
+            views=self._views,
             transactions=len(self.clients.committed),
             latency_p50_ms=percentile(latencies, 50),
             latency_p95_ms=percentile(latencies, 95),

@@ -20,16 +20,29 @@ from gridtokenx.pbft.log import Slot
 from gridtokenx.pbft.messages import PreparedCertificate
 from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.requests import Application
+from gridtokenx.pbft.terms import Term
 from gridtokenx.pbft.turn import Turn
 
 
-class TwoFPlusOne(ValidatorSet, frozen=True, dict=True):
-    """Counts 2f + 1 votes as enough whatever n is (sawtooth-pbft): two such sets may share no honest one."""
+class FewVotes(ValidatorSet, frozen=True, dict=True):
+    """A set that 2f + 1 votes are enough of."""
 
     @property
     def quorum(self) -> int:
         """Too few where n is not 3f + 1."""
         return 2 * self.faulty + 1
+
+
+def few_votes(validators: ValidatorSet) -> ValidatorSet:
+    """The same set, counted by 2f + 1."""
+    return FewVotes(validators.set_id, validators.members)
+
+
+class TwoFPlusOne(Replica):
+    """Counts 2f + 1 votes as enough whatever n is (sawtooth-pbft): two such sets may share no honest one."""
+
+    def _work_in(self, term: Term) -> None:
+        super()._work_in(Term(validators=few_votes(term.validators), root=term.root))
 
 
 class NoPrepared(Replica):
@@ -140,7 +153,8 @@ class Variant:
     name: str
     about: str
     replica: type[Replica] = Replica
-    validators: Callable[[ValidatorSet], ValidatorSet] = lambda validators: validators
+    rule: Callable[[ValidatorSet], ValidatorSet] = lambda validators: validators
+    """How it counts a set's votes; the checkers count so too, and look for what follows from it."""
 
 
 def _about(type_: type) -> str:
@@ -155,11 +169,7 @@ VARIANTS: Final = {
     variant.name: variant
     for variant in (
         Variant("", "the real replica"),
-        Variant(
-            "two-f-plus-one",
-            _about(TwoFPlusOne),
-            validators=lambda v: TwoFPlusOne(v.set_id, v.members),
-        ),
+        Variant("two-f-plus-one", _about(TwoFPlusOne), TwoFPlusOne, few_votes),
         _variant("no-prepared", NoPrepared),
         _variant("sends-first", SendsFirst),
         _variant("forgets-marks", ForgetsMarks),
