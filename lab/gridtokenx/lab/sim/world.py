@@ -240,10 +240,19 @@ class World:
         self._sequence += 1
         heapq.heappush(self._queue, (max(time_ms, self.now), self._sequence, action))
 
-    def submit(self, node: NodeId, transactions: Sequence[Wire]) -> None:
-        """Hand client transactions to a node, now; a node that is down hears nothing."""
+    def submit(
+        self, node: NodeId, transactions: Sequence[Wire], *, everywhere: bool = False
+    ) -> None:
+        """Hand client transactions to a node, now; a node that is down hears nothing.
+
+        Args:
+            node: which.
+            transactions: what.
+            everywhere: see `Submitted`.
+        """
         target = self.nodes[node]
-        self._when_running(target, lambda: self._step(target, Submitted(tuple(transactions))))
+        event = Submitted(tuple(transactions), everywhere)
+        self._when_running(target, lambda: self._step(target, event))
 
     def run_for(self, duration_ms: int) -> None:
         """Let time pass."""
