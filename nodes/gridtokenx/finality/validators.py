@@ -30,17 +30,17 @@ class ValidatorSet(Wire, frozen=True, dict=True):
         """What a header's `next_set_hash` refers to."""
         return sha256(b"validator set", encode(self))
 
-    @property
+    @cached_property
     def size(self) -> int:
         """How many members."""
         return len(self.members)
 
-    @property
+    @cached_property
     def faulty(self) -> int:
         """How many Byzantine members are tolerated."""
         return max_faulty(len(self.members))
 
-    @property
+    @cached_property
     def quorum(self) -> int:
         """Votes of a PBFT certificate: any two quorums share an honest member."""
         return quorum(len(self.members))

@@ -4,7 +4,6 @@ Law of the file: **no rule of the protocol is here.** The rules are in `catch_up
 and `replica.py`, each a layer on the one before; this is what they share.
 """
 
-from collections.abc import Iterator
 from typing import Final
 
 from gridtokenx.core.errors import LocalFault
@@ -165,14 +164,9 @@ class ReplicaBase:
 
     # -- the window --------------------------------------------------------------------------------
 
-    def _in_flight(self) -> Iterator[Slot]:
+    def _in_flight(self) -> list[Slot]:
         """The slots of the window, ascending, as far as there are any without gap."""
-        first = self._head.height + 1
-        for height in range(first, first + self._timing.window):
-            slot = self._log.find(height)
-            if slot is None:
-                return
-            yield slot
+        return self._log.run_above(self._head.height, self._timing.window)
 
     def _is_past(self, view: int) -> bool:
         return view < self._views.view

@@ -11,10 +11,9 @@ Theory: Castro & Liskov (OSDI 1999) section 4.2:
 * ``committed-local``: commits of q replicas match. They prove the block by themselves.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from gridtokenx.core.keys import Domain
 from gridtokenx.finality.certificates import CommitCertificate, CommitVote, IndexedSignature
@@ -33,6 +32,33 @@ from gridtokenx.pbft.view_change import primary_of
 
 MAX_BODIES: Final = 64
 """Most bodies of one height; there is at most one per view that opened without a commit."""
+
+T = TypeVar("T", Ballot, CommitVote)
+
+
+class Tally(Generic[T]):
+    """How many of the votes that are kept say the same; counted as they come, not when asked."""
+
+    __slots__ = ("_counts",)
+
+    def __init__(self) -> None:
+        self._counts: dict[T, int] = {}
+
+    def count(self, what: T) -> int:
+        """How many say this."""
+        return self._counts.get(what, 0)
+
+    def add(self, what: T) -> int:
+        """One more says this; returns how many do now."""
+        count = self._counts[what] = self._counts.get(what, 0) + 1
+        return count
+
+    def remove(self, what: T) -> int:
+        """One of them says something else now; returns how many are left."""
+        count = self._counts.pop(what) - 1
+        if count:
+            self._counts[what] = count
+        return count
 
 
 @dataclass(slots=True)
@@ -60,6 +86,12 @@ class Slot:
     """What this replica voted last, to be sent again."""
     own_commit: Commit | None = None
     """What this replica voted last, to be sent again."""
+    prepare_tally: Tally[Ballot] = field(default_factory=Tally)
+    """Of `prepares`, without those of the primaries of their views."""
+    commit_tally: Tally[CommitVote] = field(default_factory=Tally)
+    """Of `commits`."""
+    decided: CommitVote | None = None
+    """What a quorum of `commits` says; two cannot, for any two quorums share a replica."""
 
     def accept(self, ballot: Ballot, signature: bytes) -> None:
         """This is the one proposal for the height in its view."""
@@ -103,11 +135,21 @@ class VoteLog:
 
     def slot(self, height: int) -> Slot:
         """The slot of a height, made if there is none; callers bound the height."""
-        return self._slots.setdefault(height, Slot(height))
+        found = self._slots.get(height)
+        if found is None:
+            found = self._slots[height] = Slot(height)
+        return found
 
     def find(self, height: int) -> Slot | None:
         """The slot of a height, if anything is known about it."""
         return self._slots.get(height)
+
+    def run_above(self, height: int, most: int) -> list[Slot]:
+        """The slots next above a height, ascending, up to the first gap and at most so many."""
+        run: list[Slot] = []
+        while len(run) < most and (slot := self._slots.get(height + len(run) + 1)) is not None:
+            run.append(slot)
+        return run
 
     def above(self, height: int) -> Iterator[Slot]:
         """All slots above a height, ascending."""
@@ -126,6 +168,7 @@ class VoteLog:
         known = slot.prepares.get(prepare.replica)
         if known is None or known.ballot.view < prepare.ballot.view:
             slot.prepares[prepare.replica] = prepare
+            self._count_prepare(slot, known, prepare)
         elif known.ballot.view == prepare.ballot.view and known.ballot != prepare.ballot:
             return Equivocation(
                 offender=prepare.replica,
@@ -140,6 +183,7 @@ class VoteLog:
         known = slot.commits.get(commit.replica)
         if known is None or known.vote.view < commit.vote.view:
             slot.commits[commit.replica] = commit
+            self._count_commit(slot, known, commit)
         elif known.vote.view == commit.vote.view and known.vote != commit.vote:
             return Equivocation(
                 offender=commit.replica,
@@ -164,22 +208,22 @@ class VoteLog:
         ballot = slot.ballot
         if ballot is None:
             return None
+        needed = self._validators.quorum - 1
+        if slot.prepare_tally.count(ballot) < needed:
+            return None
         primary = primary_of(ballot.view, self._validators)
         prepares = [
             IndexedSignature(index=replica, signature=prepare.signature)
             for replica, prepare in sorted(slot.prepares.items())
             if prepare.ballot == ballot and replica != primary
         ]
-        needed = self._validators.quorum - 1
-        if len(prepares) < needed:
-            return None
         return PreparedCertificate(
             ballot.view, block.header, slot.proposal, tuple(prepares[:needed])
         )
 
     def commit_certificate(self, slot: Slot) -> CommitCertificate | None:
         """The proof that some block is committed here, if a quorum of commits matches."""
-        vote = self._quorum_vote(slot)
+        vote = slot.decided
         if vote is None:
             return None
         signatures = [
@@ -189,12 +233,21 @@ class VoteLog:
         ]
         return CommitCertificate(self._chain_id, vote, tuple(signatures[: self._validators.quorum]))
 
-    def _quorum_vote(self, slot: Slot) -> CommitVote | None:
-        if len(slot.commits) < self._validators.quorum:
-            return None
-        tally = Counter(commit.vote for commit in slot.commits.values())
-        vote, count = tally.most_common(1)[0]
-        return vote if count >= self._validators.quorum else None
+    def _count_prepare(self, slot: Slot, replaced: Prepare | None, prepare: Prepare) -> None:
+        if replaced is not None and not self._is_primarys(replaced):
+            slot.prepare_tally.remove(replaced.ballot)
+        if not self._is_primarys(prepare):
+            slot.prepare_tally.add(prepare.ballot)
+
+    def _is_primarys(self, prepare: Prepare) -> bool:
+        return prepare.replica == primary_of(prepare.ballot.view, self._validators)
+
+    def _count_commit(self, slot: Slot, replaced: Commit | None, commit: Commit) -> None:
+        quorum = self._validators.quorum
+        if replaced is not None and slot.commit_tally.remove(replaced.vote) < quorum:
+            slot.decided = None if slot.decided == replaced.vote else slot.decided
+        if slot.commit_tally.add(commit.vote) >= quorum:
+            slot.decided = commit.vote
 
     def _evidence(self, ballot: Ballot, domain: Domain, signature: bytes) -> SignedVote:
         return SignedVote(ballot.signed_bytes(domain, self._chain_id), signature)

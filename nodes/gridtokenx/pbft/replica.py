@@ -185,13 +185,16 @@ class Replica(ViewChanging):
     def _dispatch(  # noqa: C901 - one line per message
         self, turn: Turn, sender: NodeId, message: Wire
     ) -> None:
+        """To the message's handler; looked for in this order, so the most frequent come first."""
         match message:
-            case PrePrepare():
-                self._on_pre_prepare(turn, sender, message)
             case Prepare():
                 self._on_prepare(turn, sender, message)
             case Commit():
                 self._on_commit(turn, sender, message)
+            case Transactions():
+                self._on_transactions(turn, message)
+            case PrePrepare():
+                self._on_pre_prepare(turn, sender, message)
             case Suspect():
                 self._on_suspect(turn, sender, message)
             case ViewChange():
@@ -208,8 +211,6 @@ class Replica(ViewChanging):
                 self._on_fetch_body(turn, sender, message)
             case Body():
                 self._on_body(turn, message)
-            case Transactions():
-                self._on_transactions(turn, message)
             case _:
                 raise MessageFault("unexpected-message", type(message).__name__)
 
@@ -358,7 +359,11 @@ class Replica(ViewChanging):
             self._ask(turn, sender)
 
     def _advance(self, turn: Turn) -> None:
-        """Do whatever the log now allows, until nothing more is."""
+        """Do whatever the log now allows, until nothing more is.
+
+        After every event, so each question is one of a few comparisons: votes are counted as they
+        come (`log.py`).
+        """
         while (
             self._commit_next(turn)
             or self._vote_next(turn)
@@ -370,7 +375,7 @@ class Replica(ViewChanging):
     def _vote_next(self, turn: Turn) -> bool:
         """Prepare, or commit, the lowest height in flight that waits for this replica's vote."""
         views = self._views
-        if not views.active or not self.seated:
+        if not views.active or self._me is None:
             return False
         for slot in self._in_flight():
             ballot = slot.ballot
@@ -379,10 +384,11 @@ class Replica(ViewChanging):
             executed = self._executed(turn, slot, ballot.block_hash)
             if executed is None:
                 return False
+            if slot.prepared_in(views.view):
+                continue
             if not views.leads and (slot.own_prepare is None or slot.own_prepare.ballot != ballot):
                 return self._prepare(turn, slot, ballot)
-            if not slot.prepared_in(views.view):
-                return self._commit_vote(turn, slot, ballot, executed.block)
+            return self._commit_vote(turn, slot, ballot, executed.block)
         return False
 
     def _prepare(self, turn: Turn, slot: Slot, ballot: Ballot) -> bool:
@@ -497,7 +503,7 @@ class Replica(ViewChanging):
 
     def _adopt_early(self, turn: Turn) -> bool:
         """Take up a proposal that came before its view or its parent."""
-        frontier = self._frontier() if self._views.active else None
+        frontier = self._frontier() if self._early and self._views.active else None
         if frontier is None:
             return False
         primary = self._views.primary

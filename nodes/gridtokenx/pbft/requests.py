@@ -23,7 +23,7 @@ waits. Clients there send to all replicas; here whoever hears of one passes it o
 silent or partial primary is noticed without the client's help (sawtooth RFC 29).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -70,6 +70,8 @@ class _Wait:
     """Its bound runs from here: the time of blocks that excuse its absence is added."""
     excuses: int = 0
     """How many those were."""
+    load: _Load | None = None
+    """What it takes of a block, once somebody has asked."""
 
 
 class Application(Protocol):
@@ -122,6 +124,8 @@ class Requests:
         self._committed_ms: Instant | None = None
         self._outgoing: list[Transaction] = []
         self._kept_back: set[bytes] = set()
+        self._standings: dict[bytes, Standing] = {}
+        self._standings_root = b""
 
     def add(self, head: ExecutedBlock, transaction: Transaction, now: Instant) -> bool:
         """Admit a transaction whose signature was checked; False if it is here already.
@@ -129,14 +133,25 @@ class Requests:
         Raises:
             RemoteFault: it can not be included; the reason is for the client.
         """
-        if transaction.id in self.pool:
+        id_ = transaction.id
+        if id_ in self.pool:
             return False
-        self._application.admit(State(head.state), transaction, now)
-        standing = self._application.admission.standing(State(head.state), transaction.body.sender)
-        if not self.pool.add(transaction, now, standing):
+        state = State(head.state)
+        self._application.admit(state, transaction, now)
+        if not self.pool.add(transaction, now, self._standing(state, transaction.body.sender)):
             return False
-        self._waiting[transaction.id] = _Wait(transaction, now, now)
+        self._waiting[id_] = _Wait(transaction, now, now)
         return True
+
+    def _standing(self, state: State, sender: bytes) -> Standing:
+        """How a sender stands in a block's state; asked once per sender and block."""
+        if self._standings_root != state.tree.root:
+            self._standings_root = state.tree.root
+            self._standings.clear()
+        found = self._standings.get(sender)
+        if found is None:
+            found = self._standings[sender] = self._application.admission.standing(state, sender)
+        return found
 
     def pass_on(self, transaction: Transaction, *, if_it_waits: bool = False) -> None:
         """Remember to gossip a transaction that came from a client.
@@ -207,7 +222,8 @@ class Requests:
         full_from_ms = self._full_from_ms(transactions, proposer)
         elapsed_ms = 0 if self._committed_ms is None else max(0, now - self._committed_ms)
         self._committed_ms = now
-        self.pool.settle(transactions, self._standing_after(executed), now)
+        state = State(executed.state)
+        self.pool.settle(transactions, lambda sender: self._standing(state, sender), now)
         for transaction in transactions:
             self._waiting.pop(transaction.id, None)
         self._kept_back.intersection_update(self._waiting)
@@ -258,10 +274,6 @@ class Requests:
                 omitted = omitted or wait.since_ms + bound_ms <= now
         return waiting, omitted
 
-    def _standing_after(self, executed: ExecutedBlock) -> Callable[[bytes], Standing]:
-        state = State(executed.state)
-        return lambda sender: self._application.admission.standing(state, sender)
-
     def _hopeless(self, state: State, transaction: Transaction, now: Instant) -> bool:
         try:
             self._application.admit(state, transaction, now)
@@ -275,25 +287,40 @@ class Requests:
         See the head of the file for what fills a block.
         """
         known = [
-            (wait.arrival_ms, transaction)
+            (wait.arrival_ms, transaction.body.sender, self._load(transaction))
             for transaction in transactions
             if transaction.body.sender != proposer
             and (wait := self._waiting.get(transaction.id)) is not None
         ]
+        if not _reaches(_total(load for _, _, load in known), _FULL_SHARES):
+            return None
         loads: dict[bytes, _Load] = {}
         total = _NOTHING
-        for arrival_ms, transaction in sorted(known, key=lambda each: each[0]):
-            sender = transaction.body.sender
+        for arrival_ms, sender, load in sorted(known, key=lambda each: each[0]):
             before = loads.get(sender, _NOTHING)
-            loads[sender] = after = _sum(before, self._load(transaction))
+            loads[sender] = after = _sum(before, load)
             total = _sum(total, _difference(_fair(after), _fair(before)))
             if _reaches(total, _FULL_SHARES):
                 return arrival_ms
         return None
 
     def _load(self, transaction: Transaction) -> _Load:
+        """What a transaction takes of a block; found once for those that wait."""
+        wait = self._waiting.get(transaction.id)
+        if wait is not None and wait.load is not None:
+            return wait.load
         weight = self._application.weight(self._application.decode_calls(transaction))
-        return 1, len(transaction.encoded), weight
+        load = (1, len(transaction.encoded), weight)
+        if wait is not None:
+            wait.load = load
+        return load
+
+
+def _total(loads: Iterable[_Load]) -> _Load:
+    count = size = weight = 0
+    for each in loads:
+        count, size, weight = count + each[0], size + each[1], weight + each[2]
+    return count, size, weight
 
 
 def _sum(one: _Load, other: _Load) -> _Load:
