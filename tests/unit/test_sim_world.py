@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.machine import Write
-from gridtokenx.lab.sim.inject import _ring
+from gridtokenx.lab.sim.links import _ring
 from gridtokenx.lab.sim.network import Drop, Envelope, LinkProfile
 from gridtokenx.lab.sim.store import SimulatedStore
 from gridtokenx.lab.sim.world import SimulatedNode

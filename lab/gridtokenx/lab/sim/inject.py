@@ -35,8 +35,8 @@ from gridtokenx.lab.faults import (
     Wipe,
     kind_of,
 )
-from gridtokenx.lab.sim.links import rule_of
-from gridtokenx.lab.sim.network import Drop, Envelope, Rule, Verdict
+from gridtokenx.lab.sim.links import between, cut_of, rule_of, sides_of
+from gridtokenx.lab.sim.network import Envelope, Rule, Verdict
 from gridtokenx.lab.sim.world import SimulatedNode, World
 
 Undo = Callable[[], None]
@@ -317,45 +317,19 @@ class Injector:
         return None
 
     def _cut(self, fault: Partition) -> Rule:
-        places = self._subject.places
-        named = [places[index] for index in self._resolve(fault.nodes)]
-        match fault.shape:
-            case "one-way":
-                unheard = frozenset(named)
-                return lambda e: Drop() if e.sender in unheard else None
-            case "ring":
-                return _ring(places)
-            case "isolate":
-                side = {place: number for number, place in enumerate(named, 1)}
-            case "sides":
-                side = self._sides(fault.sides)
-            case "halves":
-                if not named:
-                    shuffled = list(places)
-                    self._draw.shuffle(shuffled)
-                    named = shuffled[: len(places) // 2]
-                side = dict.fromkeys(named, 1)
-        return _between(side)
-
-    def _sides(self, sides: Iterable[Iterable[int]]) -> dict[NodeId, int]:
-        """Each node's side; who is in none is alone."""
-        places = self._subject.places
-        side = {place: -number for number, place in enumerate(places, 1)}
-        for number, members in enumerate(sides, 1):
-            side.update((places[index], number) for index in members)
-        return side
+        return cut_of(fault, self._subject.places, self._resolve(fault.nodes), self._draw)
 
     def _cut_round(self, fault: RoundPartition) -> Rule:
-        between = _between(self._sides(fault.sides))
-        return lambda e: between(e) if self._subject.round_of(e) == fault.round else None
+        apart = between(sides_of(fault.sides, self._subject.places))
+        return lambda e: apart(e) if self._subject.round_of(e) == fault.round else None
 
     def _cut_view(self, fault: ViewPartition) -> Rule:
-        between = _between(self._sides(fault.sides))
+        apart = between(sides_of(fault.sides, self._subject.places))
 
         def rule(envelope: Envelope) -> Verdict | None:
             place = self._subject.view_of(envelope)
             concerned = place is None or (place[0] == fault.view and place[1] >= fault.phase)
-            return between(envelope) if concerned else None
+            return apart(envelope) if concerned else None
 
         return rule
 
@@ -365,21 +339,3 @@ class Injector:
         senders = frozenset(places[i] for i in self._resolve(fault.senders))
         receivers = frozenset(places[i] for i in self._resolve(fault.receivers))
         return rule_of(fault, senders, receivers, draw, lambda: profile.delay(draw))
-
-
-def _between(side: dict[NodeId, int]) -> Rule:
-    """Drops what goes from one side to another; who is in none is on the rest's."""
-    return lambda e: Drop() if side.get(e.sender, 0) != side.get(e.receiver, 0) else None
-
-
-def _ring(places: Sequence[NodeId]) -> Rule:
-    """Everybody reaches a bare majority, and no two the same (Jepsen's majorities ring)."""
-    index = {place: position for position, place in enumerate(places)}
-    size = len(places)
-    reach = (size // 2 + 1) // 2
-
-    def rule(envelope: Envelope) -> Verdict | None:
-        distance = (index[envelope.sender] - index[envelope.receiver]) % size
-        return Drop() if min(distance, size - distance) > reach else None
-
-    return rule

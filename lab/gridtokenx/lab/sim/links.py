@@ -5,11 +5,20 @@ them of what it sends itself (`chaos/replica.py`).
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from gridtokenx.core.codec import encode
 from gridtokenx.core.machine import Instant, NodeId
-from gridtokenx.lab.faults import Bandwidth, Delay, Duplicate, Loss, OnLinks, Reorder, kind_of
+from gridtokenx.lab.faults import (
+    Bandwidth,
+    Delay,
+    Duplicate,
+    Loss,
+    OnLinks,
+    Partition,
+    Reorder,
+    kind_of,
+)
 from gridtokenx.lab.sim.network import (
     DeliverAfter,
     DeliverEach,
@@ -93,3 +102,63 @@ class _Queue:
         size = len(encode(envelope.message))
         self._free_us[link] = begins_us + size * 1_000_000 // self._bytes_per_s
         return DeliverAfter((self._free_us[link] - sent_us) // 1_000 + self._delay())
+
+
+# -- partitions ------------------------------------------------------------------------------------
+
+
+def cut_of(
+    fault: Partition, places: Sequence[NodeId], nodes: Sequence[int], draw: random.Random
+) -> Rule:
+    """The rule of a partition.
+
+    Args:
+        fault: how links are cut.
+        places: nodes by index.
+        nodes: whom the fault names, roles resolved.
+        draw: chooses a half where none is named.
+    """
+    named = [places[index] for index in nodes]
+    match fault.shape:
+        case "one-way":
+            unheard = frozenset(named)
+            return lambda e: Drop() if e.sender in unheard else None
+        case "ring":
+            return _ring(places)
+        case "isolate":
+            side = {place: number for number, place in enumerate(named, 1)}
+        case "sides":
+            side = sides_of(fault.sides, places)
+        case "halves":
+            if not named:
+                shuffled = list(places)
+                draw.shuffle(shuffled)
+                named = shuffled[: len(places) // 2]
+            side = dict.fromkeys(named, 1)
+    return between(side)
+
+
+def sides_of(sides: Iterable[Iterable[int]], places: Sequence[NodeId]) -> dict[NodeId, int]:
+    """Each node's side; who is in none is alone."""
+    side = {place: -number for number, place in enumerate(places, 1)}
+    for number, members in enumerate(sides, 1):
+        side.update((places[index], number) for index in members)
+    return side
+
+
+def between(side: dict[NodeId, int]) -> Rule:
+    """Drops what goes from one side to another; who is in none is on the rest's."""
+    return lambda e: Drop() if side.get(e.sender, 0) != side.get(e.receiver, 0) else None
+
+
+def _ring(places: Sequence[NodeId]) -> Rule:
+    """Everybody reaches a bare majority, and no two the same (Jepsen's majorities ring)."""
+    index = {place: position for position, place in enumerate(places)}
+    size = len(places)
+    reach = (size // 2 + 1) // 2
+
+    def rule(envelope: Envelope) -> Verdict | None:
+        distance = (index[envelope.sender] - index[envelope.receiver]) % size
+        return Drop() if min(distance, size - distance) > reach else None
+
+    return rule
