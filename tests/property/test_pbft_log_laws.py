@@ -10,7 +10,7 @@ from gridtokenx.finality.certificates import CommitVote
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.pbft.log import Slot, VoteLog
 from gridtokenx.pbft.messages import Ballot, Commit, Prepare
-from gridtokenx.pbft.view_change import primary_of
+from gridtokenx.pbft.rotation import primary_of
 
 _CHAIN = bytes(32)
 _HASHES = (sha256(b"one"), sha256(b"other"))

@@ -34,8 +34,8 @@ from gridtokenx.pbft.membership import (
 )
 from gridtokenx.pbft.messages import Ballot, Commit, NewView, Prepare, PrePrepare, ViewChange
 from gridtokenx.pbft.replica import Replica
+from gridtokenx.pbft.rotation import primary_of
 from gridtokenx.pbft.timing import Timing
-from gridtokenx.pbft.view_change import primary_of
 
 
 def key(index: int) -> bytes:

@@ -52,8 +52,9 @@ from gridtokenx.pbft.messages import (
     view_change_bytes,
 )
 from gridtokenx.pbft.replica import Replica
+from gridtokenx.pbft.rotation import primary_of
 from gridtokenx.pbft.timing import Timing
-from gridtokenx.pbft.view_change import ballots, choose, primary_of
+from gridtokenx.pbft.view_change import ballots, choose
 
 M = TypeVar("M")
 

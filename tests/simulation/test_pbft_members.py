@@ -26,6 +26,7 @@ from gridtokenx.pbft.messages import (
     ViewChangeBody,
 )
 from gridtokenx.pbft.replica import Replica
+from gridtokenx.pbft.rotation import Periods
 from gridtokenx.pbft.timing import Timing
 from gridtokenx.pbft.turn import Turn
 from gridtokenx.pbft.view_change import Choice, check_view_change, choose
@@ -224,14 +225,14 @@ def test_what_a_view_change_of_a_later_set_may_prove() -> None:
         root, CommitCertificate(CHAIN_ID, CommitVote(2, 0, 70, root.hash), ())
     )
     with pytest.raises(RemoteFault, match="wrong-set"):
-        check_view_change(ViewChangeBody(3, 1, 0, of_old_set, ()), members, root.height)
-    check_view_change(ViewChangeBody(3, 1, 0, None, ()), members, root.height)
+        check_view_change(ViewChangeBody(3, 1, 0, of_old_set, ()), members, Periods(root.height))
+    check_view_change(ViewChangeBody(3, 1, 0, None, ()), members, Periods(root.height))
     first = structs.replace(root, height=71, parent=root.hash, set_id=3)
     prepares = tuple(IndexedSignature(i, bytes(64)) for i in (1, 2, 3))
     prepared = PreparedCertificate(0, first, bytes(64), prepares)
     bodies = [ViewChangeBody(3, 1, i, None, (prepared,)) for i in range(3)]
     for body in bodies:
-        check_view_change(body, members, root.height)
+        check_view_change(body, members, Periods(root.height))
         with pytest.raises(RemoteFault, match="bad-heights"):
             check_view_change(body, members)
     assert choose(bodies, root) == Choice(70, (first,))

@@ -31,6 +31,7 @@ from gridtokenx.pbft.messages import (
     Status,
 )
 from gridtokenx.pbft.requests import Application, Requests
+from gridtokenx.pbft.rotation import Periods
 from gridtokenx.pbft.sync import Sync
 from gridtokenx.pbft.terms import Term, ValidatorsOf, checked_term, load_terms
 from gridtokenx.pbft.timing import Timing
@@ -67,6 +68,8 @@ class ReplicaBase:
         reader: what earlier lives of this replica persisted.
         timing: how long to wait for what.
         pool: where submissions wait.
+        rotation_blocks: after so many blocks the leadership passes on (`rotation.py`); a rule of the
+            chain, equal on all replicas. 0: only view changes move it.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class ReplicaBase:
         reader: Reader,
         timing: Timing,
         pool: Pool,
+        rotation_blocks: int = 0,
     ) -> None:
         if not 1 <= timing.window <= MAX_WINDOW:
             raise LocalFault(f"window {timing.window}: 1 to {MAX_WINDOW} heights may be in flight")
@@ -91,7 +95,8 @@ class ReplicaBase:
         self._timing: Final = timing
         first = checked_term(Term(validators=validators, root=genesis.header))
         self._terms: Final = load_terms(reader, first)
-        self._verification: Final = Verification(self._chain_id, self._terms)
+        self._rotation_blocks: Final = rotation_blocks
+        self._verification: Final = Verification(self._chain_id, self._terms, rotation_blocks)
         self._signer: Final = MarkedSigner(signer, reader)
         self._journal: Final = Journal(reader)
         self._sync: Final = Sync(timing.fetch_timeout_ms)
@@ -113,6 +118,8 @@ class ReplicaBase:
         self._me = term.validators.index_of(self._key)
         self._log = VoteLog(self._chain_id, term.validators)
         self._views = Views(term.validators, self._me)
+        self._periods = Periods(term.root.height, self._rotation_blocks)
+        self._leads_from_ms: Instant = 0
         self._early: dict[tuple[int, int], PrePrepare] = {}
         self._wanted: dict[tuple[int, bytes], tuple[int, ...]] = {}
         self._reported: dict[int, int] = {}
@@ -170,6 +177,14 @@ class ReplicaBase:
 
     def _is_past(self, view: int) -> bool:
         return view < self._views.view
+
+    def _is_later_period(self, view: int) -> bool:
+        """Whether a view is beyond the present period: blocks are missing here, not messages."""
+        return view > self._views.view and not self._periods.covers(view, self._head.height + 1)
+
+    def _is_ahead(self, view: int) -> bool:
+        """Whether a peer's view says that this replica misses more than the block on its way."""
+        return view > self._views.view and not self._periods.is_next(self._views.view, view)
 
     # -- saying ------------------------------------------------------------------------------------
 

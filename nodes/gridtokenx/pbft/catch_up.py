@@ -56,10 +56,10 @@ from gridtokenx.pbft.messages import (
     Suspect,
     ViewChange,
 )
+from gridtokenx.pbft.rotation import primary_of
 from gridtokenx.pbft.terms import following_term, hands_over, term_write
 from gridtokenx.pbft.turn import Turn
 from gridtokenx.pbft.verification import MessageFault
-from gridtokenx.pbft.view_change import primary_of
 
 
 class CatchUp(ReplicaBase):
@@ -97,9 +97,22 @@ class CatchUp(ReplicaBase):
         self._early = {k: m for k, m in self._early.items() if k[1] > executed.height}
         self._wanted = {k: h for k, h in self._wanted.items() if k[0] > executed.height}
         self._views.reasons &= {OMISSION}
+        self._begin_period(turn)
         if self._views.active:
             self._views.attempts = 0
             self._set_silence(turn)
+
+    def _begin_period(self, turn: Turn) -> None:
+        """Pass the leadership on if the head is the last block of its period (`rotation.py`)."""
+        view = self._periods.first_view(self._head.height + 1)
+        if view <= self._views.view:
+            return
+        self._views.begin_period(view)
+        self._journal.began_period(turn, view)
+        self._leads_from_ms = turn.now
+        for name in (BLOCK, NEW_VIEW):
+            self._cancel_timer(turn, name)
+        turn.log("debug", "entered-period", view=view, above=self._head.height)
 
     # -- handing over ------------------------------------------------------------------------------
 
@@ -193,6 +206,8 @@ class CatchUp(ReplicaBase):
         proof = views.new_view if views.active else views.own_change
         if proof is not None and self._may_help(turn, "view", peer):
             turn.send(peer, proof)
+        elif proof is None and self._rotation_blocks and self._may_help(turn, "height", peer):
+            turn.send(peer, self._status())
 
     def _ask(self, turn: Turn, peer: NodeId) -> None:
         """A peer is ahead in views: show it where this replica is, and it helps."""

@@ -91,6 +91,12 @@ class Journal:
         self._put(turn, _NEW_VIEW, new_view)
         turn.write(Write(LOG, _VIEW_CHANGE, None))
 
+    def began_period(self, turn: Turn, view: int) -> None:
+        """It takes part in the first view of a period, which the block in this batch opens."""
+        self._put(turn, _VIEW, ViewRecord(view=view, active=True))
+        for key in (_VIEW_CHANGE, _NEW_VIEW):
+            turn.write(Write(LOG, key, None))
+
     def accepted(self, turn: Turn, slot: Slot) -> None:
         """It accepted a proposal."""
         if slot.ballot is not None:

@@ -28,7 +28,7 @@ from gridtokenx.pbft.messages import (
     PreparedCertificate,
     SignedVote,
 )
-from gridtokenx.pbft.view_change import primary_of
+from gridtokenx.pbft.rotation import primary_of
 
 MAX_BODIES: Final = 64
 """Most bodies of one height; there is at most one per view that opened without a commit."""

@@ -40,6 +40,7 @@ Ours differs:
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from gridtokenx.core.codec import Wire, decode_own
 from gridtokenx.core.errors import LocalFault, RemoteFault
@@ -97,11 +98,12 @@ from gridtokenx.pbft.messages import (
     set_of,
 )
 from gridtokenx.pbft.requests import Application, batches
+from gridtokenx.pbft.rotation import primary_of
 from gridtokenx.pbft.terms import ValidatorsOf, current_term, hands_over
 from gridtokenx.pbft.timing import Timing
 from gridtokenx.pbft.turn import Turn
 from gridtokenx.pbft.verification import MessageFault
-from gridtokenx.pbft.view_change import choose, primary_of
+from gridtokenx.pbft.view_change import choose
 from gridtokenx.pbft.view_changing import ViewChanging
 
 
@@ -119,6 +121,7 @@ class Replica(ViewChanging):
         timing: Timing,
         pool: Pool | None = None,
         validators_of: ValidatorsOf | None = None,
+        rotation_blocks: int = 0,
     ) -> "Replica":
         """A replica as its earlier lives left it, or a new one on an empty disk.
 
@@ -132,6 +135,7 @@ class Replica(ViewChanging):
             pool: where submissions wait; a new one if None.
             validators_of: reads from the state after a block who finalises the next one. Without it
                 the first set stays for ever.
+            rotation_blocks: see `ReplicaBase`.
 
         Raises:
             LocalFault: the stored state is damaged or of another chain.
@@ -145,6 +149,7 @@ class Replica(ViewChanging):
             reader,
             timing,
             Pool() if pool is None else pool,
+            rotation_blocks,
         )
         replica._restore_head()
         replica._restore_votes()
@@ -266,6 +271,11 @@ class Replica(ViewChanging):
         memory = self._journal.views()
         views = self._views
         views.view, views.active = memory.record.view, memory.record.active
+        first = self._periods.first_view(self._head.height + 1)
+        if views.view < first:
+            # The log of an emptied or restored store knows less than its blocks.
+            views.begin_period(first)
+            memory = replace(memory, view_change=None, new_view=None)
         if memory.view_change is not None and not views.active:
             views.changes[memory.view_change.body.replica] = memory.view_change
         if memory.new_view is not None and views.active:
@@ -291,7 +301,8 @@ class Replica(ViewChanging):
             return
         if ballot.view > views.view or not views.active:
             self._keep_early(message)
-            self._ask(turn, sender)
+            if self._is_ahead(ballot.view) or not views.active:
+                self._ask(turn, sender)
             return
         slot = self._log.slot(ballot.height)
         proof = self._log.contradicts(slot, ballot, message.signature)
@@ -348,14 +359,14 @@ class Replica(ViewChanging):
         if message.replica == primary_of(ballot.view, self._validators):
             raise MessageFault("primary-prepared", "the primary's pre-prepare is its only vote")
         self._report(turn, self._log.add_prepare(message))
-        if ballot.view > self._views.view:
+        if self._is_ahead(ballot.view):
             self._ask(turn, sender)
 
     def _on_commit(self, turn: Turn, sender: NodeId, message: Commit) -> None:
         if not self._in_range(turn, sender, message.vote):
             return
         self._report(turn, self._log.add_commit(message))
-        if message.vote.view > self._views.view:
+        if self._is_ahead(message.vote.view):
             self._ask(turn, sender)
 
     def _advance(self, turn: Turn) -> None:
@@ -485,7 +496,7 @@ class Replica(ViewChanging):
         """The next height that may be proposed in this view, and its parent; None if none may be.
 
         Nothing is proposed above a block that hands over before it is committed: what follows it is
-        the next set's.
+        the next set's; nor above the last block of a period, for it is the next leader's.
         """
         parent = self._head
         for slot in self._in_flight():
@@ -498,6 +509,8 @@ class Replica(ViewChanging):
         if parent.height >= self._head.height + self._timing.window:
             return None
         if parent is not self._head and hands_over(parent.header, self._validators):
+            return None
+        if not self._periods.covers(self._views.view, parent.height + 1):
             return None
         return parent.height + 1, parent
 
@@ -564,6 +577,7 @@ class Replica(ViewChanging):
                 turn.send(self.primary, Transactions(batch))
         for batch in batches(self._requests.kept_back(waiting)):
             turn.broadcast(Transactions(batch))
+        omitted = omitted and turn.now >= self._leads_from_ms + bound_ms
         if omitted and views.active and not views.leads:
             self._suspect(turn, OMISSION)
         else:

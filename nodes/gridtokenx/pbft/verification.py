@@ -36,8 +36,9 @@ from gridtokenx.pbft.messages import (
     Transactions,
     ViewChange,
 )
+from gridtokenx.pbft.rotation import Periods, primary_of
 from gridtokenx.pbft.terms import Term
-from gridtokenx.pbft.view_change import check_view_change, primary_of
+from gridtokenx.pbft.view_change import check_view_change
 
 
 class MessageFault(RemoteFault):
@@ -54,11 +55,15 @@ class Verification:
     Args:
         chain_id: of the chain.
         terms: every known term by set id; the replica adds to it.
+        rotation_blocks: heights of a period; see `rotation.py`.
     """
 
-    def __init__(self, chain_id: bytes, terms: Mapping[int, Term]) -> None:
+    def __init__(
+        self, chain_id: bytes, terms: Mapping[int, Term], rotation_blocks: int = 0
+    ) -> None:
         self._chain_id: Final = chain_id
         self._terms: Final = terms
+        self._rotation_blocks: Final = rotation_blocks
 
     def checks(self, message: Wire) -> Sequence[SignatureCheck] | Unknown:
         """What must verify before `message` may enter the replica.
@@ -114,7 +119,8 @@ class Verification:
     def _view_change(self, message: ViewChange) -> Iterator[SignatureCheck]:
         body = message.body
         term = self._term(body.set_id)
-        check_view_change(body, term.validators, term.root.height)
+        periods = Periods(term.root.height, self._rotation_blocks)
+        check_view_change(body, term.validators, periods)
         key = self._member(body.set_id, body.replica)
         yield SignatureCheck(key, message.signed_bytes(self._chain_id), message.signature)
         if body.head is not None:

@@ -41,6 +41,9 @@ from gridtokenx.pbft.messages import (
     ViewChange,
     ViewChangeBody,
 )
+from gridtokenx.pbft.rotation import Periods, primary_of
+
+_ONE_PERIOD: Final = Periods()
 
 
 class ViewChangeFault(RemoteFault):
@@ -64,11 +67,6 @@ class Choice:
 
 NOTHING: Final = Choice(0, ())
 """The choice of view 0 on a new chain."""
-
-
-def primary_of(view: int, validators: ValidatorSet) -> int:
-    """Index of the replica that proposes in a view (section 4.1: view modulo the set's size)."""
-    return view % validators.size
 
 
 def choose(view_changes: Sequence[ViewChangeBody], root: Header) -> Choice:
@@ -138,17 +136,20 @@ def check_prepared(certificate: PreparedCertificate, validators: ValidatorSet) -
         )
 
 
-def check_view_change(body: ViewChangeBody, validators: ValidatorSet, root_height: int = 0) -> None:
+def check_view_change(
+    body: ViewChangeBody, validators: ValidatorSet, periods: Periods = _ONE_PERIOD
+) -> None:
     """All rules of a view-change but its signatures and the certificate of its head.
 
     Args:
         body: what its author says.
         validators: the set of the view.
-        root_height: of the block that the set's term stands on.
+        periods: of the set's term.
 
     Raises:
         ViewChangeFault: wrong set or author, heights out of order or out of the window, a
-            certificate from the new view or later, or one that breaks its own rules.
+            certificate from the new view or later, or one that breaks its own rules; a view of
+            another period than that of the height above the head.
     """
     if body.set_id != validators.set_id:
         raise ViewChangeFault("wrong-set", f"set {body.set_id}, ours is {validators.set_id}")
@@ -158,7 +159,9 @@ def check_view_change(body: ViewChangeBody, validators: ValidatorSet, root_heigh
         raise ViewChangeFault("bad-view", "nobody changes to view 0")
     if body.head is not None and body.head.header.set_id != validators.set_id:
         raise ViewChangeFault("wrong-set", f"its head is of set {body.head.header.set_id}")
-    head = root_height if body.head is None else body.head.header.height
+    head = periods.root if body.head is None else body.head.header.height
+    if not periods.covers(body.view, head + 1):
+        raise ViewChangeFault("wrong-period", f"view {body.view} decides nothing above {head}")
     heights = [certificate.header.height for certificate in body.prepared]
     if any(later <= earlier for earlier, later in pairwise([head, *heights])):
         raise ViewChangeFault("bad-heights", "prepared heights do not ascend above the head")
@@ -167,11 +170,21 @@ def check_view_change(body: ViewChangeBody, validators: ValidatorSet, root_heigh
     for certificate in body.prepared:
         if certificate.view >= body.view:
             raise ViewChangeFault("bad-view", f"prepared in view {certificate.view}, not before")
+        if not periods.covers(certificate.view, certificate.header.height):
+            raise ViewChangeFault("wrong-period", f"prepared in view {certificate.view}")
         check_prepared(certificate, validators)
 
 
-def check_new_view(body: NewViewBody, validators: ValidatorSet, root: Header) -> Choice:
+def check_new_view(
+    body: NewViewBody, validators: ValidatorSet, root: Header, rotation_blocks: int = 0
+) -> Choice:
     """All rules of a new-view but signatures; recomputes the choice (section 4.4).
+
+    Args:
+        body: what the new primary says.
+        validators: the set of the view.
+        root: the block that the set's term stands on.
+        rotation_blocks: heights of a period; see `rotation.py`.
 
     Returns:
         The choice, which the proposals match exactly.
@@ -190,7 +203,7 @@ def check_new_view(body: NewViewBody, validators: ValidatorSet, root: Header) ->
     for change in body.view_changes:
         if change.body.view != body.view:
             raise ViewChangeFault("bad-view", f"a view-change to {change.body.view}")
-        check_view_change(change.body, validators, root.height)
+        check_view_change(change.body, validators, Periods(root.height, rotation_blocks))
     choice = choose([change.body for change in body.view_changes], root)
     if tuple(proposal.ballot for proposal in body.proposals) != ballots(choice, body.view):
         raise ViewChangeFault("wrong-choice", "its proposals are not what its view-changes demand")

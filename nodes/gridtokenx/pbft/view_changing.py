@@ -78,6 +78,8 @@ class ViewChanging(CatchUp):
             self._sync.shows(author, body.head.header.height)
             self._fetch(turn)
         self._look_for_contradictions(turn, body.prepared)
+        if self._is_later_period(body.view):
+            return
         if self._views.note_change(message):
             self._consider_views(turn)
         elif self._is_past(body.view) or (body.view == self._views.view and self._views.active):
@@ -179,8 +181,11 @@ class ViewChanging(CatchUp):
         body = message.body
         if self._is_past(body.view) or (body.view == self._views.view and self._views.active):
             return
-        choice = check_new_view(body, self._validators, self._term.root)
-        self._enter(turn, message, choice)
+        choice = check_new_view(body, self._validators, self._term.root, self._rotation_blocks)
+        if self._is_later_period(body.view):
+            self._follow_heads(turn, body)
+        else:
+            self._enter(turn, message, choice)
 
     def _enter(self, turn: Turn, new_view: NewView, choice: Choice) -> None:
         body = new_view.body
@@ -198,6 +203,10 @@ class ViewChanging(CatchUp):
         self._moved_ms = turn.now
         self._set_silence(turn)
         self._requests.restart_waits(turn.now)
+        self._follow_heads(turn, body)
+
+    def _follow_heads(self, turn: Turn, body: NewViewBody) -> None:
+        """The authors of a new-view prove which blocks they have."""
         for change in body.view_changes:
             if change.body.head is not None:
                 author = self._validators.members[change.body.replica]

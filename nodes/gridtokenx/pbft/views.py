@@ -14,6 +14,7 @@ left for v  a quorum moved to v or beyond                start the new-view time
 left for v  the new-view timer runs out                  leave for v + 1, with a doubled timeout
 left for v  primary of v, a quorum moved to exactly v    open v
 either      a valid new-view of a view >= v              enter it
+either      the last block of the period is committed    enter the next period's first view
 ==========  ===========================================  ==========================================
 
 Ours differs: in the paper a replica whose timer runs out leaves at once. One that was merely paused
@@ -27,7 +28,8 @@ from typing import Final
 from gridtokenx.core.machine import Instant
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.pbft.messages import NewView, ViewChange
-from gridtokenx.pbft.view_change import NOTHING, Choice, primary_of, select_quorum
+from gridtokenx.pbft.rotation import primary_of
+from gridtokenx.pbft.view_change import NOTHING, Choice, select_quorum
 
 
 class Views:
@@ -134,6 +136,13 @@ class Views:
         self._clear()
         if self._me is not None:
             self.changes.pop(self._me, None)
+
+    def begin_period(self, view: int) -> None:
+        """Take part in the first view of a period: the block below it opened it (`rotation.py`)."""
+        self.view, self.active = view, True
+        self.attempts = 0
+        self.new_view, self.choice = None, NOTHING
+        self._clear()
 
     def _clear(self) -> None:
         self._suspects.clear()

@@ -28,8 +28,8 @@ from gridtokenx.pbft.messages import (
     Reproposal,
     ViewChange,
 )
+from gridtokenx.pbft.rotation import primary_of
 from gridtokenx.pbft.terms import TERMS, Term
-from gridtokenx.pbft.view_change import primary_of
 
 TABLES: Final = (LOG, TERMS)
 MARK: Final = b"mark/"
