@@ -51,13 +51,15 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Index = Annotated[int, Meta(ge=0, le=999)]
 Where = Index | Literal["leader", "next-leader"]
 """A node by its index, or by its role at the moment when the fault starts."""
-Condition = Literal["", "view-change", "prepared", "catching-up"]
+Condition = Literal["", "view-change", "prepared", "catching-up", "handover"]
 """`view-change`: an honest replica has left its view. `prepared`: one knows a prepared block that is
-not committed. `catching-up`: one has started anew and is behind."""
+not committed. `catching-up`: one has started anew and is behind. `handover`: the replica set has changed,
+and one does not know it yet."""
 
 Kind = Literal[
     "PrePrepare", "Prepare", "Commit", "Suspect", "ViewChange", "NewView", "Status", "FetchBlocks",
-    "CertifiedBlocks", "FetchBody", "Body", "Transactions",
+    "CertifiedBlocks", "FetchBody", "Body", "Transactions", "FetchSnapshot", "Snapshot", "FetchPart",
+    "Part",
 ]  # fmt: skip
 """Messages by the names of `pbft/messages.py`."""
 

@@ -19,6 +19,7 @@ from gridtokenx.lab.faults import (
     AnyFault,
     Bandwidth,
     Behave,
+    Behaviour,
     BitFlip,
     ClockDrift,
     ClockJump,
@@ -44,8 +45,19 @@ from gridtokenx.lab.faults import (
     byzantine,
     damaged,
 )
-from gridtokenx.lab.sim.manifest import Byzzfuzz, Feature, Links, Manifest, Swarm
+from gridtokenx.lab.sim.manifest import (
+    Byzzfuzz,
+    Chain,
+    Change,
+    Feature,
+    Links,
+    Liveness,
+    Manifest,
+    Swarm,
+)
 from gridtokenx.lab.sim.pbft.run import stream
+from gridtokenx.lab.sim.plots import Plotter
+from gridtokenx.pbft.membership import MIN_MEMBERS
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 CONDITIONS: Final[tuple[Condition, ...]] = ("view-change", "prepared", "catching-up")
@@ -55,6 +67,20 @@ SMALL: Final[tuple[Mutation, ...]] = (
 ANY: Final[tuple[Mutation, ...]] = ("drop", "earlier-message", "any-digest", "any-view")
 _DAMAGE: Final = 0.2
 _LEAST_CORE: Final = 0.2
+_FIRST_LEADER: Final = 0.4
+"""So often a traitor leads the first view."""
+_TREASON: Final = 0.6
+"""In so many runs somebody is a traitor for sure, if anybody may be."""
+_SLOW: Final = 0.25
+_LARGEST_DRAWN: Final = 7
+"""Sets are not drawn to grow beyond this."""
+_TREASONS: Final[tuple[tuple[Behaviour, ...], ...]] = (
+    ("equivocate", "equivocate", "conflicting-votes", "twin", "amnesia"),
+    ("silent", "selective-silence", "delay", "censor"),
+    ("stale-view-change", "malformed-view-change", "bogus-new-view", "hasty-view-change"),
+    ("wrong-digest", "wrong-state-root", "time-liar", "forge-signature", "replay", "block-liar"),
+)
+"""By what they are after: the decision, progress, the view, the block."""
 _AMNESIA: Final = 0.15
 """In so many runs with disk faults one of the traitors is an honest replica on a lying disk."""
 
@@ -90,29 +116,103 @@ def _choose_core(manifest: Manifest, draw: random.Random) -> Manifest:
 
 
 def _swarm(manifest: Manifest, swarm: Swarm, draw: random.Random) -> Manifest:
+    timeout_ms = draw.choice(swarm.view_timeout_ms)
+    features: list[Feature] = [each for each in swarm.features if draw.random() < 0.5]
+    features = features or [draw.choice(swarm.features)]
     chain = msgspec.structs.replace(
         manifest.chain,
         replicas=draw.choice(swarm.replicas),
+        observers=draw.randint(1, 3) if "members" in features else manifest.chain.observers,
         block_time_ms=draw.choice(swarm.block_time_ms),
         window=draw.choice(swarm.window),
+        view_timeout_ms=timeout_ms,
+        request_timeout_ms=timeout_ms,
     )
-    features: list[Feature] = [each for each in swarm.features if draw.random() < 0.5]
-    features = features or [draw.choice(swarm.features)]
-    traitors = draw.sample(range(chain.replicas), _count(swarm, chain.replicas, draw))
-    drawer = _Schedule(draw, chain.replicas, manifest.safety.duration_ms, traitors)
-    faults = [*drawer.treason(swarm), *drawer.faults(features, swarm.faults)]
+    changes, sets = manifest.change, [tuple(range(chain.replicas))]
+    if "members" in features:
+        features.remove("members")
+        changes, sets = _changes(chain, swarm.changes, manifest.safety.duration_ms, draw)
+    traitors = _traitors(swarm, chain, sets, draw)
+    duration_ms = manifest.safety.duration_ms
+    drawer = _Schedule(draw, chain.nodes, duration_ms, traitors)
+    plotter = Plotter(draw, drawer.honest, duration_ms, chain.block_time_ms, timeout_ms)
+    most = draw.choice((min(2, swarm.faults), swarm.faults // 2, swarm.faults))
+    faults = [*drawer.treason(swarm), *(drawer.faults(features, most) if features else ())]
+    for _ in range(draw.randint(0, swarm.plots)):
+        faults.extend(plotter.plot(members=bool(changes)))
     return msgspec.structs.replace(
         manifest,
         chain=chain,
         network=_links(draw),
+        liveness=_second_phase(manifest.liveness, timeout_ms, draw),
+        change=changes,
         fault=(*manifest.fault, *faults),
     )
+
+
+def _changes(
+    chain: Chain, most: int, duration_ms: int, draw: random.Random
+) -> tuple[tuple[Change, ...], list[tuple[int, ...]]]:
+    """Changes that follow from each other, and the sets that there will be."""
+    seats = tuple(range(chain.replicas))
+    made, sets = list[Change](), [seats]
+    for _ in range(draw.randint(min(1, most), most)):
+        free = [node for node in range(chain.nodes) if node not in seats]
+        kinds = ["replace"] if free else []
+        kinds += ["add"] if free and len(seats) < _LARGEST_DRAWN else []
+        kinds += ["remove"] if len(seats) > MIN_MEMBERS else []
+        if not kinds:
+            break
+        at_ms = draw.choice((0, 0, draw.randrange(max(1, duration_ms // 2))))
+        gone = draw.choice(seats)
+        match draw.choice(kinds):
+            case "add":
+                made.append(Change(add=draw.choice(free), at_ms=at_ms))
+                seats = (*seats, made[-1].nodes[0])
+            case "remove":
+                made.append(Change(remove=gone, at_ms=at_ms))
+                seats = tuple(node for node in seats if node != gone)
+            case _:
+                made.append(Change(replace=gone, by=draw.choice(free), at_ms=at_ms))
+                seats = tuple(made[-1].nodes[1] if node == gone else node for node in seats)
+        sets.append(seats)
+    return tuple(made), sets
+
+
+def _traitors(
+    swarm: Swarm, chain: Chain, sets: Sequence[Sequence[int]], draw: random.Random
+) -> list[int]:
+    """Who they are: no set has more than it tolerates, unless more are asked for."""
+    count = _count(swarm, chain.replicas, draw)
+    nodes = draw.sample(range(chain.nodes), chain.nodes)
+    if draw.random() < _FIRST_LEADER:
+        nodes.sort(key=bool)
+    chosen: list[int] = []
+    for node in nodes:
+        within = all(
+            sum(each in members for each in (*chosen, node)) <= max_faulty(len(members))
+            for members in sets
+        )
+        if len(chosen) < count and (within or 0 <= max_faulty(chain.replicas) < swarm.byzantine):
+            chosen.append(node)
+    return chosen
 
 
 def _count(swarm: Swarm, replicas: int, draw: random.Random) -> int:
     """How many traitors."""
     most = max_faulty(replicas) if swarm.byzantine < 0 else min(replicas, swarm.byzantine)
-    return draw.randint(min(swarm.least_byzantine, most), most)
+    least = min(max(swarm.least_byzantine, 1 if draw.random() < _TREASON else 0), most)
+    return draw.randint(least, most)
+
+
+def _second_phase(phase: Liveness, timeout_ms: int, draw: random.Random) -> Liveness:
+    """Sometimes delays are bounded by more than the first timeouts: these must grow."""
+    if draw.random() >= _SLOW:
+        return phase
+    least_ms = draw.choice((timeout_ms // 2, timeout_ms * 3 // 2))
+    return msgspec.structs.replace(
+        phase, least_delay_ms=least_ms, delay_ms=least_ms + timeout_ms // 4
+    )
 
 
 def _links(draw: random.Random) -> Links:
@@ -129,6 +229,8 @@ def _links(draw: random.Random) -> Links:
 def _some_damage(manifest: Manifest, swarm: Swarm, draw: random.Random) -> Manifest:
     """Sometimes a disk is damaged, and its replica gone; sometimes only a quorum is healed."""
     replace, chain = msgspec.structs.replace, manifest.chain
+    if manifest.change:
+        return manifest
     traitors = byzantine(manifest.fault)
     spare = chain.replicas - len(traitors) - quorum(chain.replicas)
     if "disk" in swarm.features and spare > 0 and draw.random() < _DAMAGE:
@@ -152,7 +254,7 @@ class _Schedule:
         self._replicas = replicas
         self._duration_ms = duration_ms
         self._traitors = list(traitors)
-        self._honest = [i for i in range(replicas) if i not in traitors]
+        self.honest = [i for i in range(replicas) if i not in traitors]
         self._forgetful: int | None = None
 
     def treason(self, swarm: Swarm) -> Iterator[AnyFault]:
@@ -162,18 +264,22 @@ class _Schedule:
             if self._forgetful is None and draw.random() < _AMNESIA:
                 self._forgetful = node
                 continue
-            for behaviour in draw.sample(
-                swarm.behaviours, min(len(swarm.behaviours), draw.choice((1, 1, 2)))
-            ):
+            for behaviour in self._behaviours(swarm.behaviours):
                 yield Behave(
                     node=node,
                     behaviour=behaviour,
-                    at_ms=draw.choice((0, 0, self._time())),
+                    at_ms=draw.choice((0, 0, self._time() // 2)),
                     share=draw.choice((1.0, 1.0, 0.3)),
                     victims=draw.choice(((), (), self._some())),
                 )  # fmt: skip
         if self._forgetful is not None:
             yield from self._amnesia(self._forgetful)
+
+    def _behaviours(self, allowed: Sequence[Behaviour]) -> list[Behaviour]:
+        """One or two, each kind of treason as often as every other."""
+        groups = [kept for group in _TREASONS if (kept := [b for b in group if b in allowed])]
+        chosen = [self._draw.choice(self._draw.choice(groups)) for _ in range(2)] if groups else []
+        return list(dict.fromkeys(chosen[: self._draw.choice((1, 1, 2))]))
 
     def faults(self, features: Sequence[Feature], most: int) -> Iterator[AnyFault]:
         """A schedule."""
@@ -195,9 +301,9 @@ class _Schedule:
         draw = self._draw
         if draw.random() < 0.3:
             return (draw.choice(("leader", "next-leader")),)
-        most = draw.choice((1, 1, max_faulty(self._replicas), len(self._honest)))
-        count = draw.randint(1, max(1, min(most, len(self._honest))))
-        return tuple(sorted(draw.sample(self._honest, count)))
+        most = draw.choice((1, 1, max_faulty(self._replicas), len(self.honest)))
+        count = draw.randint(1, max(1, min(most, len(self.honest))))
+        return tuple(sorted(draw.sample(self.honest, count)))
 
     def _trigger(self) -> dict[str, int | str]:
         """When: mostly at a time, sometimes at a height, a view or a condition."""

@@ -32,8 +32,10 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Replicas = Annotated[int, Meta(ge=1, le=128)]
 Window = Annotated[int, Meta(ge=1, le=16)]
 BlockTime = Annotated[int, Meta(ge=0, le=60_000)]
+Timeout = Annotated[int, Meta(ge=2, le=600_000)]
 Feature = Literal[
-    "crash", "pause", "partition", "delay", "loss", "duplicate", "reorder", "bandwidth", "clock", "disk"
+    "crash", "pause", "partition", "delay", "loss", "duplicate", "reorder", "bandwidth", "clock", "disk",
+    "members",
 ]  # fmt: skip
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 
@@ -61,6 +63,12 @@ class Chain(Section, frozen=True):
     clock_bound_ms: Annotated[int, Meta(ge=1, le=600_000)] = 5_000
     gossip_ms: Annotated[int, Meta(ge=0, le=60_000)] = 20
     fetch_timeout_ms: Annotated[int, Meta(ge=1, le=600_000)] = 2_000
+    checkpoint_blocks: Annotated[int, Meta(ge=1, le=2**20)] = 64
+    """Between two heights whose states are handed out."""
+    snapshot_distance: Annotated[int, Meta(ge=0, le=2**40)] = 1_024
+    """Who is so many blocks behind takes a state instead."""
+    part_bytes: Annotated[int, Meta(ge=64, le=2**20)] = 131_072
+    """Of a state, so much is handed out at once."""
 
     @property
     def nodes(self) -> int:
@@ -154,7 +162,13 @@ class Swarm(Section, frozen=True):
     features: Annotated[tuple[Feature, ...], Meta(min_length=1)] = FEATURES
     """Kinds of faults; every run leaves some of them out, which makes the others meet more often."""
     faults: Annotated[int, Meta(ge=0, le=1_000)] = 12
-    """Most faults of a run, beside those of traitors."""
+    """Most faults of a run, beside those of traitors and plots."""
+    plots: Annotated[int, Meta(ge=0, le=100)] = 3
+    """Most plots of a run (`sim/plots.py`): faults that belong together, around one moment."""
+    changes: Annotated[int, Meta(ge=0, le=100)] = 4
+    """Most changes of the replica set, in runs that have the feature `members`."""
+    view_timeout_ms: Annotated[tuple[Timeout, ...], Meta(min_length=1)] = (300, 1_000, 3_000)
+    """Also the request timeout; every fourth run's second phase is slower than that."""
     byzantine: Annotated[int, Meta(ge=-1, le=127)] = -1
     """How many traitors at most; -1: as many as the chain tolerates."""
     least_byzantine: Annotated[int, Meta(ge=0, le=127)] = 0

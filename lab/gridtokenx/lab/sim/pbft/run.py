@@ -231,6 +231,9 @@ class PbftRun:
                 return any(not replica.active for replica in replicas)
             case "prepared":
                 return any(replica._prepared_above_head() for replica in replicas)  # noqa: SLF001
+            case "handover":
+                newest = max(self.checkers.sets)
+                return any(replica.validators.set_id < newest for replica in replicas)
             case _:
                 return any(
                     node.life > 1 and (final_height(node.store) or 0) + 1 < self.height()
