@@ -337,3 +337,30 @@ async def test_states_older_than_the_recent_ones_are_not_proven(
                 await watcher.follower.get([b"k"], 4)
             with pytest.raises(RemoteFault, match="unknown-header"):
                 await watcher.follower.get([b"k"], 99)
+
+
+async def test_where_blocks_change_much_fewer_states_are_kept_but_some_always_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gridtokenx.host.history.RECENT_CHANGES", -1)
+    monkeypatch.setattr("gridtokenx.host.history.LEAST_RECENT", 3)
+    chain = make_chain()
+    for _ in range(8):
+        chain.block()
+    async with archive(tmp_path, chain) as node:
+        await node.grow(8)
+        assert node.history.state_at(6) is chain.blocks[6].state
+        with pytest.raises(RemoteFault, match="states 6 to 8 are here, not 5"):
+            node.history.state_at(5)
+
+
+async def test_blocks_that_left_the_memory_are_served_from_disk(tmp_path: Path) -> None:
+    chain = make_chain()
+    for _ in range(8):
+        chain.block()
+    async with archive(tmp_path, chain) as node:
+        await node.grow(8)
+        served = node.history.followed(0, 8)
+        assert [block.header for block in served.blocks] == [b.header for b in chain.blocks[1:]]
+        assert [block.events for block in served.blocks] == [b.events for b in chain.blocks[1:]]
+        assert node.history.blocks(1, 8) == tuple(block.block for block in chain.blocks[1:])

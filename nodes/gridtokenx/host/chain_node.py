@@ -29,6 +29,7 @@ from gridtokenx.host.driver import Driver, DriverParts
 from gridtokenx.host.follow_messages import Status
 from gridtokenx.host.follow_service import FollowService
 from gridtokenx.host.handshake import LinkIdentity
+from gridtokenx.host.heap import settle_heap
 from gridtokenx.host.history import History, ValidatorsOf
 from gridtokenx.host.link import Link
 from gridtokenx.host.logs import Logger
@@ -227,6 +228,7 @@ class ChainNode:
         """Take part until cancelled, or until something fails."""
         try:
             crash_point("node.ready")
+            settle_heap()
             self._network.start(self._parts.listen)
             self._parts.log.info(
                 "node started",

@@ -1,12 +1,14 @@
 """A node's finished chain as clients see it: final blocks on disk, recent states in memory.
 
-Trees share what they have in common, so keeping the last ones costs only what the blocks changed. Older
-states are gone: a client that wants a proof asks for it under a recent header.
+Trees share what they have in common, so keeping the last ones costs only what the blocks changed: about
+a kibibyte a key. Few are kept where blocks change much. Older states are gone: a client that wants a
+proof asks for it under a recent header. Blocks and events of all but the newest few are read from disk.
 """
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from gridtokenx.core.codec import decode_own, encode
@@ -21,7 +23,13 @@ from gridtokenx.ledger.records import SETS, load_block, load_events, load_finali
 from gridtokenx.ledger.runtime import ExecutedBlock
 
 RECENT: Final = 128
-"""States that are kept for proofs."""
+"""States that are kept for proofs, at most."""
+LEAST_RECENT: Final = 8
+"""And at least, however much their blocks change."""
+RECENT_CHANGES: Final = 16_384
+"""Keys that the blocks between the oldest and the newest kept state may have changed."""
+WHOLE: Final = 3
+"""Newest blocks that are kept in memory with their transactions and events."""
 MAX_ANSWER_BYTES: Final = 1024 * 1024
 MAX_LOADED: Final = 32
 """Blocks read from disk for one answer: the loop does other things between two answers."""
@@ -34,6 +42,15 @@ class SetStore(Reader, Protocol):
 
     def submit(self, writes: Iterable[Write], done: Callable[[], None]) -> None:
         """Queue one atomic batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Recent:
+    """A state that is kept, and what keeping it costs."""
+
+    header: Header
+    state: StateTree
+    changes: int
 
 
 class History:
@@ -58,7 +75,10 @@ class History:
     ) -> None:
         self._reader = store
         self._genesis = genesis
-        self._recent = OrderedDict({head.height: head})
+        self._recent: OrderedDict[int, _Recent] = OrderedDict()
+        self._changes = 0
+        self._whole: OrderedDict[int, ExecutedBlock] = OrderedDict()
+        self._keep(head)
         self._first = validators
         self._validators_of = validators_of
         self._sets: dict[int, ValidatorSet] = {}
@@ -72,7 +92,7 @@ class History:
     @property
     def head(self) -> ExecutedBlock:
         """The last final block."""
-        return next(reversed(self._recent.values()))
+        return next(reversed(self._whole.values()))
 
     @property
     def validators(self) -> ValidatorSet:
@@ -82,11 +102,22 @@ class History:
     def append(self, executed: ExecutedBlock) -> None:
         """One more block is final and durable."""
         self._learn_set(executed)
-        self._recent[executed.height] = executed
-        while len(self._recent) > RECENT:
-            self._recent.popitem(last=False)
+        self._keep(executed)
         self._grew.set()
         self._grew = asyncio.Event()
+
+    def _keep(self, executed: ExecutedBlock) -> None:
+        """Remember the newest; forget the oldest states, and what of a block is on disk anyway."""
+        self._whole[executed.height] = executed
+        if len(self._whole) > WHOLE:
+            self._whole.popitem(last=False)
+        changes = len(executed.changes)
+        self._recent[executed.height] = _Recent(executed.header, executed.state, changes)
+        self._changes += changes
+        while len(self._recent) > RECENT or (
+            len(self._recent) > LEAST_RECENT and self._changes > RECENT_CHANGES
+        ):
+            self._changes -= self._recent.popitem(last=False)[1].changes
 
     async def wait_beyond(self, height: int) -> None:
         """Until the head is above `height`."""
@@ -101,13 +132,13 @@ class History:
         Raises:
             RemoteFault: too old, or not final yet.
         """
-        executed = self._recent.get(height)
-        if executed is None:
+        recent = self._recent.get(height)
+        if recent is None:
             first = next(iter(self._recent))
             raise RemoteFault(
                 "height-unavailable", f"states {first} to {self.head.height} are here, not {height}"
             )
-        return executed.state
+        return recent.state
 
     def newest(self) -> Newest:
         """The newest proven header.
@@ -178,7 +209,7 @@ class History:
     def _run(self, after: int, last: int) -> Iterator[FollowedBlock]:
         size, loaded = 0, 0
         for height in range(after + 1, last + 1):
-            loaded += height not in self._recent
+            loaded += height not in self._whole
             if loaded > MAX_LOADED:
                 return
             events = self._events(height)
@@ -209,9 +240,9 @@ class History:
         return current is not None and header.next_set_hash != current.hash
 
     def _block(self, height: int) -> Block:
-        recent = self._recent.get(height)
-        if recent is not None:
-            return recent.block
+        whole = self._whole.get(height)
+        if whole is not None:
+            return whole.block
         if height == 0:
             return self._genesis.block
         block = load_block(self._reader, height)
@@ -219,11 +250,12 @@ class History:
         return block
 
     def _header(self, height: int) -> Header:
-        return self._block(height).header
+        recent = self._recent.get(height)
+        return self._block(height).header if recent is None else recent.header
 
     def _events(self, height: int) -> tuple[bytes, ...]:
-        recent = self._recent.get(height)
-        return recent.events if recent is not None else load_events(self._reader, height)
+        whole = self._whole.get(height)
+        return whole.events if whole is not None else load_events(self._reader, height)
 
     def _proof(self, height: int) -> FinalityProof | None:
         raw = load_finality(self._reader, height)
