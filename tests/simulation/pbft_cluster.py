@@ -39,6 +39,7 @@ from gridtokenx.pbft.messages import (
     ViewChange,
 )
 from gridtokenx.pbft.replica import Replica
+from gridtokenx.pbft.rotation import primary_of
 from gridtokenx.pbft.timing import Timing
 
 CHAIN_ID = sha256(b"pbft test chain")
@@ -80,10 +81,12 @@ class Cluster:
         wrap: "dict[int, type[Wrapper]] | None" = None,
         replica: type[Replica] = Replica,
         validators: ValidatorSet | None = None,
+        rotation_blocks: int = 0,
         trace: bool = False,
     ) -> None:
         self.n = n
         self.replica_type = replica
+        self.rotation_blocks = rotation_blocks
         self.validators = validators or validator_set(n)
         self.ids = self.validators.members
         self.timing = timing or Timing()
@@ -109,7 +112,13 @@ class Cluster:
 
     def replica_from(self, reader: Reader, index: int) -> Replica:
         return self.replica_type.restore(
-            reader, self.ledger, self.validators, signer(index), self.genesis, self.timing
+            reader,
+            self.ledger,
+            self.validators,
+            signer(index),
+            self.genesis,
+            self.timing,
+            rotation_blocks=self.rotation_blocks,
         )
 
     # -- checks --------------------------------------------------------------------------------
@@ -131,7 +140,7 @@ class Cluster:
     def _watch(self, envelope: Envelope) -> None:
         """No honest replica ever contradicts a vote of its own, across all its lives."""
         index = self.ids.index(envelope.sender)
-        found = vote_in(envelope.message, self.n)
+        found = vote_in(envelope.message, self.validators)
         if found is None or found[1] != index or index in self.faulty:
             return
         kind, author, view, height, hash_ = found
@@ -198,11 +207,11 @@ class Cluster:
         return total
 
 
-def vote_in(message: Wire, n: int) -> tuple[str, int, int, int, bytes] | None:
+def vote_in(message: Wire, validators: ValidatorSet) -> tuple[str, int, int, int, bytes] | None:
     """(kind, author, view, height, block hash) of a vote; view-changes have height 0."""
     match message:
         case PrePrepare(view, block):
-            return "pre-prepare", view % n, view, block.height, block.hash
+            return "pre-prepare", primary_of(view, validators), view, block.height, block.hash
         case Prepare(ballot, replica):
             return "prepare", replica, ballot.view, ballot.height, ballot.block_hash
         case Commit(vote, replica):
@@ -210,7 +219,7 @@ def vote_in(message: Wire, n: int) -> tuple[str, int, int, int, bytes] | None:
         case ViewChange(body):
             return "view-change", body.replica, body.view, 0, encode(body)
         case NewView(body):
-            return "new-view", body.view % n, body.view, 0, encode(body)
+            return "new-view", primary_of(body.view, validators), body.view, 0, encode(body)
         case _:
             return None
 
@@ -293,7 +302,7 @@ class Equivocator(Wrapper):
             case Broadcast(PrePrepare(view, block) as message):
                 self.rival = self._rival(view, block)
                 return self._split(message, self._proposal(view, self.rival))
-            case Broadcast(Commit(vote) as message) if vote.view % self.cluster.n == self.index:
+            case Broadcast(Commit(vote) as message) if self.leads(vote.view):
                 rival = getattr(self, "rival", None)
                 if rival is None or rival.height != vote.height:
                     return [effect]
@@ -302,6 +311,9 @@ class Equivocator(Wrapper):
                 return self._split(message, Commit(other, self.index, signature))
             case _:
                 return [effect]
+
+    def leads(self, view: int) -> bool:
+        return primary_of(view, self.cluster.validators) == self.index
 
     def _rival(self, view: int, block: Block) -> Block:
         head = self.inner.head

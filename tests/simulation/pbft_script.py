@@ -166,8 +166,11 @@ class Members:
 class Bench(Members):
     """A replica under test, `index`, among members that the test plays."""
 
-    def __init__(self, index: int, n: int = 4, timing: Timing | None = None) -> None:
+    def __init__(
+        self, index: int, n: int = 4, timing: Timing | None = None, rotation_blocks: int = 0
+    ) -> None:
         super().__init__(n)
+        self.rotation_blocks = rotation_blocks
         self.index = index
         self.timing = timing or Timing()
         self.store = SimulatedStore()
@@ -191,6 +194,7 @@ class Bench(Members):
             signer(self.index),
             self.genesis,
             self.timing,
+            rotation_blocks=self.rotation_blocks,
         )
         self.step(Start())
 
