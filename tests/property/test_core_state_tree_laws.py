@@ -240,8 +240,8 @@ def _nodes(tree: StateTree) -> set[int]:
     while stack:
         node = stack.pop()
         seen.add(id(node))
-        if len(node) == 3:
-            stack.extend(node[2])
+        if isinstance(node, tuple):
+            stack.extend(node[1:])
     return seen
 
 

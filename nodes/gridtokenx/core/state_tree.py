@@ -20,9 +20,12 @@ gaps, so a clear bit proves it too. The prefixes differ from each other and from
 that no node can be passed off as another kind. An all-zero root proves nothing.
 
 Nodes are immutable and shared between versions: an update makes new nodes along the changed ways
-only, so a fork or a discarded block costs what it changed. They are plain tuples, because these
-are the cheapest objects that Python has and the collector stops tracking those without cycles.
-A leaf holds its key and value, so that reading needs no other store.
+only, so a fork or a discarded block costs what it changed. A state is the most that a node keeps in
+memory, so nodes are as small as Python's cheapest objects allow, and none is kept that another tells:
+
+- a leaf is one byte string, the key behind its length and then the value (reading needs no other store);
+- a branch is a tuple: the very bytes that it hashes, then its children;
+- a node's own hash is in its parent's bytes, the top's in the tree; a path is hashed from the key anew.
 
 The radix is the result of a measurement: `docs/decisions/0002-state-tree-radix.md`.
 """
@@ -49,13 +52,18 @@ _LEAF: Final = b"\x10"
 _BRANCH: Final = b"\x11"
 EMPTY_ROOT: Final = sha256(b"\x12").digest()
 
-_Leaf: TypeAlias = tuple[bytes, bytes, bytes, bytes]  # hash, path, key, value
-_Branch: TypeAlias = tuple[bytes, int, tuple["_Node", ...]]  # hash, bitmap, children present
+_Leaf: TypeAlias = bytes  # two bytes of the key's length, the key, the value
+_Branch: TypeAlias = "tuple[bytes, *tuple[_Node, ...]]"  # what it hashes, the children present
 _Node: TypeAlias = Union[_Leaf, _Branch]  # noqa: UP007 - recursive: `|` cannot join a forward name
+_Placed: TypeAlias = tuple[bytes, _Node]  # a node and its hash
 _Change: TypeAlias = tuple[bytes, bytes, bytes, bytes | None]  # path, its nibbles, key, value
-_Step: TypeAlias = tuple[_Branch, int, int]  # branch, nibble's bit, index among the children
+_Step: TypeAlias = tuple[_Branch, int, int]  # branch, nibble, index among the children
 
 _NIBBLE_OF_HEX: Final = bytes.maketrans(b"0123456789abcdef", bytes(range(RADIX)))
+_BELOW: Final = tuple((1 << nibble) - 1 for nibble in range(RADIX))
+"""By nibble, the bits of a bitmap for those before it."""
+_HASHES: Final = 3
+"""Where the children's hashes begin in what a branch hashes: behind prefix and bitmap."""
 
 
 # --- proofs ---------------------------------------------------------------------------------------
@@ -181,11 +189,15 @@ def part_hash(prefix: bytes, part: StatePart) -> bytes | None:
     if part.bitmap:
         fits = len(part.hashes) == HASH_BYTES * part.bitmap.bit_count() and not part.leaves
         return _branch_hash(part.bitmap, part.hashes) if fits else None
-    leaves = [_leaf(sha256(leaf.key).digest(), leaf.key, leaf.value) for leaf in part.leaves]
-    ordered = all(before[1] < after[1] for before, after in itertools.pairwise(leaves))
-    inside = all(_nibbles(leaf[1]).startswith(prefix) for leaf in leaves)
-    if not leaves or not ordered or not inside or part.hashes:
+    paths = [sha256(leaf.key).digest() for leaf in part.leaves]
+    ordered = all(before < after for before, after in itertools.pairwise(paths))
+    inside = all(_nibbles(path).startswith(prefix) for path in paths)
+    if not paths or not ordered or not inside or part.hashes:
         return None
+    leaves = [
+        (path, *_leaf(path, leaf.key, leaf.value))
+        for path, leaf in zip(paths, part.leaves, strict=True)
+    ]
     return _build(leaves, len(prefix))[0]
 
 
@@ -198,35 +210,48 @@ class StateTree:
     Every update returns a new tree that shares what did not change.
     """
 
-    __slots__ = ("_count", "_top")
+    __slots__ = ("_count", "_top", "root")
 
-    def __init__(self, top: _Node | None = None, count: int = 0) -> None:
+    def __init__(self, top: _Placed | None = None, count: int = 0) -> None:
         """Made by `empty` and `update`; not for callers."""
-        self._top = top
-        self._count = count
+        self._top: Final = None if top is None else top[1]
+        self._count: Final = count
+        self.root: Final = EMPTY_ROOT if top is None else top[0]
+        """The 32-byte hash that commits to every key and value."""
 
     @classmethod
     def empty(cls) -> "StateTree":
         """The tree that holds nothing."""
         return cls()
 
-    @property
-    def root(self) -> bytes:
-        """The 32-byte hash that commits to every key and value."""
-        return EMPTY_ROOT if self._top is None else self._top[0]
+    @classmethod
+    def of(cls, items: Iterable[tuple[bytes, bytes]]) -> "StateTree":
+        """The tree that holds these pairs, of different keys; a part of them in memory at a time."""
+        tree, pairs = cls(), iter(items)
+        while batch := dict(itertools.islice(pairs, _LOAD)):
+            tree = tree.update(batch)
+        return tree
 
     def __len__(self) -> int:
         return self._count
 
     def get(self, key: bytes) -> bytes | None:
         """The value at `key`."""
-        path, node = sha256(key).digest(), self._top
-        for nibble in _nibbles(path):
-            if node is None or len(node) == 4:
+        node = self._top
+        if node is None:
+            return None
+        for nibble in _nibbles(sha256(key).digest()):
+            if isinstance(node, bytes):
                 break
-            bit = 1 << nibble
-            node = node[2][(node[1] & (bit - 1)).bit_count()] if node[1] & bit else None
-        return node[3] if node is not None and len(node) == 4 and node[1] == path else None
+            if len(node) > RADIX:
+                node = node[nibble + 1]
+                continue
+            bitmap = node[0][1] << 8 | node[0][2]
+            if not bitmap >> nibble & 1:
+                return None
+            node = node[1 + (bitmap & _BELOW[nibble]).bit_count()]
+        head = _head(key)
+        return node[len(head) :] if isinstance(node, bytes) and node.startswith(head) else None
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, bytes) and self.get(key) is not None
@@ -234,7 +259,7 @@ class StateTree:
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All keys with their values, in the order of their paths."""
         for leaf in () if self._top is None else _leaves_below(self._top):
-            yield leaf[2], leaf[3]
+            yield _key(leaf), _value(leaf)
 
     def update(self, changes: Mapping[bytes, bytes | None]) -> "StateTree":
         """The tree after all `changes` at once; None deletes.
@@ -245,67 +270,104 @@ class StateTree:
         ordered = sorted(map(_change, changes.keys(), changes.values()))
         if not ordered:
             return self
-        batch = _Batch(ordered)
-        top = batch.apply(self._top, 0, len(ordered), 0)
-        return self if top is self._top else StateTree(top, self._count + batch.added)
+        batch, top = _Batch(ordered), self._placed()
+        new = batch.apply(top, 0, len(ordered), 0)
+        return self if new is top else StateTree(new, self._count + batch.added)
 
     def prove(self, key: bytes) -> StateProof:
         """Why this root holds `key`, or why it does not; the verifiers tell which."""
-        path = sha256(key).digest()
-        leaf, steps = _descend(self._top, path)
+        leaf, steps = _descend(self._top, _nibbles(sha256(key).digest()))
         levels = tuple(_proof_level(*step) for step in steps)
-        if leaf is None or leaf[1] == path:
+        if leaf is None or _key(leaf) == key:
             return StateProof(levels, None)
-        return StateProof(levels, OtherLeaf(leaf[1], sha256(leaf[3]).digest()))
+        other = OtherLeaf(sha256(_key(leaf)).digest(), sha256(_value(leaf)).digest())
+        return StateProof(levels, other)
 
     # -- parts -------------------------------------------------------------------------------------
 
     def hash_at(self, prefix: bytes) -> bytes | None:
         """The hash of all that is below a place; None if nothing is. Equal contents, equal hash."""
-        node = self._below(prefix)
-        return None if node is None else node[0]
+        placed = self._below(prefix)
+        return None if placed is None else placed[0]
 
     def part(self, prefix: bytes, limit_bytes: int) -> StatePart:
         """What is below a place: its keys, if they are few or make at most so many bytes."""
-        node = self._below(prefix)
-        if node is None:
+        placed = self._below(prefix)
+        if placed is None:
             return NO_PART
         leaves: list[StateLeaf] = []
-        size = 0
-        for _, _, key, value in _leaves_below(node):
-            size += len(key) + len(value)
+        size, node = 0, placed[1]
+        for leaf in _leaves_below(node):
+            size += len(leaf) - _LENGTH
             if leaves and (size > limit_bytes or len(leaves) == MAX_PART_LEAVES):
-                assert len(node) == 3, "a leaf is alone"
-                return StatePart(node[1], b"".join([child[0] for child in node[2]]), ())
-            leaves.append(StateLeaf(key, value))
+                assert isinstance(node, tuple), "a leaf is alone"
+                return StatePart(_bitmap(node), node[0][_HASHES:], ())
+            leaves.append(StateLeaf(_key(leaf), _value(leaf)))
         return StatePart(0, b"", tuple(leaves))
 
     def with_part(self, prefix: bytes, leaves: Iterable[StateLeaf]) -> "StateTree":
         """This tree with exactly `leaves` below a place; what else was there is gone."""
-        node = self._below(prefix)
+        placed = self._below(prefix)
         changes: dict[bytes, bytes | None] = {}
-        if node is not None:
-            changes.update((leaf[2], None) for leaf in _leaves_below(node))
+        if placed is not None:
+            changes.update((_key(leaf), None) for leaf in _leaves_below(placed[1]))
         changes.update((leaf.key, leaf.value) for leaf in leaves)
         return self.update(changes)
 
     def changes_since(self, older: "StateTree") -> dict[bytes, bytes | None]:
         """What `update` must be given to make this tree of an older one; costs what differs."""
         changes: dict[bytes, bytes | None] = {}
-        _compare(older._top, self._top, changes)  # noqa: SLF001 - of the same class
+        _compare(older._placed(), self._placed(), changes)  # noqa: SLF001 - of the same class
         return changes
 
-    def _below(self, prefix: bytes) -> _Node | None:
+    def _placed(self) -> _Placed | None:
+        return None if self._top is None else (self.root, self._top)
+
+    def _below(self, prefix: bytes) -> _Placed | None:
         """What stands at a place, or the leaf above it that is alone on the way there."""
-        node = self._top
+        placed = self._placed()
         for nibble in prefix:
-            if node is None or len(node) == 4:
+            if placed is None or isinstance(placed[1], bytes):
                 break
-            bit = 1 << nibble
-            node = node[2][(node[1] & (bit - 1)).bit_count()] if node[1] & bit else None
-        if node is not None and len(node) == 4 and not _nibbles(node[1]).startswith(prefix):
-            return None
-        return node
+            placed = _child(placed[1], nibble)
+        if placed is not None and isinstance(placed[1], bytes):
+            path = _nibbles(sha256(_key(placed[1])).digest())
+            return placed if path.startswith(prefix) else None
+        return placed
+
+
+# --- looking at nodes -----------------------------------------------------------------------------
+
+_LENGTH: Final = 2
+"""Bytes of a leaf before its key."""
+_LOAD: Final = 8_192
+"""Keys of a stored state that are added at once."""
+
+
+def _head(key: bytes) -> bytes:
+    """How the leaf of a key begins."""
+    return len(key).to_bytes(_LENGTH, "big") + key
+
+
+def _key(leaf: _Leaf) -> bytes:
+    return leaf[_LENGTH : _LENGTH + (leaf[0] << 8 | leaf[1])]
+
+
+def _value(leaf: _Leaf) -> bytes:
+    return leaf[_LENGTH + (leaf[0] << 8 | leaf[1]) :]
+
+
+def _bitmap(branch: _Branch) -> int:
+    return branch[0][1] << 8 | branch[0][2]
+
+
+def _child(branch: _Branch, nibble: int) -> _Placed | None:
+    bitmap = _bitmap(branch)
+    if not bitmap >> nibble & 1:
+        return None
+    index = (bitmap & _BELOW[nibble]).bit_count()
+    at = _HASHES + HASH_BYTES * index
+    return branch[0][at : at + HASH_BYTES], branch[index + 1]
 
 
 def _leaves_below(node: _Node) -> Iterator[_Leaf]:
@@ -313,52 +375,52 @@ def _leaves_below(node: _Node) -> Iterator[_Leaf]:
     stack = [node]
     while stack:
         node = stack.pop()
-        if len(node) == 4:
+        if isinstance(node, bytes):
             yield node
         else:
-            stack.extend(reversed(node[2]))
+            stack.extend(reversed(node[1:]))
 
 
-def _compare(old: _Node | None, new: _Node | None, changes: dict[bytes, bytes | None]) -> None:
+def _compare(old: _Placed | None, new: _Placed | None, changes: dict[bytes, bytes | None]) -> None:
     """Add what must change to come from one place to another; equal hashes are equal contents."""
     if old is new or (old is not None and new is not None and old[0] == new[0]):
         return
-    if old is not None and new is not None and len(old) == 3 and len(new) == 3:
-        olds, news = _by_bit(old), _by_bit(new)
-        for bit in sorted(olds | news):
-            _compare(olds.get(bit), news.get(bit), changes)
+    if old and new and isinstance(old[1], tuple) and isinstance(new[1], tuple):
+        for nibble in range(RADIX):
+            _compare(_child(old[1], nibble), _child(new[1], nibble), changes)
         return
-    held = {} if old is None else {leaf[2]: leaf[3] for leaf in _leaves_below(old)}
-    holds = {} if new is None else {leaf[2]: leaf[3] for leaf in _leaves_below(new)}
+    held = {} if old is None else {_key(leaf): _value(leaf) for leaf in _leaves_below(old[1])}
+    holds = {} if new is None else {_key(leaf): _value(leaf) for leaf in _leaves_below(new[1])}
     changes.update((key, None) for key in held if key not in holds)
     changes.update((key, value) for key, value in holds.items() if held.get(key) != value)
 
 
-def _by_bit(branch: _Branch) -> dict[int, _Node]:
-    bits = (1 << nibble for nibble in range(RADIX) if branch[1] >> nibble & 1)
-    return dict(zip(bits, branch[2], strict=True))
-
-
-def _descend(top: _Node | None, path: bytes) -> tuple[_Leaf | None, list[_Step]]:
-    """The leaf at the end of the path's way, if it ends in one, and the branches passed."""
+def _descend(top: _Node | None, nibbles: bytes) -> tuple[_Leaf | None, list[_Step]]:
+    """The leaf at the end of the way, if it ends in one, and the branches passed."""
     steps: list[_Step] = []
     node = top
-    for nibble in _nibbles(path):
-        if node is None or len(node) == 4:
+    for nibble in nibbles:
+        if node is None or isinstance(node, bytes):
             break
-        bit = 1 << nibble
-        index = (node[1] & (bit - 1)).bit_count()
-        steps.append((node, bit, index))
-        node = node[2][index] if node[1] & bit else None
-    assert node is None or len(node) == 4, "two keys with one SHA-256"
+        bitmap = node[0][1] << 8 | node[0][2]
+        index = (bitmap & _BELOW[nibble]).bit_count()
+        steps.append((node, nibble, index))
+        node = node[1 + index] if bitmap >> nibble & 1 else None
+    assert node is None or isinstance(node, bytes), "two keys with one SHA-256"
     return node, steps
 
 
-def _proof_level(branch: _Branch, bit: int, index: int) -> ProofLevel:
-    hashes = [child[0] for child in branch[2]]
-    if branch[1] & bit:
-        del hashes[index]
-    return ProofLevel(branch[1], b"".join(hashes))
+def _proof_level(branch: _Branch, nibble: int, index: int) -> ProofLevel:
+    bitmap, hashes = _bitmap(branch), branch[0][_HASHES:]
+    if bitmap >> nibble & 1:
+        hashes = hashes[: HASH_BYTES * index] + hashes[HASH_BYTES * (index + 1) :]
+    return ProofLevel(bitmap, hashes)
+
+
+# --- changing -------------------------------------------------------------------------------------
+
+_NewLeaf: TypeAlias = tuple[bytes, bytes, _Leaf]
+"""Path, hash, leaf."""
 
 
 class _Batch:
@@ -371,126 +433,168 @@ class _Batch:
         self.added = 0
         """Keys gained, less keys lost."""
 
-    def apply(self, node: _Node | None, first: int, end: int, depth: int) -> _Node | None:
-        """`node` after the changes first..end, all of which lead to it; the same if none matter."""
+    def apply(self, old: _Placed | None, first: int, end: int, depth: int) -> _Placed | None:
+        """`old` after the changes first..end, all of which lead to it; itself if none matter."""
+        changes = self._changes
         if end - first == 1:
-            return self._apply_one(node, self._changes[first], depth)
-        if node is None or len(node) == 4:
-            return self._rebuild(node, first, end, depth)
-        bitmap, children = node[1], list(node[2])
-        touched = False
+            return self._apply_one(old, changes[first], depth)
+        if old is None or isinstance(old[1], bytes):
+            return self._rebuild(old, first, end, depth)
+        edit = _Edit(old[1])
         while first < end:
-            nibble, start = self._changes[first][1][depth], first
-            while first < end and self._changes[first][1][depth] == nibble:
+            nibble, start = changes[first][1][depth], first
+            while first < end and changes[first][1][depth] == nibble:
                 first += 1
-            bit = 1 << nibble
-            index = (bitmap & (bit - 1)).bit_count()
-            old = children[index] if bitmap & bit else None
-            new = self.apply(old, start, first, depth + 1)
-            if new is old:
-                continue
-            touched = True
-            bitmap = _place(bitmap, children, bit, index, new)
-        return _branch(bitmap, children) if touched else node
+            child = edit.child(nibble)
+            new = self.apply(child, start, first, depth + 1)
+            if new is not child:
+                edit.put(nibble, new)
+        return edit.placed() if edit.touched else old
 
-    def _apply_one(self, top: _Node | None, change: _Change, depth: int) -> _Node | None:
+    def _apply_one(self, old: _Placed | None, change: _Change, depth: int) -> _Placed | None:
         """One change, without recursion: this is where most of a large batch ends up."""
-        steps: list[_Step] = []
-        node, nibbles = top, change[1]
-        while node is not None and len(node) == 3:
-            bit = 1 << nibbles[depth]
-            index = (node[1] & (bit - 1)).bit_count()
-            steps.append((node, bit, index))
-            node = node[2][index] if node[1] & bit else None
-            depth += 1
-        new = self._replace_leaf(node, change, depth)
-        if new is node:
-            return top
+        top = None if old is None else old[1]
+        leaf, steps = _descend(top, change[1][depth:])
+        new = self._replace_leaf(leaf, change, depth + len(steps))
+        if new is _SAME:
+            return old
         while steps:
-            branch, bit, index = steps.pop()
-            children = list(branch[2])
-            new = _branch(_place(branch[1], children, bit, index, new), children)
+            new = _with_child(*steps.pop(), new)
         return new
 
-    def _replace_leaf(self, leaf: _Leaf | None, change: _Change, depth: int) -> _Node | None:
+    def _replace_leaf(self, leaf: _Leaf | None, change: _Change, depth: int) -> _Placed | None:
         """What stands where a way ends: nothing, this key's leaf, or another key's."""
         path, _, key, value = change
-        if leaf is not None and leaf[1] == path:
-            if value is None:
-                self.added -= 1
-                return None
-            return leaf if leaf[3] == value else _leaf(path, key, value)
+        head = _head(key)
+        own = leaf is not None and leaf.startswith(head)
         if value is None:
-            return leaf
+            self.added -= own
+            return None if own else _SAME
+        if leaf is None or own:
+            if leaf is not None and leaf[len(head) :] == value:
+                return _SAME
+            self.added += not own
+            return _leaf_hash(path, value), head + value
         self.added += 1
-        new = _leaf(path, key, value)
-        return new if leaf is None else _build([leaf, new], depth)
+        return _build([_as_new(leaf), (path, *_leaf(path, key, value))], depth)
 
-    def _rebuild(self, old: _Leaf | None, first: int, end: int, depth: int) -> _Node | None:
+    def _rebuild(self, old: _Placed | None, first: int, end: int, depth: int) -> _Placed | None:
         """Several changes where at most one leaf stood."""
-        leaves: list[_Leaf] = []
+        leaf = None if old is None else old[1]
+        assert leaf is None or isinstance(leaf, bytes), "a branch is edited"
+        leaves: list[_NewLeaf] = []
         for path, _, key, value in self._changes[first:end]:
-            if old is not None and old[1] == path:
-                if value == old[3]:
+            if leaf is not None and leaf.startswith(_head(key)):
+                if value == _value(leaf):
                     continue
                 self.added -= 1
-                old = None
+                leaf = None
             if value is not None:
-                leaves.append(_leaf(path, key, value))
+                leaves.append((path, *_leaf(path, key, value)))
         self.added += len(leaves)
-        if old is not None:
+        if leaf is not None:
             if not leaves:
                 return old
-            leaves.append(old)
+            leaves.append(_as_new(leaf))
         return _build(leaves, depth) if leaves else None
 
 
-def _place(bitmap: int, children: list[_Node], bit: int, index: int, new: _Node | None) -> int:
-    """Put, insert or take away one child; the new bitmap."""
-    if bitmap & bit:
-        if new is not None:
-            children[index] = new
-            return bitmap
-        del children[index]
-        return bitmap ^ bit
-    if new is not None:
-        children.insert(index, new)
-        return bitmap | bit
-    return bitmap
+_SAME: Final[_Placed] = (b"", b"")
+"""Stands for what stays as it is."""
 
 
-def _build(leaves: list[_Leaf], depth: int) -> _Node:
+class _Edit:
+    """A branch that several changes meet in, while its children change."""
+
+    __slots__ = ("_bitmap", "_children", "_hashes", "touched")
+
+    def __init__(self, branch: _Branch) -> None:
+        self._bitmap = _bitmap(branch)
+        self._hashes = bytearray(branch[0])
+        self._children: list[_Node] = list(branch)
+        self.touched = False
+
+    def child(self, nibble: int) -> _Placed | None:
+        """What is there now."""
+        if not self._bitmap >> nibble & 1:
+            return None
+        index = (self._bitmap & _BELOW[nibble]).bit_count()
+        at = _HASHES + HASH_BYTES * index
+        return bytes(self._hashes[at : at + HASH_BYTES]), self._children[index + 1]
+
+    def put(self, nibble: int, new: _Placed | None) -> None:
+        """Put, insert or take away one child."""
+        self.touched = True
+        index = (self._bitmap & _BELOW[nibble]).bit_count()
+        at, held = _HASHES + HASH_BYTES * index, self._bitmap >> nibble & 1
+        if new is None:
+            del (
+                self._hashes[at : at + HASH_BYTES * held],
+                self._children[index + 1 : index + 1 + held],
+            )
+        else:
+            self._hashes[at : at + HASH_BYTES * held] = new[0]
+            self._children[index + 1 : index + 1 + held] = (new[1],)
+        if (new is not None) != held:
+            self._bitmap ^= 1 << nibble
+
+    def placed(self) -> _Placed | None:
+        """The branch in canonical shape: nothing, or a leaf alone, is no branch."""
+        children = self._children
+        if len(children) == 1:
+            return None
+        if len(children) == 2 and isinstance(children[1], bytes):
+            return bytes(self._hashes[_HASHES:]), children[1]
+        self._hashes[1:_HASHES] = self._bitmap.to_bytes(2, "big")
+        return _branch(bytes(self._hashes), children)
+
+
+def _with_child(branch: _Branch, nibble: int, index: int, new: _Placed | None) -> _Placed | None:
+    """A branch with one child exchanged; the common case apart, because it is the hottest."""
+    hashed = branch[0]
+    if new is None or len(branch) == 2 or not (hashed[1] << 8 | hashed[2]) >> nibble & 1:
+        edit = _Edit(branch)
+        edit.put(nibble, new)
+        return edit.placed()
+    at = _HASHES + HASH_BYTES * index
+    children: list[_Node] = list(branch)
+    children[index + 1] = new[1]
+    return _branch(hashed[:at] + new[0] + hashed[at + HASH_BYTES :], children)
+
+
+def _build(leaves: list[_NewLeaf], depth: int) -> _Placed:
     """The subtree over these leaves, of which there is at least one."""
     if len(leaves) == 1:
-        return leaves[0]
-    groups: dict[int, list[_Leaf]] = {}
+        return leaves[0][1:]
+    groups: dict[int, list[_NewLeaf]] = {}
     shift = 0 if depth & 1 else 4
     for leaf in leaves:
-        groups.setdefault(leaf[1][depth >> 1] >> shift & 15, []).append(leaf)
+        groups.setdefault(leaf[0][depth >> 1] >> shift & 15, []).append(leaf)
     bitmap = 0
-    children: list[_Node] = []
+    hashes: list[bytes] = []
+    children: list[_Node] = [b""]
     for nibble in sorted(groups):
         bitmap |= 1 << nibble
-        children.append(_build(groups[nibble], depth + 1))
-    return _make_branch(bitmap, children)
+        hash_, child = _build(groups[nibble], depth + 1)
+        hashes.append(hash_)
+        children.append(child)
+    return _branch(_BRANCH + bitmap.to_bytes(2, "big") + b"".join(hashes), children)
 
 
-def _branch(bitmap: int, children: list[_Node]) -> _Node | None:
-    """A branch in canonical shape: nothing, or a leaf alone, is no branch."""
-    if len(children) > 1:
-        return _make_branch(bitmap, children)
-    if not children:
-        return None
-    return children[0] if len(children[0]) == 4 else _make_branch(bitmap, children)
+def _branch(hashed: bytes, children: list[_Node]) -> _Placed:
+    """A branch over `children[1:]`."""
+    children[0] = hashed
+    # A tuple of a list has no length that a checker knows: its first is what was just put there.
+    return sha256(hashed).digest(), tuple(children)  # type: ignore[return-value]
 
 
-def _make_branch(bitmap: int, children: list[_Node]) -> _Branch:
-    hashes = b"".join([child[0] for child in children])
-    return _branch_hash(bitmap, hashes), bitmap, tuple(children)
+def _as_new(leaf: _Leaf) -> _NewLeaf:
+    path = sha256(_key(leaf)).digest()
+    return path, _leaf_hash(path, _value(leaf)), leaf
 
 
-def _leaf(path: bytes, key: bytes, value: bytes) -> _Leaf:
-    return _leaf_hash(path, value), path, key, value
+def _leaf(path: bytes, key: bytes, value: bytes) -> tuple[bytes, _Leaf]:
+    return _leaf_hash(path, value), _head(key) + value
 
 
 def _leaf_hash(path: bytes, value: bytes) -> bytes:
