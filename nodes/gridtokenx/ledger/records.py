@@ -10,9 +10,11 @@ events      height (8 bytes)           encoded tuple of event records
 state       state key                  value, of the last final block
 sets        set id (8 bytes)           encoded validator set that a final block handed over to
 meta        ``b"head"``                height (8 bytes) of the last final block
+meta        ``b"base"``                height (8 bytes) of the block whose state was taken over
 ==========  =========================  =====================================================
 
-One final block is one `Persist`: all of these change together or not at all.
+One final block is one `Persist`: all of these change together or not at all. All blocks from the base
+to the head are here; of those between genesis and the base, where there is one, what happens to be.
 """
 
 from typing import Final
@@ -32,6 +34,7 @@ STATE: Final = "state"
 SETS: Final = "sets"
 META: Final = "meta"
 HEAD: Final = b"head"
+BASE: Final = b"base"
 
 
 def height_key(height: int) -> bytes:
@@ -95,6 +98,12 @@ def load_events(reader: Reader, height: int) -> tuple[bytes, ...]:
 def load_finality(reader: Reader, height: int) -> bytes | None:
     """The encoded proof of finality stored for exactly this height."""
     return reader.get(FINALITY, height_key(height))
+
+
+def base_height(reader: Reader) -> int:
+    """From which height on all blocks are here; 0 unless a state was taken over from others."""
+    key = reader.get(META, BASE)
+    return 0 if key is None else int.from_bytes(key, "big")
 
 
 def final_height(reader: Reader) -> int | None:

@@ -32,6 +32,7 @@ from gridtokenx.pbft.messages import (
 )
 from gridtokenx.pbft.requests import Application, Requests
 from gridtokenx.pbft.rotation import Periods
+from gridtokenx.pbft.snapshot import HOLD_TIMES, Checkpoints, Offers, Staging, Transfer
 from gridtokenx.pbft.sync import Sync
 from gridtokenx.pbft.terms import Term, ValidatorsOf, checked_term, load_terms
 from gridtokenx.pbft.timing import Timing
@@ -101,6 +102,14 @@ class ReplicaBase:
         self._journal: Final = Journal(reader)
         self._sync: Final = Sync(timing.fetch_timeout_ms)
         self._requests: Final = Requests(application, pool)
+        self._checkpoints: Final = Checkpoints(
+            timing.checkpoint_blocks, HOLD_TIMES * timing.fetch_timeout_ms
+        )
+        self._staging: Final = Staging(reader)
+        self._offers: Final = Offers(timing.fetch_timeout_ms)
+        self._transfer: Transfer | None = None
+        self._barred: set[NodeId] = set()
+        self._renew = False
         self._head = genesis
         self._head_proof: CommitCertificate | None = None
         self._helped: dict[tuple[str, NodeId], Instant] = {}

@@ -18,10 +18,13 @@ that exchanges transactions is refused. If this replica's execution of a certifi
 is this replica that is wrong, and it stops (`LocalFault`).
 """
 
+from collections.abc import Iterable
+
 from gridtokenx.core.codec import Wire, decode_own, encode
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.machine import (
     Committed,
+    Instant,
     NodeId,
 )
 from gridtokenx.finality.certificates import CommitCertificate, CommitVote
@@ -86,7 +89,12 @@ class CatchUp(ReplicaBase):
         turn.add(Committed(executed.height, executed))
         proposer = primary_of(executed.header.round, self._validators)
         self._requests.committed(executed, self._validators.members[proposer], turn.now)
+        self._stand_on(turn, executed, proof)
+
+    def _stand_on(self, turn: Turn, executed: ExecutedBlock, proof: CommitCertificate) -> None:
+        """Go on above a block of the present set that is committed here."""
         self._head, self._head_proof = executed, proof
+        self._checkpoints.committed(executed, proof, turn.now)
         self._journal.forget(turn, executed.height)
         self._idle = False
         self._moved_ms = turn.now
@@ -226,16 +234,24 @@ class CatchUp(ReplicaBase):
     # -- committed blocks --------------------------------------------------------------------------
 
     def _fetch(self, turn: Turn) -> None:
-        """Ask for the blocks that peers claim to have beyond this replica's head."""
-        for peer, question in self._sync.questions(self._head.height, turn.now):
+        """Ask for what peers claim to have beyond this replica's head."""
+        for peer, question in self._questions(turn):
             turn.send(peer, question)
-        deadline_ms = self._sync.deadline_ms()
+        deadline_ms = self._fetch_deadline_ms()
         if self._sync.has(self._head.height + 1):
             deadline_ms = turn.now
         if deadline_ms is None:
             self._cancel_timer(turn, FETCH)
         elif self._timers.get(FETCH) != deadline_ms:
             self._set_timer(turn, FETCH, deadline_ms - turn.now)
+
+    def _questions(self, turn: Turn) -> Iterable[tuple[NodeId, Wire]]:
+        """What to ask now, of whom; here for blocks."""
+        return self._sync.questions(self._head.height, turn.now)
+
+    def _fetch_deadline_ms(self) -> Instant | None:
+        """When the first open question has waited too long."""
+        return self._sync.deadline_ms()
 
     def _on_fetch_blocks(self, turn: Turn, sender: NodeId, message: FetchBlocks) -> None:
         blocks: list[CertifiedBlock] = []

@@ -17,6 +17,10 @@ FetchBlocks         replica -> peer         link      asks for certified blocks 
 CertifiedBlocks     peer -> replica         proofs    answers it; each block proves itself
 FetchBody           replica -> peer         link      asks for one proposed block by hash
 Body                peer -> replica         link      answers it; the hash was asked for
+FetchSnapshot       replica -> peer         link      asks for a certified state far above its own
+Snapshot            peer -> replica         proofs    answers it: handovers, a block, its certificate
+FetchPart           replica -> peer         link      asks for one part of that state
+Part                peer -> replica         proof     answers it; the part has the hash of its place
 Transactions        replica -> all          senders   gossip of what clients submitted, one hop
 ==================  ======================  ========  ==================================================
 
@@ -31,8 +35,10 @@ from msgspec import Meta
 
 from gridtokenx.core.codec import Wire, encode
 from gridtokenx.core.keys import Domain, sha256, signed_bytes
+from gridtokenx.core.state_tree import Prefix, StatePart
 from gridtokenx.core.types import Hash32, Height, Index16, SignatureBytes, UInt63
 from gridtokenx.finality.certificates import CommitCertificate, CommitVote, IndexedSignature
+from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.ledger.blocks import Block, Header
 from gridtokenx.ledger.transactions import Transaction
 
@@ -44,6 +50,12 @@ FETCH_BLOCKS: Final = 16
 """Most blocks of one answer."""
 FETCH_BYTES: Final = 2 * 1024 * 1024
 """An answer stops growing once it is this large."""
+SNAPSHOT_HANDOVERS: Final = 16
+"""Most handovers of one answer; who needs more asks again from the last of them."""
+SNAPSHOT_BYTES: Final = 4 * 1024 * 1024
+"""A block that is larger, with its events, is no checkpoint."""
+SNAPSHOT_EVENTS: Final = 100_000
+"""Nor is one with more events."""
 GOSSIP_TRANSACTIONS: Final = 256
 """Most transactions of one gossip message."""
 
@@ -265,6 +277,66 @@ class Body(Wire, frozen=True, tag="pbft.body"):
     """The block."""
 
 
+class FetchSnapshot(Wire, frozen=True, tag="pbft.fetch_snapshot"):
+    """Asks for the newest certified state that the receiver can hand out, and the way to believe it."""
+
+    set_id: UInt63
+    """The newest validator set that the sender knows: proofs begin with its handover."""
+    above: Height
+    """The sender has this height already."""
+
+
+class ProvenHandover(Wire, frozen=True):
+    """The last block of a set, proved, and the set that it hands over to."""
+
+    header: Header
+    """The block's header: `next_set_hash` is the hash of `next_set`."""
+    certificate: CommitCertificate
+    """A quorum of commits of the old set."""
+    next_set: ValidatorSet
+    """Who finalises what follows."""
+
+
+class Checkpoint(Wire, frozen=True):
+    """A committed block from whose state another replica can go on."""
+
+    block: Block
+    """Its header holds the state's root."""
+    certificate: CommitCertificate
+    """A quorum of commits for it."""
+    events: Annotated[tuple[bytes, ...], Meta(max_length=SNAPSHOT_EVENTS)]
+    """The leaves under the header's event root."""
+
+
+class Snapshot(Wire, frozen=True, tag="pbft.snapshot"):
+    """The answer to `FetchSnapshot`: what proves a state; the state itself is asked for in parts."""
+
+    handovers: Annotated[tuple[ProvenHandover, ...], Meta(max_length=SNAPSHOT_HANDOVERS)]
+    """From the asker's newest set on, each certified by the set that the one before it names."""
+    checkpoint: Checkpoint | None
+    """Of the last of these sets; None if there is none above, or more handovers come first."""
+
+
+class FetchPart(Wire, frozen=True, tag="pbft.fetch_part"):
+    """Asks for what is below one place of the state after a checkpoint."""
+
+    height: Height
+    """Of the checkpoint."""
+    prefix: Prefix
+    """The place."""
+
+
+class Part(Wire, frozen=True, tag="pbft.part"):
+    """The answer to `FetchPart`."""
+
+    height: Height
+    """Of the question."""
+    prefix: Prefix
+    """Of the question."""
+    part: StatePart
+    """What is there; nothing at all if that checkpoint is not kept here any more."""
+
+
 class Transactions(Wire, frozen=True, tag="pbft.transactions"):
     """What the sender's clients submitted; receivers do not pass it on."""
 
@@ -284,6 +356,10 @@ Message: TypeAlias = (
     | CertifiedBlocks
     | FetchBody
     | Body
+    | FetchSnapshot
+    | Snapshot
+    | FetchPart
+    | Part
     | Transactions
 )
 """What a host decodes frames of this sub-protocol to."""

@@ -9,7 +9,8 @@ Theory: Castro & Liskov, "Practical Byzantine Fault Tolerance" (OSDI 1999), the 
 quorum is that of `core/quorum.py`, 2f + 1 only where n = 3f + 1. "thesis" is Castro's (MIT, 2001).
 
 This file is the normal case and the dispatch; it stands on `view_changing.py`, which stands on
-`catch_up.py` (committing, helping), which stands on `base.py` (state, timers, signatures).
+`state_transfer.py` (snapshots) and `catch_up.py` (committing, helping), which stand on `base.py`
+(state, timers, signatures).
 
 ==================  ======================================  ============================  ==========
 event               if                                      then                          section
@@ -88,9 +89,13 @@ from gridtokenx.pbft.messages import (
     Commit,
     FetchBlocks,
     FetchBody,
+    FetchPart,
+    FetchSnapshot,
     NewView,
+    Part,
     Prepare,
     PrePrepare,
+    Snapshot,
     Status,
     Suspect,
     Transactions,
@@ -216,6 +221,14 @@ class Replica(ViewChanging):
                 self._on_fetch_body(turn, sender, message)
             case Body():
                 self._on_body(turn, message)
+            case FetchSnapshot():
+                self._on_fetch_snapshot(turn, sender, message)
+            case Snapshot():
+                self._on_snapshot(turn, sender, message)
+            case FetchPart():
+                self._on_fetch_part(turn, sender, message)
+            case Part():
+                self._on_part(turn, sender, message)
             case _:
                 raise MessageFault("unexpected-message", type(message).__name__)
 
@@ -291,6 +304,7 @@ class Replica(ViewChanging):
         self._set_timer(turn, RETRANSMIT, self._timing.retransmit_ms)
         if self._views.active:
             self._set_silence(turn)
+        self._resume_transfer(turn)
         self._resend(turn)
 
     # -- normal case: section 4.2 ------------------------------------------------------------------

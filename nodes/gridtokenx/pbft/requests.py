@@ -23,6 +23,7 @@ waits. Clients there send to all replicas; here whoever hears of one passes it o
 silent or partial primary is noticed without the client's help (sawtooth RFC 29).
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -233,6 +234,17 @@ class Requests:
             if wait.arrival_ms + _SKEW_MS >= full_from_ms and wait.excuses < MAX_EXCUSES:
                 wait.excuses += 1
                 wait.since_ms = min(now, wait.since_ms + elapsed_ms)
+
+    def jumped(self, head: ExecutedBlock, now: Instant) -> None:
+        """Follow a head that is many blocks above the last one: keep what could still be included."""
+        waiting = [wait.transaction for wait in self._waiting.values()]
+        self.pool.discard(waiting)
+        self._waiting = {}
+        for transaction in waiting:
+            with contextlib.suppress(RemoteFault):
+                self.add(head, transaction, now)
+        self._kept_back.intersection_update(self._waiting)
+        self._committed_ms = now
 
     def refused(self, head: ExecutedBlock, refused: Iterable[Transaction], now: Instant) -> None:
         """Forget those that a block could not include, unless they only came too early."""

@@ -33,6 +33,7 @@ class Sync:
         self._open: dict[int, _Question] = {}
         self._arrived: dict[int, tuple[NodeId, CertifiedBlock]] = {}
         self._failures: dict[NodeId, int] = {}
+        self._lacking: dict[NodeId, int] = {}
         self._turn = 0
 
     def claim(self, peer: NodeId, height: int) -> None:
@@ -53,6 +54,15 @@ class Sync:
     def behind(self, head: int) -> bool:
         """Whether some peer claims to have more."""
         return any(height > head for height in self._claims.values())
+
+    def claimants(self, height: int) -> list[NodeId]:
+        """Who claims to have at least so much."""
+        return [peer for peer, claimed in self._claims.items() if claimed >= height]
+
+    def nobody_has(self, height: int) -> bool:
+        """Whether all that claim to have more said that they do not keep this block."""
+        lacking = {peer for peer, first in self._lacking.items() if first == height}
+        return bool(lacking) and lacking.issuperset(self.claimants(height))
 
     def questions(self, head: int, now: Instant) -> list[tuple[NodeId, FetchBlocks]]:
         """What to ask now, of whom; expects an answer within the timeout."""
@@ -92,6 +102,8 @@ class Sync:
                 return True
             self._arrived[height] = (peer, certified)
         if not message.blocks:
+            if peer in self._lacking or len(self._lacking) < _MAX_PEERS:
+                self._lacking[peer] = message.first
             self.distrust(peer)
         else:
             self._failures.pop(peer, None)

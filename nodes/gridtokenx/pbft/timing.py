@@ -33,6 +33,12 @@ class Timing:
     """How long a peer has to answer a question for blocks."""
     window: int = 1
     """Heights above the last committed one that may be in flight (the paper's L)."""
+    checkpoint_blocks: int = 64
+    """Between two heights whose states are handed out to others (the paper's K)."""
+    snapshot_distance: int = 1_024
+    """Who is so many blocks behind takes a state instead; 0: only where nobody has the blocks."""
+    part_bytes: int = 128 * 1024
+    """Keys and values that are handed out at once."""
 
     @property
     def interval_ms(self) -> int:

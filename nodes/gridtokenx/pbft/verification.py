@@ -21,16 +21,21 @@ from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.ledger.blocks import Block, Header
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.pbft.messages import (
+    MAX_REPLICAS,
     Ballot,
     Body,
     CertifiedBlocks,
     Commit,
     FetchBlocks,
     FetchBody,
+    FetchPart,
+    FetchSnapshot,
     NewView,
+    Part,
     Prepare,
     PreparedCertificate,
     PrePrepare,
+    Snapshot,
     Status,
     Suspect,
     Transactions,
@@ -39,6 +44,8 @@ from gridtokenx.pbft.messages import (
 from gridtokenx.pbft.rotation import Periods, primary_of
 from gridtokenx.pbft.terms import Term
 from gridtokenx.pbft.view_change import check_view_change
+
+_UNSIGNED: Final = (Suspect, Status, FetchBlocks, FetchBody, FetchSnapshot, FetchPart, Part)
 
 
 class MessageFault(RemoteFault):
@@ -71,6 +78,8 @@ class Verification:
         Raises:
             RemoteFault: no key could ever make this message valid.
         """
+        if isinstance(message, _UNSIGNED):
+            return ()
         try:
             return tuple(dict.fromkeys(self._of(message)))
         except _UnknownSet as unknown:
@@ -98,8 +107,8 @@ class Verification:
                 yield from self._block(block)
             case Transactions(transactions):
                 yield from map(Transaction.signature_check, transactions)
-            case Suspect() | Status() | FetchBlocks() | FetchBody():
-                return
+            case Snapshot():
+                yield from self._snapshot(message)
             case _:
                 raise MessageFault("unexpected-message", type(message).__name__)
 
@@ -150,9 +159,28 @@ class Verification:
     def _certificate(
         self, certificate: CommitCertificate, header: Header
     ) -> Sequence[SignatureCheck]:
+        return self._certified_by(self._set(header.set_id), certificate, header)
+
+    def _snapshot(self, message: Snapshot) -> Iterator[SignatureCheck]:
+        """Each handover by the set that the one before it names; the first by one known here."""
+        validators: ValidatorSet | None = None
+        for handover in message.handovers:
+            header, following = handover.header, handover.next_set
+            validators = validators or self._set(header.set_id)
+            yield from self._certified_by(validators, handover.certificate, header)
+            check_handover(header, following)
+            validators = following
+        if message.checkpoint is not None:
+            header = message.checkpoint.block.header
+            validators = validators or self._set(header.set_id)
+            yield from self._certified_by(validators, message.checkpoint.certificate, header)
+
+    def _certified_by(
+        self, validators: ValidatorSet, certificate: CommitCertificate, header: Header
+    ) -> Sequence[SignatureCheck]:
         if header.chain_id != self._chain_id:
             raise MessageFault("wrong-chain", "a committed block of another chain")
-        return check_certificate(certificate, header, self._set(header.set_id))
+        return check_certificate(certificate, header, validators)
 
     def _vote(
         self, ballot: Ballot, domain: Domain, replica: int, signature: bytes
@@ -176,3 +204,17 @@ class Verification:
                 raise MessageFault("wrong-set", f"set {set_id} never finalised here")
             raise _UnknownSet(f"validator set {set_id}")
         return found
+
+
+def check_handover(header: Header, following: ValidatorSet) -> None:
+    """Whether a certified header hands over to this set, and the set is one to work with.
+
+    Raises:
+        MessageFault: it does not.
+    """
+    if header.next_set_hash != following.hash or following.set_id != header.set_id + 1:
+        raise MessageFault(
+            "wrong-next-set", f"block {header.height} does not hand over to set {following.set_id}"
+        )
+    if not following.is_well_formed() or following.size > MAX_REPLICAS:
+        raise MessageFault("wrong-next-set", f"set {following.set_id} is not one of this protocol")

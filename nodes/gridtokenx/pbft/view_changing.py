@@ -19,7 +19,6 @@ from gridtokenx.pbft.base import (
     OMISSION,
     SILENCE,
 )
-from gridtokenx.pbft.catch_up import CatchUp
 from gridtokenx.pbft.messages import (
     MAX_WINDOW,
     CertifiedHeader,
@@ -33,12 +32,13 @@ from gridtokenx.pbft.messages import (
     new_view_bytes,
     view_change_bytes,
 )
+from gridtokenx.pbft.state_transfer import StateTransfer
 from gridtokenx.pbft.turn import Turn
 from gridtokenx.pbft.verification import MessageFault
 from gridtokenx.pbft.view_change import Choice, ballots, check_new_view, choose
 
 
-class ViewChanging(CatchUp):
+class ViewChanging(StateTransfer):
     """Moves from view to view."""
 
     # -- wanting to leave --------------------------------------------------------------------------
