@@ -6,9 +6,10 @@ from pathlib import Path
 from tests.gateway_world import RealChain, real_chains
 
 from gridtokenx.core.codec import encode
+from gridtokenx.host.chains import put_together
 from gridtokenx.host.storage import Store
 from gridtokenx.lab.manifest import Manifest
-from gridtokenx.lab.testnet.audit import Audit, _compare_nodes, _longest
+from gridtokenx.lab.testnet.audit import Audit, _compare_nodes, _longest, stopped_chain
 from gridtokenx.lab.testnet.layout import Layout
 from gridtokenx.ledger.records import block_writes
 
@@ -34,10 +35,11 @@ def test_a_damaged_store_is_named_and_the_others_are_judged(tmp_path: Path) -> N
     damaged = layout.directory("consortium-2") / "data" / "data.mdb"
     damaged.write_bytes(damaged.read_bytes()[:5_000])
     result = Audit()
-    _compare_nodes(layout, "consortium", result)
+    stopped = stopped_chain(layout, put_together("consortium", chain.genesis))
+    _compare_nodes(stopped, result)
     assert result.verdicts.as_booleans() == {
         "consortium_agreement": True,
         "consortium_stores": False,
     }
     assert result.verdicts.against["consortium_stores"][0].startswith("consortium-2: ")
-    assert _longest(layout, "consortium") != "consortium-2"
+    assert _longest(stopped) != "consortium-2"

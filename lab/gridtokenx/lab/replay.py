@@ -14,7 +14,7 @@ import msgspec
 
 from gridtokenx.core.codec import Wire, decode, decode_own
 from gridtokenx.core.errors import GridTokenXError, RemoteFault
-from gridtokenx.core.keys import Ed25519Verifier
+from gridtokenx.core.keys import Ed25519Verifier, Verifier
 from gridtokenx.core.machine import Reader
 from gridtokenx.core.state_tree import StateTree
 from gridtokenx.finality.proofs import FinalityProof, verify_finality
@@ -31,6 +31,7 @@ from gridtokenx.ledger.records import (
 )
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
 
+ED25519: Final = Ed25519Verifier()
 MAX_FULL_CHECKS: Final = 300
 """Invariants walk the whole state, so a long chain is checked at about this many heights."""
 
@@ -61,13 +62,16 @@ def open_chain_store(directory: Path) -> Store:
     return Store.open(directory, read_only=True)
 
 
-def replay(chain: ChainFacts, reader: Reader, head: int | None = None) -> Iterator[Replayed]:
+def replay(
+    chain: ChainFacts, reader: Reader, head: int | None = None, verifier: Verifier = ED25519
+) -> Iterator[Replayed]:
     """Re-execute a stored chain, block by block, genesis first.
 
     Args:
         chain: put together from its genesis.
         reader: the stopped node's store.
         head: where to end, if not where the store says.
+        verifier: checks signatures; only simulated chains have another.
 
     Raises:
         Divergence: at the first block that does not follow from its parent, or at the end, if the
@@ -83,8 +87,8 @@ def replay(chain: ChainFacts, reader: Reader, head: int | None = None) -> Iterat
     proved = True
     for height in range(1, head + 1):
         validators = _set_after(parent, validators, read_set)
-        parent = _execute(chain, reader, parent, height)
-        proved = _check_finality(reader, parent, validators)
+        parent = _execute(chain, reader, parent, height, verifier)
+        proved = _check_finality(reader, parent, validators, verifier)
         checked = height % step == 0 or height == head
         broken = _broken(chain.ledger, parent) if checked else ()
         yield Replayed(parent, proved, broken, validators)
@@ -110,12 +114,12 @@ def decoded_events(ledger: Ledger, executed: ExecutedBlock) -> Iterator[Wire]:
 
 
 def _execute(
-    chain: ChainFacts, reader: Reader, parent: ExecutedBlock, height: int
+    chain: ChainFacts, reader: Reader, parent: ExecutedBlock, height: int, verifier: Verifier
 ) -> ExecutedBlock:
     block = _stored_block(reader, height)
     for transaction in block.transactions:
         check = transaction.signature_check()
-        if not _VERIFIER.verify(check.public_key, check.message, check.signature):
+        if not verifier.verify(check.public_key, check.message, check.signature):
             raise Divergence(f"block {height}: transaction {transaction.id.hex()[:16]} is forged")
     try:
         executed = chain.ledger.execute(parent, block)
@@ -155,13 +159,15 @@ def _set_after(
     return following
 
 
-def _check_finality(reader: Reader, executed: ExecutedBlock, validators: ValidatorSet) -> bool:
+def _check_finality(
+    reader: Reader, executed: ExecutedBlock, validators: ValidatorSet, verifier: Verifier
+) -> bool:
     raw = load_finality(reader, executed.height)
     if raw is None:
         return False
     try:
         proof: FinalityProof = decode(raw, FinalityProof)  # type: ignore[arg-type]  # a union
-        verify_finality(executed.header, proof, validators, _VERIFIER)
+        verify_finality(executed.header, proof, validators, verifier)
     except RemoteFault as fault:
         raise Divergence(f"block {executed.height}: its proof of finality: {fault}") from None
     return True
@@ -170,6 +176,3 @@ def _check_finality(reader: Reader, executed: ExecutedBlock, validators: Validat
 def _broken(ledger: Ledger, executed: ExecutedBlock) -> tuple[str, ...]:
     found = ledger.check_invariants(executed.state)
     return tuple(f"block {executed.height}: {what}" for what in found)
-
-
-_VERIFIER: Final = Ed25519Verifier()

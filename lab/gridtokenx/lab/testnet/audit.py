@@ -8,8 +8,11 @@ the first sentence that contradicts it.
 import contextlib
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Final, TypeVar
 
 from gridtokenx.consortium.market.messages import AuctionCleared, PriceSignalUpdated
@@ -18,6 +21,8 @@ from gridtokenx.consortium.settlement.messages import IntervalSettled, WindowClo
 from gridtokenx.consortium.settlement.module import Settlement
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.errors import LocalFault
+from gridtokenx.core.keys import Verifier
+from gridtokenx.core.machine import Reader
 from gridtokenx.core.state_tree import StateTree
 from gridtokenx.host.chains import ChainFacts, read_chain
 from gridtokenx.interchain import calls
@@ -25,7 +30,14 @@ from gridtokenx.interchain.apps import attestation, meter_report
 from gridtokenx.interchain.apps.registry import DeviceKind
 from gridtokenx.interchain.audit import conservation_gap
 from gridtokenx.interchain.packets import Delivered, Packet
-from gridtokenx.lab.replay import Divergence, Replayed, decoded_events, open_chain_store, replay
+from gridtokenx.lab.replay import (
+    ED25519,
+    Divergence,
+    Replayed,
+    decoded_events,
+    open_chain_store,
+    replay,
+)
 from gridtokenx.lab.testnet.energy import Certified, Settled
 from gridtokenx.lab.testnet.layout import Layout
 from gridtokenx.ledger.readings import SubmitReading
@@ -110,13 +122,43 @@ class Audit:
         return self.routes.setdefault(f"{source}-{destination}", Route())
 
 
+@dataclass(frozen=True, slots=True)
+class StoppedChain:
+    """A chain of a network that has stopped."""
+
+    facts: ChainFacts
+    stores: Mapping[str, Callable[[], AbstractContextManager[Reader]]]
+    """By node: opens its store; `LocalFault` if it is damaged."""
+
+
 def audit(layout: Layout) -> Audit:
     """Replay and judge a stopped network."""
+    genesis = {name: read_chain(name, layout.genesis_path(name)) for name in REPLAYED}
+    return audit_chains({name: stopped_chain(layout, facts) for name, facts in genesis.items()})
+
+
+def stopped_chain(layout: Layout, facts: ChainFacts) -> StoppedChain:
+    """A chain of a network that was laid out on disk."""
+    return StoppedChain(
+        facts,
+        {
+            member.name: partial(_opened, layout.directory(member.name) / "data")
+            for member in layout.nodes(facts.name)
+        },
+    )
+
+
+def audit_chains(chains: Mapping[str, StoppedChain], verifier: Verifier = ED25519) -> Audit:
+    """Replay and judge the chains of a stopped network.
+
+    Args:
+        chains: by name.
+        verifier: checks signatures; only simulated chains have another.
+    """
     result = Audit()
     for name in REPLAYED:
-        chain = read_chain(name, layout.genesis_path(name))
-        _compare_nodes(layout, name, result)
-        _replay_longest(layout, chain, result)
+        _compare_nodes(chains[name], result)
+        _replay_longest(chains[name], result, verifier)
     _judge_packets(result)
     _judge_certificates(result)
     return result
@@ -125,58 +167,64 @@ def audit(layout: Layout) -> Audit:
 # -- one chain -------------------------------------------------------------------------------------
 
 
-def _compare_nodes(layout: Layout, name: str, result: Audit) -> None:
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[Reader]:
+    store = open_chain_store(directory)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _compare_nodes(chain: StoppedChain, result: Audit) -> None:
     """No two nodes finalised different blocks at one height."""
+    name = chain.facts.name
     invariant = f"{name}_agreement"
     result.verdicts.look(invariant)
     seen: dict[int, bytes] = {}
     result.verdicts.look(f"{name}_stores")
-    for member in layout.nodes(name):
+    for node, open_store in chain.stores.items():
         try:
-            for height, block_hash in _block_hashes(layout, member.name):
-                if seen.setdefault(height, block_hash) != block_hash:
-                    result.verdicts.break_(invariant, f"{member.name} differs at block {height}")
-                    break
+            with open_store() as store:
+                for height, block_hash in _block_hashes(store):
+                    if seen.setdefault(height, block_hash) != block_hash:
+                        result.verdicts.break_(invariant, f"{node} differs at block {height}")
+                        break
         except LocalFault as fault:  # one damaged store is no reason to judge none of the others
-            result.verdicts.break_(f"{name}_stores", f"{member.name}: {fault}")
+            result.verdicts.break_(f"{name}_stores", f"{node}: {fault}")
 
 
-def _block_hashes(layout: Layout, node: str) -> Iterator[tuple[int, bytes]]:
-    store = open_chain_store(layout.directory(node) / "data")
-    try:
-        for height in range(1, (final_height(store) or 0) + 1):
-            block = load_block(store, height)
-            if block is not None:
-                yield height, block.hash
-    finally:
-        store.close()
+def _block_hashes(store: Reader) -> Iterator[tuple[int, bytes]]:
+    for height in range(1, (final_height(store) or 0) + 1):
+        block = load_block(store, height)
+        if block is not None:
+            yield height, block.hash
 
 
-def _replay_longest(layout: Layout, chain: ChainFacts, result: Audit) -> None:
-    name = chain.name
+def _replay_longest(chain: StoppedChain, result: Audit, verifier: Verifier) -> None:
+    name = chain.facts.name
     result.verdicts.look(f"{name}_reexecutes")
     result.verdicts.look(f"{name}_ledger")
-    store = open_chain_store(layout.directory(_longest(layout, name)) / "data")
-    follower = _Follower(chain, result)
-    try:
-        for replayed in replay(chain, store):
-            follower.take(replayed)
-        follower.finish()
-    except Divergence as divergence:
-        result.verdicts.break_(f"{name}_reexecutes", str(divergence))
-    finally:
-        store.close()
+    follower = _Follower(chain.facts, result)
+    with chain.stores[_longest(chain)]() as store:
+        try:
+            for replayed in replay(chain.facts, store, verifier=verifier):
+                follower.take(replayed)
+            follower.finish()
+        except Divergence as divergence:
+            result.verdicts.break_(f"{name}_reexecutes", str(divergence))
 
 
-def _longest(layout: Layout, name: str) -> str:
+def _longest(chain: StoppedChain) -> str:
     heights: dict[str, int] = {}
-    for member in layout.nodes(name):
-        with contextlib.suppress(LocalFault):  # `_compare_nodes` has named it
-            store = open_chain_store(layout.directory(member.name) / "data")
-            heights[member.name] = final_height(store) or 0
-            store.close()
+    for node, open_store in chain.stores.items():
+        with (
+            contextlib.suppress(LocalFault),
+            open_store() as store,
+        ):  # `_compare_nodes` has named it
+            heights[node] = final_height(store) or 0
     if not heights:
-        raise LocalFault(f"no store of the {name} chain can be opened")
+        raise LocalFault(f"no store of the {chain.facts.name} chain can be opened")
     return max(heights, key=lambda node: heights[node])
 
 
