@@ -58,7 +58,8 @@ def replace(index: int, by: int) -> ReplaceMember:
 class Chain:
     """The ledger of a chain that can change its set, and what members say on it."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, rotation_blocks: int = 0) -> None:
+        self.rotation_blocks = rotation_blocks
         self.first = ValidatorSet(0, tuple(key(i) for i in range(n)))
         self.membership = Membership(self.first, VERIFIER)
         tokens = Tokens([Allocation("WATT", client.public_key, 10**9) for client in CLIENTS])
@@ -77,6 +78,7 @@ class Chain:
             self.genesis,
             timing,
             validators_of=validators_of,
+            rotation_blocks=self.rotation_blocks,
         )
 
     def proposal(self, head: ExecutedBlock, change: Change, by: int) -> Transaction:
@@ -122,11 +124,12 @@ class MembersCluster:
         timing: Timing | None = None,
         profile: LinkProfile | None = None,
         wrap: dict[int, Wrap] | None = None,
+        rotation_blocks: int = 0,
         trace: bool = False,
     ) -> None:
         self.everybody = everybody
         self.timing = timing or Timing()
-        self.chain = Chain(n)
+        self.chain = Chain(n, rotation_blocks)
         self.ids = tuple(key(i) for i in range(everybody))
         self.world = World(seed, VERIFIER, profile=profile, trace=trace)
         self.wrap = wrap or {}
@@ -259,6 +262,9 @@ class MembersCluster:
 
     def crash(self, index: int, keep: int | None = None) -> None:
         self.world.crash(self.ids[index], keep)
+
+    def restart(self, index: int) -> None:
+        self.start(index)
 
     def submit(self, index: int, *transactions: Transaction) -> None:
         self.world.submit(self.ids[index], transactions)
