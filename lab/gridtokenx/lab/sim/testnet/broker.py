@@ -18,7 +18,7 @@ from gridtokenx.core.codec import Wire, decode, encode
 from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.machine import NodeId
 from gridtokenx.host.broker_address import BrokerAddress
-from gridtokenx.lab.sim.testnet.processes import End, Life
+from gridtokenx.lab.sim.testnet.processes import End, Life, settle
 
 PORT: Final = "mqtt"
 ACKNOWLEDGED_S: Final = 10.0
@@ -80,7 +80,7 @@ class SimulatedBroker:
         end.on_closed = lambda _reason: self._lost(client)
 
     def _take(self, client: _Client, body: bytes) -> None:
-        match decode(body, Packet):  # type: ignore[arg-type]  # a union is a type
+        match read(body):
             case Connect(_, will_topic, will):
                 client.will = (will_topic, will) if will_topic else None
             case Subscribe(number, filter_):
@@ -107,6 +107,12 @@ class SimulatedBroker:
         self._clients.pop(client.end, None)
         if client.will is not None:
             self._publish(*client.will, retain=True)
+
+
+def read(body: bytes) -> Packet:
+    """A packet; both ends are this file's."""
+    packet: Packet = decode(body, Packet)  # type: ignore[arg-type]  # a union is a type
+    return packet
 
 
 def matches(filter_: str, topic: str) -> bool:
@@ -213,11 +219,10 @@ class SimulatedClient:
             del self._waiting[number]
 
     def _take(self, body: bytes) -> None:
-        match decode(body, Packet):  # type: ignore[arg-type]  # a union is a type
+        match read(body):
             case Acknowledge(number):
-                taken = self._waiting.get(number)
-                if taken is not None and not taken.done():
-                    taken.set_result(None)
+                if number in self._waiting:
+                    settle(self._waiting[number], None)
             case Publish(_, topic, payload, _):
                 self._inbox.append(Message(topic, payload))
                 self._arrived.set()

@@ -26,7 +26,7 @@ from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.questions import ANSWER_S, Refusal
 from gridtokenx.host.security import LinkSecurity, open_security
 from gridtokenx.host.transport import NetworkParts
-from gridtokenx.lab.sim.testnet.processes import End, Life
+from gridtokenx.lab.sim.testnet.processes import End, Life, settle
 
 PORT: Final = "follow"
 
@@ -67,7 +67,9 @@ class SimulatedConnection:
         answer: asyncio.Future[Reply] = self._life.loop.create_future()
         self._waiting[number] = answer
         try:
-            if self._end is None or not self._end.send(encode(Ask(number=number, question=question))):
+            if self._end is None or not self._end.send(
+                encode(Ask(number=number, question=question))
+            ):
                 raise RemoteFault("closed", self._end.closed if self._end is not None else "")
             async with asyncio.timeout(timeout_s):
                 reply = await answer
@@ -87,9 +89,8 @@ class SimulatedConnection:
 
     def _take(self, body: bytes) -> None:
         answer = decode(body, Answer, MAX_MESSAGE_BYTES)
-        waiting = self._waiting.get(answer.number)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(answer.reply)
+        if answer.number in self._waiting:
+            settle(self._waiting[answer.number], answer.reply)
 
     def _lost(self, reason: str) -> None:
         for waiting in self._waiting.values():
@@ -179,9 +180,7 @@ def follow(
         assert address.identity is not None, "as made above"
         return SimulatedConnection(life, address.identity)
 
-    return Follower(
-        facts.trust, addresses, parts, from_newest=True, first=first, connect=connect
-    )
+    return Follower(facts.trust, addresses, parts, from_newest=True, first=first, connect=connect)
 
 
 def access(

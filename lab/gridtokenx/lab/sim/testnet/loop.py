@@ -14,7 +14,7 @@ from asyncio import events
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from math import ceil
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 T = TypeVar("T")
 _NEARLY_NOTHING_MS: Final = 1e-6
@@ -24,8 +24,8 @@ At = Callable[[int, Callable[[], None]], None]
 """Does something after so many milliseconds, if the life still lasts."""
 
 
-class VirtualLoop(asyncio.AbstractEventLoop):
-    """See the head of the file.
+class VirtualLoop:
+    """As much of an event loop as coroutines without sockets use; see the head of the file.
 
     Args:
         after: does things later.
@@ -40,6 +40,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._now_s: Final = now_s
         self._on_error: Final = on_error
 
+    @property
+    def own(self) -> asyncio.AbstractEventLoop:
+        """Itself, as asyncio's own classes take it."""
+        return cast("asyncio.AbstractEventLoop", self)
+
     # -- time and callbacks ------------------------------------------------------------------------
 
     def time(self) -> float:
@@ -53,7 +58,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
         """Call something at this very millisecond, after what was asked for before."""
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = asyncio.Handle(callback, args, self.own, context)
         self._after(0, lambda: self.run(handle))
         return handle
 
@@ -67,7 +72,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         """Call something so many seconds from now."""
-        handle = asyncio.TimerHandle(self.time() + delay, callback, args, self, context)
+        handle = asyncio.TimerHandle(self.time() + delay, callback, args, self.own, context)
         delay_ms = max(0, ceil(delay * 1_000 - _NEARLY_NOTHING_MS))
         self._after(delay_ms, lambda: self.run(handle))
         return handle
@@ -87,7 +92,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         if handle.cancelled():
             return
         before = events._get_running_loop()  # noqa: SLF001 - what a loop calls to be one
-        events._set_running_loop(self)  # noqa: SLF001
+        events._set_running_loop(self.own)  # noqa: SLF001
         try:
             handle._run()  # noqa: SLF001
         finally:
@@ -100,7 +105,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def create_future(self) -> "asyncio.Future[Any]":
         """A future of this loop."""
-        return asyncio.Future(loop=self)
+        return asyncio.Future(loop=self.own)
 
     def create_task(
         self,
@@ -110,13 +115,13 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         context: contextvars.Context | None = None,
     ) -> "asyncio.Task[Any]":
         """A task of this loop."""
-        return asyncio.Task(coro, loop=self, name=name, context=context)
+        return asyncio.Task(coro, loop=self.own, name=name, context=context)
 
     def run_in_executor(
         self, _executor: Executor | None, func: Callable[..., T], *args: Any
     ) -> "asyncio.Future[T]":
         """A thread's work takes no virtual time, and is done at once."""
-        done: asyncio.Future[T] = asyncio.Future(loop=self)
+        done: asyncio.Future[T] = asyncio.Future(loop=self.own)
         try:
             done.set_result(func(*args))
         except Exception as error:  # noqa: BLE001 - as a thread would, it goes to who waits
@@ -145,7 +150,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 def drive(loop: VirtualLoop, coro: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
     """Begin a coroutine on a loop from outside of it."""
     before = events._get_running_loop()  # noqa: SLF001 - as in `VirtualLoop.run`
-    events._set_running_loop(loop)  # noqa: SLF001
+    events._set_running_loop(loop.own)  # noqa: SLF001
     try:
         return loop.create_task(coro, name=name)
     finally:

@@ -189,23 +189,17 @@ class Testnet:
                 self.nodes[chain].append(self._add(name, begin, network=chain))
         parts = self.parts
         for position in range(self.manifest.bridge.relayers):
-            self._worker(
-                f"relayer-{position}", partial(begin_relayer, parts, position=position)
-            )
+            self._worker(f"relayer-{position}", partial(begin_relayer, parts, position=position))
         self._worker(BROKER, self._begin_broker)
         self._worker(MARKET_DATA, partial(begin_market_data, parts))
         broker = signer_of(BROKER).public_key
-        self._worker(
-            DEVICES, partial(begin_devices, parts, journals=self._journals, broker=broker)
-        )
+        self._worker(DEVICES, partial(begin_devices, parts, journals=self._journals, broker=broker))
         self._worker(AGENTS, partial(begin_agents, parts))
 
     def _worker(self, name: str, begin: Callable[[Life], Machine]) -> None:
         self._add(name, lambda life, _reader: begin(life), network="")
 
-    def _add(
-        self, name: str, begin: Callable[[Life, Reader], Machine], *, network: str
-    ) -> Process:
+    def _add(self, name: str, begin: Callable[[Life, Reader], Machine], *, network: str) -> Process:
         key = signer_of(name).public_key
         process = Process(self.wires, name, key, begin, network or name)
         self.processes.append(process)
@@ -215,9 +209,7 @@ class Testnet:
     def _begin_node(self, chain: str, index: int, life: Life, reader: Reader) -> Machine:
         signer, simulated = signer_of(life.name), self.chains[chain]
         machine = simulated.restore(reader, signer)
-        serving = ServingNode(
-            life, simulated, machine, reader, signer, self.parts.count(life.name)
-        )
+        serving = ServingNode(life, simulated, machine, reader, signer, self.parts.count(life.name))
         self._serving[life.node.id] = serving
         if chain == "oracle":
             market_data = signer_of(MARKET_DATA).public_key

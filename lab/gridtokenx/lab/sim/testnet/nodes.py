@@ -36,7 +36,6 @@ from gridtokenx.public.machine import NodeKeys, PublicConfig, PublicNode
 from gridtokenx.public.slots import KeyedHashVrf, KeyedHashVrfVerifier
 
 
-
 class ChainMachine(Machine, Protocol):
     """What both engines tell of themselves."""
 

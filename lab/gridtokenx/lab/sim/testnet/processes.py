@@ -10,9 +10,10 @@ partition therefore stalls it, and ends it after a while.
 
 import asyncio
 import hashlib
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.errors import RemoteFault
@@ -23,6 +24,7 @@ from gridtokenx.lab.sim.network import Envelope
 from gridtokenx.lab.sim.testnet.loop import VirtualLoop, drive
 from gridtokenx.lab.sim.world import SimulatedNode, World
 
+T = TypeVar("T")
 FIRST_RESEND_MS: Final = 200
 RESENDS: Final = 7
 """A frame is sent so often again, each time after twice the wait; then its connection is given up."""
@@ -66,7 +68,7 @@ class Life:
         self.clock: Final = NetworkClock(0, lambda: node.local_ms(wires.world.now))
         self.loop: Final = VirtualLoop(self.after, wires.now_s, self._failed)
         self._number = node.life
-        self._tasks: Final[list[asyncio.Task[None]]] = []
+        self._grave: deque[Callable[[], None]] | None = None
 
     @property
     def alive(self) -> bool:
@@ -75,6 +77,9 @@ class Life:
 
     def after(self, delay_ms: int, action: Callable[[], None]) -> None:
         """Do something in this life, when so much time has passed and nothing is paused."""
+        if self._grave is not None:
+            self._grave.append(action)
+            return
         self.wires.world.at(self.wires.world.now + delay_ms, partial(self.do, action))
 
     def do(self, action: Callable[[], None]) -> None:
@@ -88,8 +93,7 @@ class Life:
 
     def spawn(self, coro: Coroutine[Any, Any, None], name: str) -> None:
         """Run a coroutine for as long as this life lasts; that it ends by an error ends the run."""
-        self._tasks.append(drive(self.loop, coro, f"{self.name}: {name}"))
-        self._tasks[-1].add_done_callback(self._finished)
+        drive(self.loop, coro, f"{self.name}: {name}").add_done_callback(self._finished)
 
     def over(self) -> None:
         """This life has ended: the others hear that its connections have."""
@@ -97,16 +101,21 @@ class Life:
             end.drop()
 
     def bury(self) -> None:
-        """After the run: let every coroutine end, whatever it waits for."""
-        for task in self._tasks:
-            task.cancel()
+        """After the run: let every coroutine end, whatever it waits for. No time passes any more."""
+        self._grave = deque()
+        while left := asyncio.all_tasks(self.loop.own):
+            for task in left:
+                task.cancel()
+            while self._grave:
+                self._grave.popleft()()
 
     def _finished(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
-        self.wires.on_failure(self, error)
+        if self.alive and self._grave is None:
+            self.wires.on_failure(self, error)
 
 
 class Process:
@@ -200,13 +209,14 @@ class Wires:
             self.travel(to, life.node.id, b"welcome", lambda: accepted(near))
 
         def refused() -> None:
-            life.do(lambda: answer.done() or answer.set_exception(_nobody_listens()))
+            fault = RemoteFault("unreachable", "nobody listens there")
+            life.do(lambda: None if answer.done() else answer.set_exception(fault))
 
         def accepted(near: End) -> None:
             if answer.done() or not life.alive:
                 near.drop()
-                return
-            life.do(lambda: answer.done() or answer.set_result(near))
+            else:
+                life.do(lambda: settle(answer, near))
 
         self.travel(life.node.id, to, b"knock " + port.encode(), arrived, lambda: None)
 
@@ -305,15 +315,18 @@ class End:
             self._tell()
 
     def _tell(self) -> None:
-        here = self._life.node.id
-        self._wires.travel(here, self.far, b"end", lambda: self.peer._end("the other end closed it"))  # noqa: SLF001
+        self._wires.travel(self._life.node.id, self.far, b"end", self.peer.hung_up)
+
+    def hung_up(self) -> None:
+        """The other end says that it has ended."""
+        self._end("the other end closed it")
 
     def _arrived(self, number: int, body: bytes) -> None:
         if self.closed:
             self._tell()
             return
         self._early[number] = body
-        while not self.closed and (following := self._early.pop(self._taken, None)) is not None:
+        while (following := self._early.pop(self._taken, None)) is not None:
             self._taken += 1
             self._life.do(partial(self._take, following))
 
@@ -329,8 +342,10 @@ class End:
         self._life.do(lambda: self.on_closed(reason))
 
 
-def _nobody_listens() -> RemoteFault:
-    return RemoteFault("unreachable", "nobody listens there")
+def settle(waiting: "asyncio.Future[T]", value: T) -> None:
+    """Give a future its result, unless nobody waits for it any more."""
+    if not waiting.done():
+        waiting.set_result(value)
 
 
 def _raise(_life: Life, error: BaseException) -> None:

@@ -7,6 +7,7 @@ them run. What must outlive a kill is given from outside.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from gridtokenx.bridge.process.chains import relayed, relaying_fee
@@ -34,11 +35,11 @@ from gridtokenx.host.metrics import Metrics
 from gridtokenx.lab.manifest import AHEAD_INTERVALS, Manifest
 from gridtokenx.lab.sim.testnet.broker import broker_for
 from gridtokenx.lab.sim.testnet.links import access, follow
-from gridtokenx.lab.sim.testnet.processes import End, Idle, Life
+from gridtokenx.lab.sim.testnet.processes import End, Idle, Life, settle
 from gridtokenx.lab.testnet.genesis import WORKLOAD
 from gridtokenx.ledger.readings import RETAINED_BOUNDARIES
-from gridtokenx.oracle.feeds.market import Market
 from gridtokenx.oracle.feeds.mapping import extract
+from gridtokenx.oracle.feeds.market import Market
 from gridtokenx.oracle.feeds.market_data import (
     day_ahead_csv,
     default_sources,
@@ -250,7 +251,7 @@ class SimulatedSource:
         """The value now, in the feed's unit; `RemoteFault` if there is none."""
         document: asyncio.Future[bytes] = self._life.loop.create_future()
         end = await self._life.wires.dial(self._life, self._market_data, PRICES)
-        end.on_frame = lambda body: document.done() or document.set_result(body)
+        end.on_frame = partial(settle, document)
         end.send(bytes((self._number,)))
         try:
             async with asyncio.timeout(READ_S):
