@@ -169,6 +169,7 @@ class ChainNode:
             "set_id": self._history.validators.set_id,
             "members": self._history.validators.size,
             "seat": "observer" if seat is None else seat,
+            "kept_from": self._history.base,
         }
 
     @property
@@ -359,6 +360,11 @@ class ChainNode:
     def _describe(self) -> None:
         metrics, status = self._parts.metrics, self._parts.status
         metrics.gauge("final_height", lambda: self.head.height)
+        metrics.gauge("kept_from_height", lambda: self._history.base)
+        metrics.describe(
+            "kept_from_height",
+            "From which height on all blocks are here: 0, or a state taken over.",
+        )
         metrics.gauge("best_height", lambda: status().best_height)
         metrics.gauge("round", lambda: status().round)
         metrics.gauge("set_id", lambda: self._history.validators.set_id)

@@ -187,7 +187,7 @@ class FollowService:
         try:
             async with asyncio.timeout(min(question.wait_ms, MAX_WAIT_MS) / 1000):
                 await self._history.wait_beyond(question.after)
-            reply = self._history.followed(question.after, question.limit)
+            reply = await self._reply_to(question)
         except TimeoutError:
             reply = Followed(blocks=(), proof=None, next_set=None)
         self._reply(link, number, reply)

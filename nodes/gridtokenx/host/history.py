@@ -3,6 +3,9 @@
 Trees share what they have in common, so keeping the last ones costs only what the blocks changed: about
 a kibibyte a key. Few are kept where blocks change much. Older states are gone: a client that wants a
 proof asks for it under a recent header. Blocks and events of all but the newest few are read from disk.
+
+A replica that took over a state lacks blocks below it (`pbft/state_transfer.py`). Who asks for one is told
+``not-kept``, and asks another node; the header by which a set ended is always here, with its proof.
 """
 
 import asyncio
@@ -19,8 +22,16 @@ from gridtokenx.finality.proofs import FinalityProof
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.host.follow_messages import Followed, FollowedBlock, Handover, Newest
 from gridtokenx.ledger.blocks import Block, Header
-from gridtokenx.ledger.records import SETS, load_block, load_events, load_finality
+from gridtokenx.ledger.records import (
+    SETS,
+    base_height,
+    height_key,
+    load_block,
+    load_events,
+    load_finality,
+)
 from gridtokenx.ledger.runtime import ExecutedBlock
+from gridtokenx.pbft.terms import TERMS, Term
 
 RECENT: Final = 128
 """States that are kept for proofs, at most."""
@@ -87,6 +98,8 @@ class History:
         self._know(validators)
         for _, raw in store.scan(SETS):
             self._know(decode_own(raw, ValidatorSet))
+        self._base = 0
+        self._read_base()
         self._learn_set(head)
 
     @property
@@ -99,8 +112,18 @@ class History:
         """The set that finalises the next block, as far as it is known here."""
         return self._by_hash.get(self.head.header.next_set_hash, self._first)
 
+    @property
+    def base(self) -> int:
+        """From which height on all blocks are here; 0: all there are."""
+        return self._base
+
     def append(self, executed: ExecutedBlock) -> None:
-        """One more block is final and durable."""
+        """One more block is final and durable; one far above the last if its state was taken over."""
+        if executed.height > self.head.height + 1:
+            self._recent.clear()
+            self._whole.clear()
+            self._changes = 0
+            self._read_base()
         self._learn_set(executed)
         self._keep(executed)
         self._grew.set()
@@ -146,14 +169,18 @@ class History:
         Raises:
             RemoteFault: nothing but genesis is final.
         """
-        for height in range(self.head.height, 0, -1):
+        for height in range(self.head.height, max(0, self._base - 1), -1):
             proof = self._proof(height)
             if proof is not None:
                 return Newest(header=self._header(height), proof=proof)
         raise RemoteFault("nothing-final", "no block above genesis is final yet")
 
     def followed(self, after: int, limit: int) -> Followed:
-        """What is final above `after`, cut at the last proven block within bounds."""
+        """What is final above `after`, cut at the last proven block within bounds.
+
+        Raises:
+            RemoteFault: the next one is not kept here.
+        """
         blocks = list(self._run(after, min(self.head.height, after + limit)))
         last_proven = next(
             (
@@ -178,7 +205,10 @@ class History:
         Raises:
             RemoteFault: the set has not ended here.
         """
-        low, high = 0, self.head.height
+        early = self._early_handover(set_id)
+        if early is not None:
+            return early
+        low, high = self._base, self.head.height
         while low < high:
             middle = (low + high + 1) // 2
             if self._header(middle).set_id <= set_id:
@@ -192,11 +222,28 @@ class History:
             raise RemoteFault("no-handover", f"set {set_id} has not ended here")
         return Handover(header=header, proof=proof, next_set=next_set)
 
+    def _early_handover(self, set_id: int) -> Handover | None:
+        """A handover below the base, of which only the proof was taken over."""
+        raw = self._reader.get(TERMS, height_key(set_id + 1))
+        term = None if raw is None else decode_own(raw, Term)
+        if term is None or not 0 < term.root.height < self._base:
+            return None
+        proof = self._proof(term.root.height)
+        if proof is None:
+            return None
+        return Handover(header=term.root, proof=proof, next_set=term.validators)
+
     def blocks(self, first: int, count: int) -> tuple[Block, ...]:
-        """Consecutive final blocks, as many as an answer can hold."""
+        """Consecutive final blocks, as many as an answer can hold.
+
+        Raises:
+            RemoteFault: the first of them is not kept here.
+        """
         found: list[Block] = []
         size = 0
         for height in range(first, min(self.head.height + 1, first + count)):
+            if found and not self._keeps(height):
+                break
             block = self._block(height)
             size += sum(len(transaction.encoded) for transaction in block.transactions)
             if found and size > MAX_ANSWER_BYTES:
@@ -210,8 +257,9 @@ class History:
         size, loaded = 0, 0
         for height in range(after + 1, last + 1):
             loaded += height not in self._whole
-            if loaded > MAX_LOADED:
+            if loaded > MAX_LOADED or (height > after + 1 and not self._keeps(height)):
                 return
+            self._require(height)
             events = self._events(height)
             size += sum(map(len, events))
             if size > MAX_ANSWER_BYTES and height > after + 1:
@@ -245,9 +293,27 @@ class History:
             return whole.block
         if height == 0:
             return self._genesis.block
+        self._require(height)
         block = load_block(self._reader, height)
         assert block is not None, f"final block {height} is on disk"
         return block
+
+    def _read_base(self) -> None:
+        """Where a state was taken over, and the sets whose blocks are not all here."""
+        self._base = base_height(self._reader)
+        for _, raw in self._reader.scan(TERMS):
+            self._know(decode_own(raw, Term).validators)
+
+    def _keeps(self, height: int) -> bool:
+        """Whether a final block is here; below the base some happen to be."""
+        return height >= self._base or load_block(self._reader, height) is not None
+
+    def _require(self, height: int) -> None:
+        if not self._keeps(height):
+            raise RemoteFault(
+                "not-kept",
+                f"block {height} is not kept here, all from {self._base} on are; ask another node",
+            )
 
     def _header(self, height: int) -> Header:
         recent = self._recent.get(height)
