@@ -11,8 +11,12 @@ it is durable. Persists may be grouped by the driver (one sync for many batches)
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Final, get_args
 
 from gridtokenx.core.machine import Effect, Persist, Visible
+
+_VISIBLE: Final = frozenset(get_args(Visible))
+"""By type: `isinstance` asks every member of the union in turn, for every effect of every step."""
 
 
 class Outbox:
@@ -36,11 +40,12 @@ class Outbox:
         """
         released: list[Effect] = []
         for effect in effects:
-            if isinstance(effect, Persist):
+            kind = type(effect)
+            if kind is Persist:
                 self._undurable += 1
                 self._held.append(effect)
                 released.append(effect)
-            elif isinstance(effect, Visible) and self._undurable:
+            elif self._undurable and kind in _VISIBLE:
                 self._held.append(effect)
             else:
                 released.append(effect)
@@ -53,7 +58,7 @@ class Outbox:
         released: list[Effect] = []
         while self._held:
             head = self._held[0]
-            if isinstance(head, Persist):
+            if type(head) is Persist:
                 if count == 0:
                     break
                 count -= 1

@@ -12,6 +12,8 @@ from decimal import Decimal
 from math import isqrt
 from typing import Final, Literal
 
+import msgspec
+
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.machine import Instant, NodeId
 
@@ -23,8 +25,7 @@ _EXPONENTIAL: Final = tuple(
 """Quantiles of the exponential distribution with mean 1000."""
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(msgspec.Struct, frozen=True):
     """One message on its way over one link."""
 
     sent_ms: Instant
@@ -75,11 +76,20 @@ class LinkProfile:
         """One message's delay."""
         least, other = self.delay_ms
         if self.spread == "uniform":
-            return draw.randint(least, other)
+            return least + _below(draw, other - least + 1)
         beyond = other - least
         if self.spread == "exponential":
             return least + beyond * _EXPONENTIAL[draw.randrange(_STEPS)] // 1_000
         return least + beyond * isqrt(_STEPS * 1_000_000 // draw.randint(1, _STEPS)) // 2_000
+
+
+def _below(draw: random.Random, bound: int) -> int:
+    """What `draw.randrange(bound)` gives, without its checks: it is asked for every message."""
+    bits = bound.bit_length()
+    number = draw.getrandbits(bits)
+    while number >= bound:
+        number = draw.getrandbits(bits)
+    return number
 
 
 class Network:

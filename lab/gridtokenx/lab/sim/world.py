@@ -15,7 +15,7 @@ import hashlib
 import heapq
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -57,6 +57,8 @@ START_MS: Final = 1_776_823_200_000
 _STASH_MESSAGES: Final = 256
 _KNOWN_SIGNATURES: Final = 200_000
 _ENCODED_MESSAGES: Final = 4_096
+_NOTES: Final = 512
+"""So many pieces of the trace are hashed at once: the hash of the pieces together is the same."""
 _MILLION: Final = 1_000_000
 
 Build = Callable[[Reader], Machine]
@@ -169,8 +171,10 @@ class World:
         self._sequence = 0
         self._known: dict[SignatureCheck, bool] = {}
         self._trace = hashlib.sha256() if trace else None
+        self._notes: list[bytes] = []
         self._encoded: dict[int, tuple[Wire, bytes]] = {}
         self._places: dict[NodeId, list[SimulatedNode]] = {}
+        self._peers_of: dict[NodeId, list[SimulatedNode]] = {}
 
     # -- building ----------------------------------------------------------------------------------
 
@@ -195,6 +199,7 @@ class World:
         made = SimulatedNode(node, network, build, clock_offset_ms, identity=identity or node)
         self.nodes[node] = made
         self._places.setdefault(made.identity, []).append(made)
+        self._peers_of.clear()
         return made
 
     def start(self, *nodes: NodeId) -> None:
@@ -260,12 +265,12 @@ class World:
 
     def run_until(self, done: Callable[[], bool], limit_ms: int) -> bool:
         """Let time pass until `done`, at most so long; returns whether it was."""
-        end = self.now + limit_ms
+        end, queue, pop = self.now + limit_ms, self._queue, heapq.heappop
         while not done():
-            if not self._queue or self._queue[0][0] > end:
+            if not queue or queue[0][0] > end:
                 self.now = end
                 return done()
-            self.now, _, action = heapq.heappop(self._queue)
+            self.now, _, action = pop(queue)
             action()
         return True
 
@@ -273,6 +278,8 @@ class World:
         """Hash of everything that was delivered so far; needs `trace`."""
         if self._trace is None:
             raise AssertionError("the world was built without trace=True")
+        self._trace.update(b"".join(self._notes))
+        self._notes.clear()
         return self._trace.hexdigest()
 
     # -- events ------------------------------------------------------------------------------------
@@ -302,13 +309,11 @@ class World:
 
     def _later(self, node: SimulatedNode, delay_ms: int, action: Callable[[], None]) -> None:
         """Do something with this life of a node, unless it ends before."""
-        life = node.life
+        self.at(self.now + delay_ms, partial(self._in_life, node, node.life, action))
 
-        def run() -> None:
-            if node.life == life:
-                self._when_running(node, action)
-
-        self.at(self.now + delay_ms, run)
+    def _in_life(self, node: SimulatedNode, life: int, action: Callable[[], None]) -> None:
+        if node.life == life:
+            self._when_running(node, action)
 
     def _when_running(self, node: SimulatedNode, action: Callable[[], None]) -> None:
         if node.paused:
@@ -320,7 +325,10 @@ class World:
         if node.machine is None:
             return
         if self._trace is not None:
-            self._note_event(self._trace, node, event)
+            self._note_event(node, event)
+            if len(self._notes) >= _NOTES:
+                self._trace.update(b"".join(self._notes))
+                self._notes.clear()
         life = node.life
         try:
             effects = node.machine.step(node.local_ms(self.now), event)
@@ -382,18 +390,18 @@ class World:
 
     def _carry_out(self, node: SimulatedNode, effect: Effect) -> None:
         match effect:
-            case Persist(writes):
-                self._persist(node, Persist(writes))
-            case Send(to, message):
-                self._note_emitted(node, message)
-                for place in self._places.get(to, ()):
-                    self._send(node, place, message)
             case Broadcast(message):
                 self._note_emitted(node, message)
                 for peer in self._peers(node):
                     self._send(node, peer, message)
             case SetTimer(name, at_ms):
                 self._set_timer(node, name, at_ms)
+            case Persist():
+                self._persist(node, effect)
+            case Send(to, message):
+                self._note_emitted(node, message)
+                for place in self._places.get(to, ()):
+                    self._send(node, place, message)
             case CancelTimer(name):
                 node.timers.pop(name, None)
             case Committed():
@@ -414,22 +422,18 @@ class World:
         if node.store.delay_ms:
             duration_ms += self.draw.randint(0, node.store.delay_ms)
         done_ms = node.sync_until_ms(self.now, duration_ms)
-        life = node.life
+        durable = partial(self._durable, node, node.life)
+        self.at(done_ms, partial(self._in_life, node, node.life, durable))
 
-        def durable() -> None:
-            if node.store.fails:
-                self._halt(node, LocalFault("a sync failed"))
-                return
-            node.store.sync()
-            for effect in node.outbox.durable():
-                if node.life == life:
-                    self._carry_out(node, effect)
-
-        def synced() -> None:
+    def _durable(self, node: SimulatedNode, life: int) -> None:
+        """The oldest batch is on disk: what waited for it may leave."""
+        if node.store.fails:
+            self._halt(node, LocalFault("a sync failed"))
+            return
+        node.store.sync()
+        for effect in node.outbox.durable():
             if node.life == life:
-                self._when_running(node, durable)
-
-        self.at(done_ms, synced)
+                self._carry_out(node, effect)
 
     def _note_emitted(self, node: SimulatedNode, message: Wire) -> None:
         if self.on_emitted is not None:
@@ -444,15 +448,15 @@ class World:
 
     def _set_timer(self, node: SimulatedNode, name: Hashable, at_ms: Instant) -> None:
         self._sequence += 1
-        generation = self._sequence
-        node.timers[name] = generation
-
-        def fire() -> None:
-            if node.timers.get(name) == generation:
-                del node.timers[name]
-                self._step(node, TimerFired(name))
-
+        node.timers[name] = self._sequence
+        fire = partial(self._fire, node, name, self._sequence)
         self._later(node, node.until_ms(self.now, at_ms), fire)
+
+    def _fire(self, node: SimulatedNode, name: Hashable, generation: int) -> None:
+        """A timer is due, unless it was cancelled or set again."""
+        if node.timers.get(name) == generation:
+            del node.timers[name]
+            self._step(node, TimerFired(name))
 
     def _note_committed(self, node: SimulatedNode, effect: Committed) -> None:
         node.committed.append(effect)
@@ -463,29 +467,30 @@ class World:
         for sender, message in waiting:
             self._later(node, 0, partial(self._verify, node, sender, message))
 
-    def _peers(self, node: SimulatedNode) -> Iterable[SimulatedNode]:
-        return [
-            peer
-            for peer in self.nodes.values()
-            if peer.network == node.network and peer.identity != node.identity
-        ]
+    def _peers(self, node: SimulatedNode) -> Sequence[SimulatedNode]:
+        found = self._peers_of.get(node.id)
+        if found is None:
+            found = self._peers_of[node.id] = [
+                peer
+                for peer in self.nodes.values()
+                if peer.network == node.network and peer.identity != node.identity
+            ]
+        return found
 
     # -- the trace ---------------------------------------------------------------------------------
 
-    def _note_event(self, trace: "hashlib._Hash", node: SimulatedNode, event: Event) -> None:
-        trace.update(self.now.to_bytes(8, "big"))
-        trace.update(node.id)
-        trace.update(type(event).__name__.encode())
+    def _note_event(self, node: SimulatedNode, event: Event) -> None:
+        notes = self._notes
+        notes += (self.now.to_bytes(8, "big"), node.id, type(event).__name__.encode())
         match event:
             case Received(verified):
-                trace.update(verified.sender)
-                trace.update(self._encode(verified.message))
-            case Submitted(transactions):
-                trace.update(b"".join(map(self._encode, transactions)))
+                notes += (verified.sender, self._encode(verified.message))
             case TimerFired(name):
-                trace.update(repr(name).encode())
+                notes.append(repr(name).encode())
+            case Submitted(transactions):
+                notes += map(self._encode, transactions)
             case PeerConnected(peer):
-                trace.update(peer)
+                notes.append(peer)
             case _:
                 """Nothing more to tell."""
 
