@@ -27,6 +27,10 @@ _COMMANDS: Final = {
     "ca": ("gridtokenx.lab.commands.ca", "Run the authority of a permissioned chain."),
     "backup": ("gridtokenx.lab.commands.backup", "Back up and restore a process's home."),
     "sim": ("gridtokenx.lab.commands.sim", "Run chains in virtual time, with faults and traitors."),
+    "fault": (
+        "gridtokenx.lab.commands.fault",
+        "Run real replicas under faults; add and heal some.",
+    ),
     "verify": ("gridtokenx.lab.commands.verify", "Re-execute a node's chain from its disk."),
     "node": ("gridtokenx.lab.commands.node", "Run a node of one of the three chains."),
     "members": ("gridtokenx.lab.commands.members", "Change who runs a permissioned chain."),

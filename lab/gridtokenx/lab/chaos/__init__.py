@@ -1,0 +1,1 @@
+"""Faults in real processes: replicas over TLS and LMDB, killed, stopped, cut off and turned."""
