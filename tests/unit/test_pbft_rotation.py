@@ -2,16 +2,20 @@
 
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.oracle_world import genesis as oracle_genesis
 from tests.simulation.pbft_script import Bench
 
-from gridtokenx.core.errors import RemoteFault
+from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.finality.validators import ValidatorSet
+from gridtokenx.ledger.identity import derive_chain_id, parse_genesis, render_genesis
 from gridtokenx.ledger.runtime import ExecutedBlock
+from gridtokenx.oracle.chain.ledger import OracleGenesis
 from gridtokenx.pbft.messages import Body, Commit, NewView, Prepare, PrePrepare, Status, ViewChange
-from gridtokenx.pbft.rotation import PERIOD_VIEWS, Periods, primary_of
+from gridtokenx.pbft.rotation import PERIOD_VIEWS, Periods, blocks_of, primary_of
 from gridtokenx.pbft.timing import Timing
 from gridtokenx.pbft.view_change import ViewChangeFault, check_view_change
 
@@ -240,3 +244,24 @@ def test_a_laggard_of_an_earlier_period_is_shown_where_the_others_are() -> None:
     bench.take(Status)
     bench.suspect(3, 0)
     assert bench.take(Status) == [Status(0, SECOND, True, 1)]
+
+
+# -- the setting -----------------------------------------------------------------------------------
+
+
+def test_a_genesis_that_does_not_rotate_is_encoded_as_before() -> None:
+    plain = oracle_genesis()
+    assert b"rotation_blocks" not in render_genesis(plain)
+    assert blocks_of(plain.rotation_blocks) == 0
+
+
+def test_rotation_is_in_the_genesis_and_so_in_the_chains_id() -> None:
+    rotating_ = oracle_genesis(rotation_blocks=100)
+    assert derive_chain_id(rotating_) != derive_chain_id(oracle_genesis())
+    named = msgspec.structs.replace(rotating_, chain_id=derive_chain_id(rotating_))
+    read = parse_genesis(render_genesis(named), OracleGenesis, "oracle.json")
+    assert blocks_of(read.rotation_blocks) == 100
+    with pytest.raises(LocalFault, match="rotation_blocks"):
+        parse_genesis(
+            render_genesis(named).replace(b": 100,", b": 0,"), OracleGenesis, "oracle.json"
+        )

@@ -82,6 +82,8 @@ class Consortium(Section, frozen=True):
 
     replicas: Annotated[int, Meta(ge=4, le=21)] = 4
     block_time_ms: Annotated[int, Meta(ge=0, le=60_000)] = 1_000
+    rotation_blocks: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    """The leadership passes on after so many blocks; 0: only when a leader fails."""
 
 
 class Oracle(Section, frozen=True):
@@ -89,6 +91,8 @@ class Oracle(Section, frozen=True):
 
     nodes: Annotated[int, Meta(ge=4, le=21)] = 4
     block_time_ms: Annotated[int, Meta(ge=0, le=60_000)] = 1_000
+    rotation_blocks: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    """The leadership passes on after so many blocks; 0: only when a leader fails."""
     grace_ms: Annotated[int, Meta(ge=6_001, le=600_000)] = 8_000
     """How long after an interval's end it closes, in network time."""
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Final
 
+import msgspec
 from msgspec import Meta
 
 from gridtokenx.consortium.custody import TREASURY, WATT_DENOM, Custody
@@ -31,6 +32,7 @@ from gridtokenx.ledger.admission import StrictNonce
 from gridtokenx.ledger.runtime import Ledger
 from gridtokenx.ledger.tokens import Tokens
 from gridtokenx.pbft.membership import Membership
+from gridtokenx.pbft.rotation import RotationBlocks
 
 FIRST_SET_ID: Final = 0
 
@@ -105,6 +107,8 @@ class ConsortiumGenesis(Section, frozen=True):
     """Network time that a batch of device decisions may take to the oracle chain."""
     oracle_client: str = "oracle"
     """Which of the clients is the oracle chain."""
+    rotation_blocks: RotationBlocks | msgspec.UnsetType = msgspec.UNSET
+    """The leadership passes on after so many blocks, see `pbft/rotation.py`; unset: only when it fails."""
 
     @property
     def validator_set(self) -> ValidatorSet:

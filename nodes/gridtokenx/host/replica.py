@@ -37,6 +37,8 @@ class PbftChain:
     validators: ValidatorSet
     """The first set."""
     genesis: ExecutedBlock
+    rotation_blocks: int = 0
+    """See `pbft/rotation.py`; 0: the leadership passes on only when it fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ def make_replica(
                 chain.genesis,
                 waits,
                 validators_of=validators_of,
+                rotation_blocks=chain.rotation_blocks,
             )
 
         replica, following = follow_first(store, seed, restore, chain.name, _position)

@@ -7,6 +7,7 @@ from gridtokenx.host.replica import PbftChain, make_replica, serving_node
 from gridtokenx.host.role import open_role
 from gridtokenx.host.settings import PermissionedNodeSettings
 from gridtokenx.ledger.identity import parse_genesis
+from gridtokenx.pbft.rotation import blocks_of
 
 CHAIN = "consortium"
 
@@ -30,7 +31,8 @@ async def run_consortium(settings: ConsortiumNodeSettings) -> None:
     def chain_of(verifier: CachingVerifier) -> PbftChain:
         ledger = consortium_ledger(genesis, verifier)
         block = ledger.genesis(genesis.clock.network_genesis_ms)
-        return PbftChain(CHAIN, ledger, genesis.validator_set, block)
+        rotation = blocks_of(genesis.rotation_blocks)
+        return PbftChain(CHAIN, ledger, genesis.validator_set, block, rotation)
 
     node = make_replica(settings, role, chain_of).node
     async with serving_node(role, node):

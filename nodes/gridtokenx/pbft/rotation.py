@@ -23,10 +23,14 @@ time, so periods should be long against a timeout: a hundred blocks, say.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
+
+from msgspec import UNSET, Meta, UnsetType
 
 from gridtokenx.finality.validators import ValidatorSet
 
+RotationBlocks = Annotated[int, Meta(ge=1, le=1_000_000)]
+"""Blocks of a period in a genesis. Where it is unset it is not encoded, and changes no chain's id."""
 PERIOD_VIEWS: Final = 1_000_000
 """Views of one period: more attempts than a timeout of a minute allows in a year."""
 
@@ -38,6 +42,11 @@ def primary_of(view: int, validators: ValidatorSet) -> int:
     """
     period, attempt = divmod(view, PERIOD_VIEWS)
     return (period + attempt) % validators.size
+
+
+def blocks_of(setting: int | UnsetType) -> int:
+    """A genesis' setting as the replica takes it: 0 if the leadership does not rotate."""
+    return 0 if setting is UNSET else setting
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,6 +202,7 @@ def _consortium(
     return ConsortiumGenesis(
         chain_id=UNNAMED,
         validators=tuple(keys[f"consortium-{i}"] for i in range(manifest.consortium.replicas)),
+        rotation_blocks=manifest.consortium.rotation_blocks or msgspec.UNSET,
         clock=clock,
         operator=keys[OPERATOR],
         utility=keys[UTILITY],
@@ -258,6 +259,7 @@ def _oracle(manifest: Manifest, keys: Keys, clock: GridClock) -> OracleGenesis:
     return OracleGenesis(
         chain_id=UNNAMED,
         validators=tuple(keys[f"oracle-{i}"] for i in range(manifest.oracle.nodes)),
+        rotation_blocks=manifest.oracle.rotation_blocks or msgspec.UNSET,
         relayers=tuple(keys[f"relayer-{i}"] for i in range(manifest.bridge.relayers)),
         clock=clock,
         clients=(),

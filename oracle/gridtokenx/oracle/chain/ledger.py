@@ -25,6 +25,7 @@ from gridtokenx.oracle.chain.registry import Registry
 from gridtokenx.oracle.chain.relayers import MAX_RELAYERS, OracleRelayers
 from gridtokenx.oracle.chain.relaying import QuotedInterchain
 from gridtokenx.pbft.membership import Membership
+from gridtokenx.pbft.rotation import RotationBlocks
 
 FIRST_SET_ID = 0
 
@@ -35,6 +36,8 @@ class OracleGenesis(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     chain_id: Hash32
     validators: Annotated[tuple[PublicKey, ...], Meta(min_length=1, max_length=100)]
     """The first oracles' keys: they run the chain, and observe."""
+    rotation_blocks: RotationBlocks | msgspec.UnsetType = msgspec.UNSET
+    """The leadership passes on after so many blocks, see `pbft/rotation.py`; unset: only when it fails."""
     relayers: tuple[PublicKey, ...]
     """Keys that may relay at first, within their quota."""
     clock: GridClock

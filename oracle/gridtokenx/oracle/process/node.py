@@ -26,6 +26,7 @@ from gridtokenx.ledger.runtime import Ledger
 from gridtokenx.oracle.chain.ledger import OracleGenesis, oracle_ledger
 from gridtokenx.oracle.process.observer import Source
 from gridtokenx.oracle.process.service import OracleService
+from gridtokenx.pbft.rotation import blocks_of
 
 CHAIN: Final = "oracle"
 GridMs = Callable[[], int]
@@ -118,4 +119,5 @@ class _Chain:
         genesis = self._genesis
         self.verifier, self.ledger = verifier, oracle_ledger(genesis, verifier)
         block = self.ledger.genesis(genesis.clock.network_genesis_ms)
-        return PbftChain(CHAIN, self.ledger, genesis.validator_set, block)
+        rotation = blocks_of(genesis.rotation_blocks)
+        return PbftChain(CHAIN, self.ledger, genesis.validator_set, block, rotation)

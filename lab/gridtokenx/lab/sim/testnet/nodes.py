@@ -30,6 +30,7 @@ from gridtokenx.oracle.process.observer import Source
 from gridtokenx.oracle.process.service import OracleService
 from gridtokenx.pbft.membership import validators_of as pbft_validators_of
 from gridtokenx.pbft.replica import Replica
+from gridtokenx.pbft.rotation import blocks_of
 from gridtokenx.pbft.timing import Timing
 from gridtokenx.public.chain import PublicGenesis, public_chain
 from gridtokenx.public.machine import NodeKeys, PublicConfig, PublicNode
@@ -70,6 +71,7 @@ class SimulatedChain:
         """A node's machine as its earlier lives left it."""
         facts = self.facts
         if self.timing is not None:
+            assert not isinstance(facts.genesis, PublicGenesis), "that one has no timing"
             return Replica.restore(
                 reader,
                 self.ledger,
@@ -78,6 +80,7 @@ class SimulatedChain:
                 facts.genesis_block,
                 self.timing,
                 validators_of=pbft_validators_of,
+                rotation_blocks=blocks_of(facts.genesis.rotation_blocks),
             )
         assert isinstance(facts.genesis, PublicGenesis), "the other two have a timing"
         keys = NodeKeys(signer, KeyedHashVrf(signer.public_key), KeyedHashVrfVerifier())
