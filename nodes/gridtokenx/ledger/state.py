@@ -6,10 +6,11 @@ must walk something keeps an explicit `Log` of it. `State.scan` walks everything
 invariants and migrations alone.
 """
 
-from collections.abc import Iterator
-from typing import Final, Generic, TypeVar
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Final, Generic, TypeVar, cast
 
-from gridtokenx.core.codec import decode_own, encode
+from gridtokenx.core.codec import encode, reader_of
 from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.state_tree import StateTree
 
@@ -27,25 +28,40 @@ class BadKey(RemoteFault):
 
 
 class State:
-    """Reads fall through to the tree; writes stay here until `commit`."""
+    """Reads fall through to the tree, once for each key; writes stay here.
 
-    __slots__ = ("_changes", "_journal", "tree")
+    Args:
+        tree: what is below.
+        known: values that the tree is known to hold, such as what its block changed: a read of one
+            costs no walk.
+    """
 
-    def __init__(self, tree: StateTree) -> None:
+    __slots__ = ("_before", "_decoded", "_journal", "_now", "tree")
+
+    def __init__(self, tree: StateTree, known: Mapping[bytes, bytes | None] | None = None) -> None:
         self.tree: Final = tree
-        self._changes: dict[bytes, bytes | None] = {}
-        self._journal: list[tuple[bytes, bool, bytes | None]] = []
+        self._now: dict[bytes, bytes | None] = dict(known or ())
+        """All that was read or written, as it stands."""
+        self._before: dict[bytes, bytes | None] = {}
+        """What the tree holds where something was written, even if that was undone."""
+        self._journal: list[tuple[bytes, bytes | None]] = []
+        self._decoded: dict[bytes, tuple[bytes, object]] = {}
+        """What `Map` made of a key's bytes; of use only while the key has these very bytes."""
 
     def get(self, key: bytes) -> bytes | None:
         """The value of `key`, or None."""
-        if key in self._changes:
-            return self._changes[key]
-        return self.tree.get(key)
+        try:
+            return self._now[key]
+        except KeyError:
+            value = self._now[key] = self.tree.get(key)
+            return value
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Set `key`, or delete it with None."""
-        self._journal.append((key, key in self._changes, self._changes.get(key)))
-        self._changes[key] = value
+        before = self.get(key)
+        self._before.setdefault(key, before)
+        self._journal.append((key, before))
+        self._now[key] = value
 
     def savepoint(self) -> int:
         """A mark that `rollback` can return to."""
@@ -54,24 +70,34 @@ class State:
     def rollback(self, savepoint: int) -> None:
         """Undo every write since `savepoint`."""
         while len(self._journal) > savepoint:
-            key, was_changed, value = self._journal.pop()
-            if was_changed:
-                self._changes[key] = value
-            else:
-                del self._changes[key]
+            key, value = self._journal.pop()
+            self._now[key] = value
 
     def changes(self) -> dict[bytes, bytes | None]:
         """What differs from the tree (writes of an unchanged value are left out)."""
-        return {k: v for k, v in self._changes.items() if self.tree.get(k) != v}
+        now = self._now
+        return {key: now[key] for key, before in self._before.items() if now[key] != before}
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """All pairs whose key starts with `prefix`, in no order. Costs a walk of the whole state."""
         for key, value in self.tree.items():
-            if key.startswith(prefix) and key not in self._changes:
+            if key.startswith(prefix) and key not in self._before:
                 yield key, value
-        for key, changed in self._changes.items():
+        for key in self._before:
+            changed = self._now[key]
             if changed is not None and key.startswith(prefix):
                 yield key, changed
+
+    # -- for stores --------------------------------------------------------------------------------
+
+    def decoded(self, key: bytes, raw: bytes) -> object | None:
+        """What `keep_decoded` was told of a key, while `raw` are the very bytes it was told of."""
+        found = self._decoded.get(key)
+        return found[1] if found is not None and found[0] is raw else None
+
+    def keep_decoded(self, key: bytes, raw: bytes, value: object) -> None:
+        """Spare the next reader of a key the decoding: values are immutable."""
+        self._decoded[key] = (raw, value)
 
 
 def store_key(*parts: KeyPart) -> bytes:
@@ -80,89 +106,131 @@ def store_key(*parts: KeyPart) -> bytes:
     Raises:
         BadKey: an integer outside 64 bits, or a text or byte string above `MAX_KEY_PART` bytes.
     """
-    return b"".join(map(_key_part, parts))
+    return _extend(b"", parts)
 
 
-def _key_part(part: KeyPart) -> bytes:
-    if isinstance(part, int):
-        if not 0 <= part < 1 << 64:
+_LENGTHS: Final = tuple(bytes((length,)) for length in range(MAX_KEY_PART + 1))
+
+
+def _extend(key: bytes, parts: tuple[KeyPart, ...]) -> bytes:
+    for part in parts:
+        if isinstance(part, bytes):
+            key += _bytes_part(part) if len(part) > MAX_KEY_PART else _LENGTHS[len(part)] + part
+        elif isinstance(part, str):
+            key += _text_part(part)
+        elif 0 <= part < 1 << 64:
+            key += part.to_bytes(8, "big")
+        else:
             raise BadKey(f"{part} is outside 64 bits")
-        return part.to_bytes(8, "big")
-    raw = part.encode() if isinstance(part, str) else part
+    return key
+
+
+def _bytes_part(raw: bytes) -> bytes:
     if len(raw) > MAX_KEY_PART:
         raise BadKey(f"a name of {len(raw)} bytes, where {MAX_KEY_PART} are allowed")
-    return bytes((len(raw),)) + raw
+    return _LENGTHS[len(raw)] + raw
+
+
+@lru_cache(maxsize=1_024)
+def _text_part(text: str) -> bytes:
+    """Names of tokens, purposes, clients and ports: few, and the same all the time."""
+    return _bytes_part(text.encode())
 
 
 class Map(Generic[T]):
-    """Values of one type under composite keys."""
+    """Values of one type under composite keys.
 
-    __slots__ = ("_type", "prefix")
+    The methods that end in `_at` take a whole key (of `key`), for those who read and write one.
+    """
+
+    __slots__ = ("_decode", "_is_small", "prefix")
 
     def __init__(self, prefix: str, type_: type[T]) -> None:
         self.prefix: Final = prefix.encode() + b":"
-        self._type: Final = type_
+        self._decode: Final = reader_of(type_)
+        self._is_small: Final = type_ in (int, bytes, bool)
+        """Decoding costs no more than looking for what was decoded."""
 
     def key(self, *parts: KeyPart) -> bytes:
         """The state key: what a proof of this value is about."""
-        return self.prefix + store_key(*parts)
+        return _extend(self.prefix, parts)
 
     def get(self, state: State, *parts: KeyPart) -> T | None:
         """The value, or None."""
-        raw = state.get(self.key(*parts))
-        return None if raw is None else decode_own(raw, self._type)
+        return self.get_at(state, _extend(self.prefix, parts))
 
     def read(self, state: State, default: T, *parts: KeyPart) -> T:
         """The value, or `default`."""
-        raw = state.get(self.key(*parts))
-        return default if raw is None else decode_own(raw, self._type)
+        value = self.get_at(state, _extend(self.prefix, parts))
+        return default if value is None else value
 
     def has(self, state: State, *parts: KeyPart) -> bool:
         """Whether there is a value."""
-        return state.get(self.key(*parts)) is not None
+        return state.get(_extend(self.prefix, parts)) is not None
 
     def put(self, state: State, value: T, *parts: KeyPart) -> None:
         """Set the value."""
-        state.put(self.key(*parts), encode(value))
+        self.put_at(state, value, _extend(self.prefix, parts))
 
     def delete(self, state: State, *parts: KeyPart) -> None:
         """Forget the value; nothing happens if there is none."""
-        key = self.key(*parts)
+        self.delete_at(state, _extend(self.prefix, parts))
+
+    def get_at(self, state: State, key: bytes) -> T | None:
+        """The value at a key, or None."""
+        raw = state.get(key)
+        if raw is None:
+            return None
+        if self._is_small:
+            return self._decode(raw)
+        value = state.decoded(key, raw)
+        if value is None:
+            value = self._decode(raw)
+            state.keep_decoded(key, raw, value)
+        return cast("T", value)
+
+    def put_at(self, state: State, value: T, key: bytes) -> None:
+        """Set the value at a key."""
+        raw = encode(value)
+        state.put(key, raw)
+        if not self._is_small:
+            state.keep_decoded(key, raw, value)
+
+    def delete_at(self, state: State, key: bytes) -> None:
+        """Forget the value at a key; nothing happens if there is none."""
         if state.get(key) is not None:
             state.put(key, None)
 
     def decode(self, raw: bytes) -> T:
         """A value from its stored bytes, for readers that verified a proof of them."""
-        return decode_own(raw, self._type)
+        return self._decode(raw)
 
     def scan(self, state: State) -> Iterator[tuple[bytes, T]]:
         """All (composite key, value) pairs; for invariants only (see `State.scan`)."""
         start = len(self.prefix)
         for key, raw in state.scan(self.prefix):
-            yield key[start:], decode_own(raw, self._type)
+            yield key[start:], self._decode(raw)
 
 
 class Cell(Generic[T]):
     """One value with a default."""
 
-    __slots__ = ("_default", "_map")
+    __slots__ = ("_default", "_map", "key")
 
     def __init__(self, name: str, type_: type[T], default: T) -> None:
         self._map: Final = Map(name, type_)
         self._default: Final = default
-
-    @property
-    def key(self) -> bytes:
+        self.key: Final = self._map.key()
         """The state key."""
-        return self._map.key()
 
     def get(self, state: State) -> T:
         """The value, or the default."""
-        return self._map.read(state, self._default)
+        value = self._map.get_at(state, self.key)
+        return self._default if value is None else value
 
     def put(self, state: State, value: T) -> None:
         """Set the value."""
-        self._map.put(state, value)
+        self._map.put_at(state, value, self.key)
 
     def decode(self, raw: bytes) -> T:
         """The value from its stored bytes."""
