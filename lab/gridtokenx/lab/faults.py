@@ -66,8 +66,8 @@ Kind = Literal[
 Behaviour = Literal[
     "silent", "selective-silence", "delay", "equivocate", "conflicting-votes", "forge-signature",
     "wrong-digest", "wrong-state-root", "time-liar", "censor", "replay", "hasty-view-change",
-    "stale-view-change", "malformed-view-change", "bogus-new-view", "block-liar", "amnesia",
-    "twin",
+    "stale-view-change", "malformed-view-change", "bogus-new-view", "block-liar", "snapshot-liar",
+    "amnesia",    "twin",
 ]  # fmt: skip
 """What a Byzantine replica does; one sentence on each in `sim/pbft/behaviours.py`."""
 BEHAVIOURS: Final[tuple[str, ...]] = get_args(Behaviour)

@@ -52,7 +52,8 @@ from gridtokenx.lab.chaos.witness import Witness
 from gridtokenx.lab.faults import Behave, OnLinks, Where
 from gridtokenx.lab.sim.links import rule_of
 from gridtokenx.lab.sim.network import DeliverAfter, DeliverEach, Drop, Envelope, Rule
-from gridtokenx.lab.sim.pbft.behaviours import TRICKS, Conspiracy, Puppet, Trick
+from gridtokenx.lab.sim.pbft.behaviours import TRICKS
+from gridtokenx.lab.sim.pbft.traitors import Conspiracy, Puppet, Trick
 from gridtokenx.ledger.identity import parse_genesis
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger, Proposal
 from gridtokenx.ledger.transactions import Transaction

@@ -71,14 +71,26 @@ _FIRST_LEADER: Final = 0.4
 """So often a traitor leads the first view."""
 _TREASON: Final = 0.6
 """In so many runs somebody is a traitor for sure, if anybody may be."""
-_SLOW: Final = 0.25
+_ROTATING: Final = 0.25
+_HANDING_OUT: Final = 0.25
+_SLOW: Final = 0.3
+_SHORT_MS: Final = 1_000
+"""A network slower than longer timeouts than that takes minutes for a view change."""
 _LARGEST_DRAWN: Final = 7
 """Sets are not drawn to grow beyond this."""
 _TREASONS: Final[tuple[tuple[Behaviour, ...], ...]] = (
     ("equivocate", "equivocate", "conflicting-votes", "twin", "amnesia"),
     ("silent", "selective-silence", "delay", "censor"),
     ("stale-view-change", "malformed-view-change", "bogus-new-view", "hasty-view-change"),
-    ("wrong-digest", "wrong-state-root", "time-liar", "forge-signature", "replay", "block-liar"),
+    (
+        "wrong-digest",
+        "wrong-state-root",
+        "time-liar",
+        "forge-signature",
+        "replay",
+        "block-liar",
+        "snapshot-liar",
+    ),
 )
 """By what they are after: the decision, progress, the view, the block."""
 _AMNESIA: Final = 0.15
@@ -127,6 +139,7 @@ def _swarm(manifest: Manifest, swarm: Swarm, draw: random.Random) -> Manifest:
         window=draw.choice(swarm.window),
         view_timeout_ms=timeout_ms,
         request_timeout_ms=timeout_ms,
+        **_habits(draw),
     )
     changes, sets = manifest.change, [tuple(range(chain.replicas))]
     if "members" in features:
@@ -148,6 +161,18 @@ def _swarm(manifest: Manifest, swarm: Swarm, draw: random.Random) -> Manifest:
         change=changes,
         fault=(*manifest.fault, *faults),
     )
+
+
+def _habits(draw: random.Random) -> dict[str, int]:
+    """Now and then leaders rotate, and replicas hand out states instead of blocks."""
+    habits: dict[str, int] = {}
+    if draw.random() < _ROTATING:
+        habits["rotation_blocks"] = draw.choice((1, 3, 10))
+    if draw.random() < _HANDING_OUT:
+        habits["checkpoint_blocks"] = draw.choice((1, 4))
+        habits["snapshot_distance"] = draw.choice((4, 12))
+        habits["part_bytes"] = draw.choice((256, 4_096))
+    return habits
 
 
 def _changes(
@@ -207,7 +232,7 @@ def _count(swarm: Swarm, replicas: int, draw: random.Random) -> int:
 
 def _second_phase(phase: Liveness, timeout_ms: int, draw: random.Random) -> Liveness:
     """Sometimes delays are bounded by more than the first timeouts: these must grow."""
-    if draw.random() >= _SLOW:
+    if draw.random() >= _SLOW or timeout_ms > _SHORT_MS:
         return phase
     least_ms = draw.choice((timeout_ms // 2, timeout_ms * 3 // 2))
     return msgspec.structs.replace(

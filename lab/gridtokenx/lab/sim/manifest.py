@@ -7,7 +7,7 @@ seed; what it returns is a manifest again, without open ends, which can be print
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -25,6 +25,9 @@ from gridtokenx.lab.faults import (
     Index,
     problems,
 )
+from gridtokenx.lab.manifest import Manifest as Testnet
+from gridtokenx.lab.manifest import Section as NetworkSection
+from gridtokenx.lab.sim.testnet import naming
 from gridtokenx.pbft.timing import Timing
 
 Millis = Annotated[int, Meta(ge=0, le=86_400_000)]
@@ -63,6 +66,8 @@ class Chain(Section, frozen=True):
     clock_bound_ms: Annotated[int, Meta(ge=1, le=600_000)] = 5_000
     gossip_ms: Annotated[int, Meta(ge=0, le=60_000)] = 20
     fetch_timeout_ms: Annotated[int, Meta(ge=1, le=600_000)] = 2_000
+    rotation_blocks: Annotated[int, Meta(ge=0, le=2**20)] = 0
+    """After so many blocks the leadership passes on; 0: only by view change."""
     checkpoint_blocks: Annotated[int, Meta(ge=1, le=2**20)] = 64
     """Between two heights whose states are handed out."""
     snapshot_distance: Annotated[int, Meta(ge=0, le=2**40)] = 1_024
@@ -168,7 +173,7 @@ class Swarm(Section, frozen=True):
     changes: Annotated[int, Meta(ge=0, le=100)] = 4
     """Most changes of the replica set, in runs that have the feature `members`."""
     view_timeout_ms: Annotated[tuple[Timeout, ...], Meta(min_length=1)] = (300, 1_000, 3_000)
-    """Also the request timeout; every fourth run's second phase is slower than that."""
+    """Also the request timeout; in some runs the second phase is slower than that."""
     byzantine: Annotated[int, Meta(ge=-1, le=127)] = -1
     """How many traitors at most; -1: as many as the chain tolerates."""
     least_byzantine: Annotated[int, Meta(ge=0, le=127)] = 0
@@ -208,6 +213,8 @@ class Manifest(Section, frozen=True):
     byzzfuzz: Byzzfuzz | None = None
     change: tuple[Change, ...] = ()
     fault: tuple[AnyFault, ...] = ()
+    testnet: Testnet | None = None
+    """The whole network of a manifest of `gtx testnet`, in place of one chain (`testnet/naming.py`)."""
 
     @property
     def open(self) -> bool:
@@ -225,15 +232,22 @@ def load(path: Path) -> Manifest:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise LocalFault(f"manifest {path}: cannot be read: {error}") from None
-    return parse(text, str(path))
+    return parse(text, str(path), path.parent)
 
 
-def parse(text: str, source: str = "manifest") -> Manifest:
-    """The inverse of `dump`; see `load` for what is refused."""
+def parse(text: str, source: str = "manifest", beside: Path | None = None) -> Manifest:
+    """The inverse of `dump`; see `load` for what is refused.
+
+    Args:
+        text: TOML.
+        source: for complaints.
+        beside: the directory from which it may name a network's manifest.
+    """
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise LocalFault(f"manifest {source}: not TOML: {error}") from None
+    raw = naming.expand(raw, source, beside)
     for problem in _unknown_keys(raw, Manifest, ""):
         raise LocalFault(f"manifest {source}: {problem}")
     try:
@@ -249,6 +263,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     """Values that are allowed each by itself, and could not work together."""
     if manifest.swarm is not None and manifest.byzzfuzz is not None:
         yield "[swarm] and [byzzfuzz] both draw the faults: keep one of them"
+    if manifest.testnet is not None:
+        yield from _network_problems(manifest, manifest.testnet)
     network = manifest.network
     if network.delay_ms < network.least_delay_ms:
         yield (
@@ -264,6 +280,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     chain = manifest.chain
     least = min(manifest.swarm.replicas) if manifest.swarm is not None else chain.replicas
     nodes = least + chain.observers
+    if manifest.testnet is not None:
+        nodes = len(naming.names(manifest.testnet))
     for number, change in enumerate(manifest.change, 1):
         for problem in _change_problems(change, nodes):
             yield f"change {number}: {problem}"
@@ -273,6 +291,17 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     for number, fault in enumerate(manifest.fault, 1):
         for problem in problems(fault, nodes + len(twins)):
             yield f"fault {number} ({fault.__struct_config__.tag}): {problem}"
+
+
+def _network_problems(manifest: Manifest, network: Testnet) -> Iterator[str]:
+    """What is said of one chain means nothing to a network of three."""
+    usual = Manifest()
+    for name in ("chain", "workload", "swarm", "byzzfuzz", "change"):
+        if getattr(manifest, name) != getattr(usual, name):
+            yield f"[{name}] is about one chain; it cannot be used with testnet"
+    if manifest.liveness.core != "all":
+        yield "liveness.core: of a network all are healed"
+    yield from naming.problems(network, manifest.fault, manifest.name)
 
 
 def _change_problems(change: Change, nodes: int) -> Iterator[str]:
@@ -321,9 +350,9 @@ def _unknown_in_faults(faults: list[object]) -> Iterator[str]:
         yield from _unknown_keys(fault, KINDS[kind], f"fault {number} ({kind}): ")
 
 
-def _section(type_: object) -> type[Section] | None:
+def _section(type_: object) -> type | None:
     for candidate in (type_, *get_args(type_)):
-        if isinstance(candidate, type) and issubclass(candidate, Section):
+        if isinstance(candidate, type) and issubclass(candidate, Section | NetworkSection):
             return candidate
     return None
 
@@ -347,7 +376,7 @@ def _humanise(message: str, raw: object) -> str:
 
 def dump(manifest: Manifest) -> str:
     """A manifest as TOML; what is as by default is left out."""
-    lines = list(_lines(manifest, Manifest(), skip={"fault", "change"}))
+    lines = list(_lines(manifest, Manifest(), skip={"fault", "change", "testnet"}))
     for name in ("chain", "workload", "network", "safety", "liveness", "swarm", "byzzfuzz"):
         section = getattr(manifest, name)
         if section is None:
@@ -357,17 +386,22 @@ def dump(manifest: Manifest) -> str:
             lines += ["", f"[{name}]", *inside]
     for change in manifest.change:
         lines += ["", "[[change]]", *_lines(change, Change())]
+    processes: Sequence[str] = ()
+    if manifest.testnet is not None:
+        lines += naming.dump_lines(manifest.testnet)
+        processes = naming.names(manifest.testnet)
     for fault in manifest.fault:
-        lines += ["", "[[fault]]", *_fault_lines(fault)]
+        lines += ["", "[[fault]]", *_fault_lines(fault, processes)]
     return "\n".join(lines) + "\n"
 
 
-def _fault_lines(fault: Fault) -> Iterator[str]:
+def _fault_lines(fault: Fault, processes: Sequence[str]) -> Iterator[str]:
     yield f"kind = {_toml(fault.__struct_config__.tag)}"
     for field in msgspec.structs.fields(type(fault)):
         value = getattr(fault, field.name)
         if value != field.default:
-            yield f"{field.name} = {_toml(value)}"
+            shown = naming.by_name(field.name, value, processes)
+            yield f"{field.name} = {_toml(shown)}"
 
 
 def _lines(table: Section, usual: Section, skip: Iterable[str] = ()) -> Iterator[str]:

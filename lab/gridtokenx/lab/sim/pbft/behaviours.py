@@ -1,8 +1,7 @@
 """Traitors: what Byzantine replicas do, as wrappers between the machine and the network.
 
-Law of the file: **a traitor has its own key and those of its accomplices, and no other.** It says what
-it wants to whom it wants; it cannot sign for an honest replica. Inside runs the real machine, which
-keeps it plausible; the wrapper changes what that machine hears and says.
+Law of the file: **a behaviour changes what a traitor hears and says, and nothing else** (`traitors.py`
+says what it may).
 
 ======================  ========================================================================
 behaviour               what it does
@@ -23,6 +22,7 @@ stale-view-change       leaves a view as if it had committed and prepared nothin
 malformed-view-change   leaves a view with heights, views, indices or certificates that cannot be
 bogus-new-view          opens a view with other proposals, or another quorum, than it should
 block-liar              answers questions for blocks with garbage; claims heights that it lacks
+snapshot-liar           answers questions for states with garbage; claims heights that it lacks
 amnesia                 forgets its locks: denies what it prepared, votes again (`amnesia.py`)
 twin                    runs twice with one key (two nodes of the world: `run.py`)
 ======================  ========================================================================
@@ -30,342 +30,49 @@ twin                    runs twice with one key (two nodes of the world: `run.py
 
 # ruff: noqa: D102, ARG002 - hooks are described once, in `Trick`
 
-import random
-from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Final, TypeVar
 
 import msgspec
 
 from gridtokenx.core.codec import Wire
-from gridtokenx.core.keys import Domain, Signer, sha256
+from gridtokenx.core.keys import Domain
 from gridtokenx.core.machine import (
-    Broadcast,
-    Effect,
     Event,
     Instant,
-    NodeId,
     Received,
-    Send,
-    SetTimer,
-    SignatureCheck,
     Submitted,
-    TimerFired,
-    Unknown,
 )
+from gridtokenx.core.state_tree import NO_PART
 from gridtokenx.finality.certificates import CommitVote
-from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.lab.faults import Behave, RoundMutation
 from gridtokenx.lab.sim.pbft.messages import round_of
+from gridtokenx.lab.sim.pbft.traitors import Conspiracy, Late, Puppet, Saying, Trick
 from gridtokenx.ledger.blocks import Block, Header
-from gridtokenx.ledger.runtime import ExecutedBlock, Proposal
-from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.pbft.messages import (
     Ballot,
     Body,
     CertifiedBlock,
     CertifiedBlocks,
+    Checkpoint,
     Commit,
     NewView,
     NewViewBody,
+    Part,
     Prepare,
     PrePrepare,
     Reproposal,
+    Snapshot,
     Status,
     Suspect,
     Transactions,
     ViewChange,
     ViewChangeBody,
-    new_view_bytes,
-    view_change_bytes,
 )
-from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.view_change import Choice, ballots, choose
 
 _V = TypeVar("_V", Ballot, CommitVote)
-_REMEMBERED: Final = 256
 _RIVALS: Final = 32
-_VOLUNTEERS: Final = 0.05
-"""In so many of its steps a traitor that may speak at any time does."""
-
-
-@dataclass(frozen=True, slots=True)
-class Saying:
-    """One message on its way out, and for whom."""
-
-    to: tuple[int, ...]
-    message: Wire
-
-
-class Blocks(Protocol):
-    """What traitors need of a ledger, to make up blocks."""
-
-    @property
-    def chain_id(self) -> bytes:
-        """In every header and signature."""
-        ...
-
-    def find(self, hash_: bytes) -> ExecutedBlock | None:
-        """A block that was executed lately."""
-        ...
-
-    def build(
-        self, parent: ExecutedBlock, proposal: Proposal, candidates: Iterable[Transaction]
-    ) -> tuple[ExecutedBlock, tuple[Transaction, ...]]:
-        """See `Ledger.build`."""
-        ...
-
-
-class Conspiracy:
-    """What the traitors of one run share: keys, memory, and the blocks that they play against each other.
-
-    Args:
-        validators: the chain's first set.
-        signers: the traitors' keys, by the index of their nodes.
-        ledger: builds rival blocks.
-        clock_bound_ms: how far ahead a stamp is believed.
-        draw: of everything that they do at random.
-        keys: of all nodes by index, observers too; those of the set if None.
-    """
-
-    def __init__(
-        self,
-        validators: ValidatorSet,
-        signers: dict[int, Signer],
-        ledger: Blocks,
-        clock_bound_ms: int,
-        draw: random.Random,
-        keys: Sequence[NodeId] | None = None,
-    ) -> None:
-        self.keys: Final = tuple(keys if keys is not None else validators.members)
-        self.nodes: Final = {key: index for index, key in enumerate(self.keys)}
-        self.sets: Final = {validators.set_id: validators}
-        """Every set that a traitor has worked in."""
-        self.signers: Final = signers
-        self.ledger: Final = ledger
-        self.chain_id: Final = ledger.chain_id
-        self.clock_bound_ms: Final = clock_bound_ms
-        self.draw: Final = draw
-        self.heard: Final[deque[Wire]] = deque(maxlen=_REMEMBERED)
-        self.hashes: Final[deque[bytes]] = deque(maxlen=_REMEMBERED)
-        self.rivals: Final[dict[tuple[int, int], tuple[Block, Block, frozenset[int]]]] = {}
-        """By (view, height): two blocks, and who is to believe the second."""
-
-    def half(self) -> frozenset[int]:
-        """A drawn half of the honest replicas."""
-        honest = [i for i in range(len(self.keys)) if i not in self.signers]
-        self.draw.shuffle(honest)
-        return frozenset(honest[: (len(honest) + self.draw.randrange(2)) // 2])
-
-    def note(self, message: Wire) -> None:
-        """Remember what was said."""
-        self.heard.append(message)
-        if isinstance(message, PrePrepare):
-            self.hashes.append(message.block.hash)
-
-    # -- seats -----------------------------------------------------------------------------------
-
-    def seat(self, index: int, set_id: int) -> int | None:
-        """A node's index in a set; None if it has no seat there, as far as traitors know."""
-        members = self.sets.get(set_id)
-        return None if members is None else members.index_of(self.keys[index])
-
-    def node(self, seat: int, set_id: int) -> int:
-        """Whose seat that is."""
-        return self.nodes[self.sets[set_id].members[seat]]
-
-    def leads(self, index: int, set_id: int, view: int) -> bool:
-        """Whether a node is the primary of a view."""
-        members = self.sets.get(set_id)
-        return members is not None and members.members[view % members.size] == self.keys[index]
-
-    # -- signing ---------------------------------------------------------------------------------
-
-    def pre_prepare(self, index: int, view: int, block: Block) -> PrePrepare:
-        """A proposal of a traitor."""
-        ballot = Ballot(
-            set_id=block.header.set_id, view=view, height=block.height, block_hash=block.hash
-        )
-        return PrePrepare(view, block, self.sign_ballot(index, Domain.PBFT_PRE_PREPARE, ballot))
-
-    def prepare(self, index: int, ballot: Ballot) -> Prepare:
-        """A traitor's prepare."""
-        seat = self.seat(index, ballot.set_id) or 0
-        return Prepare(ballot, seat, self.sign_ballot(index, Domain.PBFT_PREPARE, ballot))
-
-    def commit(self, index: int, vote: CommitVote) -> Commit:
-        """A traitor's commit."""
-        seat = self.seat(index, vote.set_id) or 0
-        return Commit(vote, seat, self.signers[index].sign(vote.signed_bytes(self.chain_id)))
-
-    def view_change(self, body: ViewChangeBody) -> ViewChange:
-        """A traitor's view-change."""
-        signer = self.signers[self.node(body.replica, body.set_id)]
-        return ViewChange(body, signer.sign(view_change_bytes(body, self.chain_id)))
-
-    def new_view(self, index: int, body: NewViewBody) -> NewView:
-        """A traitor's new-view."""
-        return NewView(body, self.signers[index].sign(new_view_bytes(body, self.chain_id)))
-
-    def sign_ballot(self, index: int, domain: Domain, ballot: Ballot) -> bytes:
-        """A traitor's signature of a ballot."""
-        return self.signers[index].sign(ballot.signed_bytes(domain, self.chain_id))
-
-    def rebuild(self, block: Block, view: int, shift_ms: int, *, empty: bool) -> Block | None:
-        """Another block for the same height, valid as such."""
-        parent = self.ledger.find(block.header.parent)
-        if parent is None:
-            return None
-        proposal = Proposal(view, block.header.timestamp_ms + shift_ms)
-        transactions = () if empty else block.transactions
-        return self.ledger.build(parent, proposal, transactions)[0].block
-
-    def any_hash(self) -> bytes:
-        """Of nothing."""
-        return sha256(self.draw.randbytes(8))
-
-
-class Puppet:
-    """A machine around the real one of a traitor.
-
-    Args:
-        inner: the real machine.
-        index: of its node.
-        conspiracy: its accomplices.
-        tricks: what it does while they are active, in this order.
-    """
-
-    def __init__(
-        self, inner: Replica, index: int, conspiracy: Conspiracy, tricks: "Sequence[Trick]"
-    ) -> None:
-        self.inner: Final = inner
-        self.index: Final = index
-        self.conspiracy: Final = conspiracy
-        self.others: Final = tuple(i for i in range(len(conspiracy.keys)) if i != index)
-        self._tricks: Final = tricks
-        self._held: dict[Hashable, Saying] = {}
-        self._holds = 0
-
-    def verification(self, message: Wire) -> Sequence[SignatureCheck] | Unknown:
-        """See `Machine.verification`."""
-        return self.inner.verification(message)
-
-    def step(self, now: Instant, event: Event) -> Sequence[Effect]:
-        """See `Machine.step`: what the real machine hears and says passes through the tricks."""
-        if isinstance(event, TimerFired) and event.name in self._held:
-            return list(self._say(self._held.pop(event.name)))
-        active = [trick for trick in self._tricks if trick.active]
-        heard: Event | None = event
-        if isinstance(event, Received):
-            self.conspiracy.note(event.verified.message)
-        for trick in active:
-            heard = None if heard is None else trick.hear(heard)
-        effects = [] if heard is None else self.inner.step(now, heard)
-        members = self.inner.validators
-        self.conspiracy.sets.setdefault(members.set_id, members)
-        if not active:
-            return effects
-        out: list[Effect] = []
-        for effect in effects:
-            out.extend(self._pass(now, effect, active))
-        for trick in active:
-            for saying in trick.volunteer(self, now):
-                out.extend(self._say(saying))
-        return out
-
-    @property
-    def seat(self) -> int | None:
-        """Its index in the set that it works in; None without a seat."""
-        return self.inner.validators.index_of(self.conspiracy.keys[self.index])
-
-    def hold(self, now: Instant, saying: Saying, delay_ms: int) -> Effect:
-        """Say it later."""
-        self._holds += 1
-        name = ("held", self._holds)
-        self._held[name] = saying
-        return SetTimer(name, now + delay_ms)
-
-    def _pass(self, now: Instant, effect: Effect, active: "Sequence[Trick]") -> Iterator[Effect]:
-        if isinstance(effect, Broadcast):
-            sayings = [Saying(self.others, effect.message)]
-        elif isinstance(effect, Send):
-            index = self.conspiracy.nodes.get(effect.to)
-            if index is None:
-                yield effect
-                return
-            sayings = [Saying((index,), effect.message)]
-        else:
-            yield effect
-            return
-        for trick in active:
-            if isinstance(trick, Late):
-                for saying in sayings:
-                    if trick.concerns(saying.message):
-                        yield self.hold(now, saying, trick.fault.delay_ms)
-                sayings = [saying for saying in sayings if not trick.concerns(saying.message)]
-            else:
-                sayings = [new for old in sayings for new in trick.say_some(self, old)]
-        for saying in sayings:
-            yield from self._say(saying)
-
-    def _say(self, saying: Saying) -> Iterator[Effect]:
-        if saying.to == self.others:
-            yield Broadcast(saying.message)
-            return
-        for index in saying.to:
-            yield Send(self.conspiracy.keys[index], saying.message)
-
-
-class Trick:
-    """Base of all behaviours: does nothing.
-
-    Args:
-        fault: from the manifest.
-        conspiracy: shared with the other traitors.
-    """
-
-    def __init__(self, fault: Behave, conspiracy: Conspiracy) -> None:
-        self.fault: Final = fault
-        self.conspiracy: Final = conspiracy
-        self.draw: Final = conspiracy.draw
-        self.active = False
-        self.victims: Final = frozenset(fault.victims) or conspiracy.half()
-
-    def concerns(self, message: Wire) -> bool:
-        """Whether the fault is about messages of this kind."""
-        kinds = self.fault.messages
-        return not kinds or type(message).__name__ in kinds
-
-    def hear(self, event: Event) -> Event | None:
-        """What the real machine hears instead."""
-        return event
-
-    def say_some(self, puppet: Puppet, saying: Saying) -> Iterable[Saying]:
-        """`say`, for the share of opportunities that it uses."""
-        if not self.concerns(saying.message):
-            return [saying]
-        if self.fault.share < 1 and self.draw.random() >= self.fault.share:
-            return [saying]
-        return self.say(puppet, saying)
-
-    def say(self, puppet: Puppet, saying: Saying) -> Iterable[Saying]:
-        """What is said instead."""
-        return [saying]
-
-    def volunteer(self, puppet: Puppet, now: Instant) -> Iterable[Saying]:
-        """What is said beside."""
-        return ()
-
-    def split(self, saying: Saying, message: Wire) -> list[Saying]:
-        """The victims get `message`, the rest what was meant."""
-        wronged = tuple(i for i in saying.to if i in self.victims)
-        rest = tuple(i for i in saying.to if i not in self.victims)
-        return [Saying(rest, saying.message), Saying(wronged, message)]
-
-    def sometimes(self) -> bool:
-        """Whether a volunteer speaks now."""
-        return self.draw.random() < _VOLUNTEERS * self.fault.share
 
 
 class Silent(Trick):
@@ -380,10 +87,6 @@ class SelectiveSilence(Trick):
 
     def say(self, puppet: Puppet, saying: Saying) -> Iterable[Saying]:
         return [Saying(tuple(i for i in saying.to if i not in self.victims), saying.message)]
-
-
-class Late(Trick):
-    """delay; the puppet holds what it says."""
 
 
 class Equivocate(Trick):
@@ -586,10 +289,21 @@ class MalformedViewChange(Trick):
     def say(self, puppet: Puppet, saying: Saying) -> Iterable[Saying]:
         match saying.message:
             case ViewChange(body) if body.replica == puppet.seat:
-                wrong = self.draw.choice((_twice, _unproved, _future, _headless))(body)
+                lies = (_twice, _unproved, _future, _headless, self._invented)
+                wrong = self.draw.choice(lies)(body)
                 return [Saying(saying.to, self.conspiracy.view_change(wrong))]
             case _:
                 return [saying]
+
+    def _invented(self, body: ViewChangeBody) -> ViewChangeBody:
+        """Another block than the prepared one was prepared, it says, later: nobody signed for it."""
+        if not body.prepared:
+            return body
+        real = body.prepared[0]
+        timestamp_ms = real.header.timestamp_ms + 1
+        header = msgspec.structs.replace(real.header, timestamp_ms=timestamp_ms)
+        invented = msgspec.structs.replace(real, header=header, view=body.view - 1)
+        return msgspec.structs.replace(body, prepared=(invented,))
 
 
 class BogusNewView(Trick):
@@ -670,6 +384,58 @@ class BlockLiar(Trick):
         first = blocks[0]
         cut = Block(first.block.header, first.block.transactions[1:])
         return (msgspec.structs.replace(first, block=cut), *blocks[1:])
+
+
+class SnapshotLiar(Trick):
+    """snapshot-liar."""
+
+    def say(self, puppet: Puppet, saying: Saying) -> Iterable[Saying]:
+        match saying.message:
+            case Snapshot(_, checkpoint) if checkpoint is not None:
+                lies = (self._other_state, self._other_body, self._cut, self._proofless)
+                return [Saying(saying.to, self.draw.choice(lies)(saying.message, checkpoint))]
+            case Part():
+                return [Saying(saying.to, self._part(saying.message))]
+            case Status():
+                claim = saying.message.height + self.draw.choice((0, 100, 10_000))
+                lie = msgspec.structs.replace(saying.message, height=claim)
+                return [Saying(saying.to, lie)]
+            case _:
+                return [saying]
+
+    def _other_state(self, message: Snapshot, checkpoint: Checkpoint) -> Snapshot:
+        """The certificate is real, the header is not."""
+        block = checkpoint.block
+        header = msgspec.structs.replace(block.header, state_root=self.conspiracy.any_hash())
+        return _with(message, checkpoint, block=Block(header, block.transactions))
+
+    def _other_body(self, message: Snapshot, checkpoint: Checkpoint) -> Snapshot:
+        block = checkpoint.block
+        other = Block(block.header, block.transactions[1:] or block.transactions * 2)
+        return _with(message, checkpoint, block=other, events=checkpoint.events[1:])
+
+    def _cut(self, message: Snapshot, checkpoint: Checkpoint) -> Snapshot:
+        """A handover is left out: nobody can tell who certified the checkpoint."""
+        return msgspec.structs.replace(message, handovers=message.handovers[:-1])
+
+    def _proofless(self, message: Snapshot, checkpoint: Checkpoint) -> Snapshot:
+        certificate = checkpoint.certificate
+        few = msgspec.structs.replace(certificate, signatures=certificate.signatures[:1])
+        return _with(message, checkpoint, certificate=few)
+
+    def _part(self, message: Part) -> Part:
+        """Nothing, less than there is, something else in its place, or that of another height."""
+        part, leaves = message.part, message.part.leaves
+        match self.draw.randrange(4):
+            case 0:
+                return msgspec.structs.replace(message, part=NO_PART)
+            case 1:
+                part = msgspec.structs.replace(part, leaves=leaves[:-1])
+            case 2 if part.hashes:
+                part = msgspec.structs.replace(part, hashes=self.draw.randbytes(len(part.hashes)))
+            case _:
+                return msgspec.structs.replace(message, height=message.height + 1)
+        return msgspec.structs.replace(message, part=part)
 
 
 class Mutate(Trick):
@@ -756,12 +522,20 @@ TRICKS: Final[dict[str, type[Trick]]] = {
     "malformed-view-change": MalformedViewChange,
     "bogus-new-view": BogusNewView,
     "block-liar": BlockLiar,
+    "snapshot-liar": SnapshotLiar,
     "amnesia": Amnesia,
 }
 
 
 def _empty_change(set_id: int, seat: int, view: int) -> ViewChangeBody:
     return ViewChangeBody(set_id=set_id, view=view, replica=seat, head=None, prepared=())
+
+
+def _with(message: Snapshot, checkpoint: Checkpoint, **changed: object) -> Snapshot:
+    """A snapshot with something else in its checkpoint."""
+    return msgspec.structs.replace(
+        message, checkpoint=msgspec.structs.replace(checkpoint, **changed)
+    )
 
 
 def _twice(body: ViewChangeBody) -> ViewChangeBody:

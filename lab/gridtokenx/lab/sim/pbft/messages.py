@@ -14,6 +14,7 @@ from gridtokenx.pbft.messages import (
     Suspect,
     ViewChange,
 )
+from gridtokenx.pbft.rotation import PERIOD_VIEWS, primary_of
 
 PHASES = 3
 VIEW_ROUNDS = 5
@@ -34,7 +35,7 @@ def vote_in(
         case PrePrepare(view, block):
             set_id = block.header.set_id
             subject: Hashable = ("pre-prepare", set_id, view, block.height)
-            return set_id, view % sets[set_id].size, subject, block.hash
+            return set_id, primary_of(view, sets[set_id]), subject, block.hash
         case Prepare(ballot, seat):
             set_id = ballot.set_id
             return set_id, seat, ("prepare", set_id, ballot.view, ballot.height), ballot.block_hash
@@ -46,7 +47,12 @@ def vote_in(
             return body.set_id, body.replica, subject, sha256(encode(body))
         case NewView(body):
             subject = ("new-view", body.set_id, body.view)
-            return body.set_id, body.view % sets[body.set_id].size, subject, sha256(encode(body))
+            return (
+                body.set_id,
+                primary_of(body.view, sets[body.set_id]),
+                subject,
+                sha256(encode(body)),
+            )
         case _:
             return None
 
@@ -67,15 +73,15 @@ def phase_of(message: Wire) -> tuple[int, int] | None:
     """
     match message:
         case PrePrepare(view):
-            return view, 0
+            return view % PERIOD_VIEWS, 0
         case Prepare(ballot):
-            return ballot.view, 1
+            return ballot.view % PERIOD_VIEWS, 1
         case Commit(vote):
-            return vote.view, 2
+            return vote.view % PERIOD_VIEWS, 2
         case ViewChange(body) | NewView(body):
-            return body.view, 0
+            return body.view % PERIOD_VIEWS, 0
         case Status(view=view) | Suspect(view=view):
-            return view, 2
+            return view % PERIOD_VIEWS, 2
         case _:
             return None
 
@@ -106,4 +112,4 @@ def round_of(message: Wire) -> int | None:
 
 
 def _round(view: int, height: int, phase: int) -> int:
-    return PHASES * (height - 1) + VIEW_ROUNDS * view + phase
+    return PHASES * (height - 1) + VIEW_ROUNDS * (view % PERIOD_VIEWS) + phase

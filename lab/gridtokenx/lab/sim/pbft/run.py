@@ -17,20 +17,14 @@ from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import KeyedHashVerifier, sha256
 from gridtokenx.core.machine import Committed, Machine, NodeId, Reader
 from gridtokenx.core.quorum import quorum
+from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.lab.faults import Behave, RoundMutation, byzantine
 from gridtokenx.lab.sim.inject import Injector
 from gridtokenx.lab.sim.manifest import Manifest
 from gridtokenx.lab.sim.network import Envelope, LinkProfile
 from gridtokenx.lab.sim.outcome import Finding, Outcome, Violation, percentile
 from gridtokenx.lab.sim.pbft.amnesia import Amnesiac
-from gridtokenx.lab.sim.pbft.behaviours import (
-    TRICKS,
-    Amnesia,
-    Conspiracy,
-    Mutate,
-    Puppet,
-    Trick,
-)
+from gridtokenx.lab.sim.pbft.behaviours import TRICKS, Amnesia, Mutate
 from gridtokenx.lab.sim.pbft.chain import (
     Clients,
     SharedLedger,
@@ -41,12 +35,14 @@ from gridtokenx.lab.sim.pbft.chain import (
 from gridtokenx.lab.sim.pbft.checkers import Checkers
 from gridtokenx.lab.sim.pbft.messages import phase_of, round_of
 from gridtokenx.lab.sim.pbft.operators import Operators
+from gridtokenx.lab.sim.pbft.traitors import Conspiracy, Puppet, Trick
 from gridtokenx.lab.sim.pbft.variants import variant_named
 from gridtokenx.lab.sim.world import START_MS, SimulatedNode, World
 from gridtokenx.ledger.records import final_height
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.pbft import membership
 from gridtokenx.pbft.replica import Replica
+from gridtokenx.pbft.rotation import PERIOD_VIEWS, primary_of
 
 _SENT_TO: Final = 2
 """Clients hand a transaction to so many replicas, as agents do."""
@@ -174,6 +170,7 @@ class PbftRun:
     def _builder(self, index: int, *, twin: bool) -> Callable[[Reader], Machine]:
         def build(reader: Reader) -> Machine:
             honest = index not in self.byzantine
+            rule = self.variant.rule if honest else _as_is
             amnesia = [
                 trick
                 for fault, trick in self._tricks.values()
@@ -184,11 +181,12 @@ class PbftRun:
             replica = replica_type.restore(
                 reader,
                 self.ledger,
-                self.validators,
+                rule(self.validators),
                 replica_signer(index),
                 self.genesis,
                 self.manifest.chain.timing,
-                validators_of=membership.validators_of,
+                rotation_blocks=self.manifest.chain.rotation_blocks,
+                validators_of=lambda tree: rule(membership.validators_of(tree)),
             )
             if isinstance(replica, Amnesiac):
                 replica.forgets = lambda: any(trick.active for trick in amnesia)
@@ -212,8 +210,8 @@ class PbftRun:
     def _primary(self, views: int) -> int:
         """Index of the one that leads so many views after the highest one of the newest set."""
         set_id, view = self._at
-        members = self.checkers.sets[set_id].members
-        return self._index[members[(view + views) % len(members)]]
+        members = self.checkers.sets[set_id]
+        return self._index[members.members[primary_of(view + views, members)]]
 
     def height(self) -> int:
         """The highest committed height."""
@@ -301,9 +299,13 @@ class PbftRun:
         if set_id > self._at[0]:
             members = [self._index[key] for key in self.checkers.sets[set_id].members]
             self.note(f"set {set_id}: {members}")
-        if view:
-            self.note(f"view {view}" if not set_id else f"view {view} of set {set_id}")
-        self._at, self._views = (set_id, view), max(self._views, view)
+        period, attempt = divmod(view, PERIOD_VIEWS)
+        if attempt:
+            where = (f" of set {set_id}" if set_id else "") + (
+                f", period {period}" if period else ""
+            )
+            self.note(f"view {attempt}{where}")
+        self._at, self._views = (set_id, view), max(self._views, attempt)
         self.injector.observe()
 
     def _on_halted(self, node: SimulatedNode, error: Exception) -> None:
@@ -471,6 +473,11 @@ class PbftRun:
             virtual_ms=self.world.now - START_MS,
             deliveries=self.world.delivered,
         )
+
+
+def _as_is(validators: ValidatorSet) -> ValidatorSet:
+    """How the real replica counts a set's votes."""
+    return validators
 
 
 def replica_in(node: SimulatedNode) -> Replica | None:

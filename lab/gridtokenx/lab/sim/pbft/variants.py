@@ -10,18 +10,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from gridtokenx.core.codec import Wire
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.core.machine import Broadcast, Effect, Event, Instant, Send
+from gridtokenx.core.machine import (
+    Broadcast,
+    Effect,
+    Event,
+    Instant,
+    Send,
+    SignatureCheck,
+    Unknown,
+)
 from gridtokenx.finality.certificates import CommitCertificate, IndexedSignature
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.ledger.blocks import Block
 from gridtokenx.ledger.runtime import ExecutedBlock, InvalidBlock, Proposal
+from gridtokenx.pbft.base import SILENCE
 from gridtokenx.pbft.log import Slot
-from gridtokenx.pbft.messages import PreparedCertificate
+from gridtokenx.pbft.messages import NewView, PreparedCertificate, PrePrepare, ViewChange
 from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.requests import Application
 from gridtokenx.pbft.terms import Term
 from gridtokenx.pbft.turn import Turn
+from gridtokenx.pbft.view_change import Choice, choose
 
 
 class FewVotes(ValidatorSet, frozen=True, dict=True):
@@ -42,7 +53,10 @@ class TwoFPlusOne(Replica):
     """Counts 2f + 1 votes as enough whatever n is (sawtooth-pbft): two such sets may share no honest one."""
 
     def _work_in(self, term: Term) -> None:
-        super()._work_in(Term(validators=few_votes(term.validators), root=term.root))
+        for known in (*self._terms.values(), term):
+            counted = Term(validators=few_votes(known.validators), root=known.root)
+            self._terms[known.set_id] = counted
+        super()._work_in(self._terms[term.set_id])
 
 
 class NoPrepared(Replica):
@@ -99,6 +113,51 @@ class NoSilenceTimer(Replica):
 
     def _on_request_timer(self, turn: Turn) -> None:
         """Nor for requests."""
+
+
+class NoRequestTimer(Replica):
+    """Does not mind what a leader leaves out: one that proposes empty blocks leads for ever."""
+
+    def _on_request_timer(self, turn: Turn) -> None:
+        """Nobody waits for anything."""
+
+
+class ContentWithProposals(Replica):
+    """A proposal ends its patience, decided or not (sawtooth #68 and #87: the lost commit timer)."""
+
+    def _accept_fresh(
+        self, turn: Turn, slot: Slot, message: PrePrepare, parent: ExecutedBlock
+    ) -> None:
+        super()._accept_fresh(turn, slot, message, parent)
+        self._cancel_timer(turn, SILENCE)
+
+
+class NeverCatchesUp(Replica):
+    """Asks nobody for the blocks that it missed."""
+
+    def _fetch(self, turn: Turn) -> None:
+        """It waits for them to come by themselves."""
+
+
+class TrustsNewView(Replica):
+    """Takes a new view's proposals as they are, instead of choosing again from its view-changes (4.4)."""
+
+    def _on_new_view(self, turn: Turn, message: NewView) -> None:
+        body, views = message.body, self._views
+        if self._is_past(body.view) or (body.view == views.view and views.active):
+            return
+        choice = choose([change.body for change in body.view_changes], self._term.root)
+        self._enter(turn, message, Choice(choice.base, choice.headers[: len(body.proposals)]))
+
+
+class BelievesCertificates(Replica):
+    """Checks who sends a view-change, and not the certificates in it."""
+
+    def verification(self, message: Wire) -> Sequence[SignatureCheck] | Unknown:
+        checks = super().verification(message)
+        if isinstance(checks, Unknown) or not isinstance(message, ViewChange | NewView):
+            return checks
+        return checks[:1]
 
 
 class SaysItOnce(Replica):
@@ -175,7 +234,12 @@ VARIANTS: Final = {
         _variant("forgets-marks", ForgetsMarks),
         _variant("weak-commit", WeakCommit),
         _variant("believes-leader", BelievesLeader),
+        _variant("trusts-new-view", TrustsNewView),
+        _variant("believes-certificates", BelievesCertificates),
+        _variant("never-catches-up", NeverCatchesUp),
         _variant("no-silence-timer", NoSilenceTimer),
+        _variant("no-request-timer", NoRequestTimer),
+        _variant("content-with-proposals", ContentWithProposals),
         _variant("says-it-once", SaysItOnce),
         _variant("no-patience", NoPatience),
     )
