@@ -2,15 +2,27 @@
 
 from collections.abc import Iterable
 
+import msgspec
 import pytest
-from tests.simulation.pbft_cluster import Cluster, transfer
+from tests.simulation.pbft_cluster import Cluster, Wrapper, transfer
 
+from gridtokenx.core.keys import sha256
+from gridtokenx.core.machine import Effect, Send
+from gridtokenx.core.state_tree import NO_PART, StateLeaf, StatePart
+from gridtokenx.lab.sim.network import Envelope
+from gridtokenx.lab.sim.store import SimulatedStore
+from gridtokenx.ledger.blocks import Block
 from gridtokenx.ledger.records import base_height, load_block, load_head
+from gridtokenx.pbft.messages import CertifiedBlocks, Checkpoint, FetchPart, Part, Snapshot
 from gridtokenx.pbft.snapshot import SNAPSHOT
 from gridtokenx.pbft.timing import Timing
 
 TIMING = Timing(checkpoint_blocks=4, snapshot_distance=12, part_bytes=200)
 ARCHIVE = Timing(checkpoint_blocks=4, snapshot_distance=0, part_bytes=200)
+
+
+def disk(cluster: Cluster, index: int) -> SimulatedStore:
+    return cluster.world.nodes[cluster.ids[index]].store
 
 
 def lagging(
@@ -77,3 +89,194 @@ def test_the_state_is_what_replaying_gives() -> None:
         assert dict(store.scan("state")) == dict(executed.state.items())
         heads.append(executed.height)
     assert min(heads) > 30
+
+
+# -- liars -----------------------------------------------------------------------------------------
+
+
+class PartLiar(Wrapper):
+    """Answers every question for a part with something that is not it."""
+
+    def change(self, effect: Effect) -> list[Effect]:
+        match effect:
+            case Send(to, Part() as message):
+                return [Send(to, Part(message.height, message.prefix, self.lie(message.part)))]
+            case _:
+                return [effect]
+
+    def lie(self, part: StatePart) -> StatePart:
+        if part.bitmap:
+            return StatePart(part.bitmap, bytes(len(part.hashes)), ())
+        leaf = part.leaves[0]
+        return StatePart(0, b"", (StateLeaf(leaf.key, leaf.value + b"0"), *part.leaves[1:]))
+
+
+class Denier(PartLiar):
+    """Offers a state and then says that it has nothing of it."""
+
+    def lie(self, part: StatePart) -> StatePart:
+        return NO_PART
+
+
+class Mute(Wrapper):
+    """Offers a state and then answers no question."""
+
+    def change(self, effect: Effect) -> list[Effect]:
+        match effect:
+            case Send(_, Part() | CertifiedBlocks()):
+                return []
+            case _:
+                return [effect]
+
+
+class OfferLiar(Wrapper):
+    """Offers a state of its own making: another root, other transactions, other events."""
+
+    kinds = ("root", "body", "events", "certificate")
+
+    def change(self, effect: Effect) -> list[Effect]:
+        match effect:
+            case Send(to, Snapshot(handovers, Checkpoint() as checkpoint)):
+                return [Send(to, Snapshot(handovers, self.lie(checkpoint)))]
+            case _:
+                return [effect]
+
+    def lie(self, checkpoint: Checkpoint) -> Checkpoint:
+        block, proof, events = checkpoint.block, checkpoint.certificate, checkpoint.events
+        self.told = getattr(self, "told", -1) + 1
+        match self.kinds[self.told % len(self.kinds)]:
+            case "root":
+                header = msgspec.structs.replace(block.header, state_root=sha256(b"mine"))
+                return Checkpoint(Block(header, block.transactions), proof, events)
+            case "body":
+                return Checkpoint(Block(block.header, (transfer(0, 99),)), proof, events)
+            case "events":
+                return Checkpoint(block, proof, (*events, b"event"))
+            case _:
+                short = msgspec.structs.replace(proof, signatures=proof.signatures[:-1])
+                return Checkpoint(block, short, events)
+
+
+LIARS = (PartLiar, Denier, Mute, OfferLiar)
+
+
+@pytest.mark.parametrize("liar", LIARS)
+@pytest.mark.parametrize("seed", range(2))
+def test_a_liar_costs_only_time(liar: type[Wrapper], seed: int) -> None:
+    cluster = Cluster(seed=seed, timing=TIMING, wrap={1: liar})
+    lagging(cluster)
+    cluster.restart(3)
+    assert catches_up(cluster, 3, 60_000) >= 28
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_f_liars_of_all_kinds_cost_only_time(seed: int) -> None:
+    wrap = dict(zip((1, 2, 3, 4), LIARS, strict=True))
+    cluster = Cluster(n=13, seed=seed, timing=TIMING, wrap=wrap)
+    lagging(cluster, 12, among=range(12), blocks=20)
+    cluster.restart(12)
+    assert catches_up(cluster, 12, 90_000) >= 16
+
+
+def test_whose_part_is_wrong_is_blamed_and_not_asked_again() -> None:
+    cluster = Cluster(seed=3, timing=TIMING, wrap={1: PartLiar})
+    lagging(cluster)
+    asked: list[FetchPart] = []
+    liar, victim = cluster.ids[1], cluster.ids[3]
+
+    def count(envelope: Envelope) -> None:
+        if isinstance(envelope.message, FetchPart) and envelope.receiver == liar:
+            asked.append(envelope.message)
+
+    cluster.world.network.rules.append(count)
+    cluster.restart(3)
+    catches_up(cluster, 3)
+    assert cluster.world.nodes[victim].rejections == {"wrong-part": 1}
+    assert 1 <= len(asked) <= 2
+
+
+# -- cuts ------------------------------------------------------------------------------------------
+
+
+def staged(cluster: Cluster, index: int) -> int:
+    return sum(1 for _ in cluster.world.nodes[cluster.ids[index]].store.scan(SNAPSHOT, b"part/"))
+
+
+@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_who_is_killed_in_the_midst_goes_on_with_what_it_has(seed: int, *, torn: bool) -> None:
+    cluster = Cluster(seed=seed, timing=TIMING)
+    lagging(cluster)
+    cluster.restart(3)
+    parts = 0
+    for wanted in (1, 3, 5):
+        if not cluster.world.run_until(lambda at=wanted: staged(cluster, 3) >= at, 3_000):
+            break
+        parts = staged(cluster, 3)
+        cluster.world.crash(cluster.ids[3], torn=torn)
+        cluster.world.run_for(500)
+        cluster.restart(3)
+    assert parts
+    assert catches_up(cluster, 3) >= 28
+
+
+def test_parts_that_have_arrived_are_not_asked_for_again() -> None:
+    cluster = Cluster(seed=1, timing=TIMING)
+    lagging(cluster)
+    cluster.restart(3)
+    assert cluster.world.run_until(lambda: staged(cluster, 3) >= 4, 3_000)
+    cluster.crash(3, keep=99)
+    kept = [key[5:] for key, _ in disk(cluster, 3).scan(SNAPSHOT, b"part/")]
+    asked: list[bytes] = []
+
+    def note(envelope: Envelope) -> None:
+        if isinstance(envelope.message, FetchPart):
+            asked.append(envelope.message.prefix)
+
+    cluster.world.network.rules.append(note)
+    cluster.restart(3)
+    catches_up(cluster, 3)
+    assert asked
+    assert not set(asked) & set(kept)
+
+
+def test_every_crash_point_leaves_the_old_state_or_the_new_one() -> None:
+    """Each life is one batch longer than the one before, until one of them adopts the state."""
+    cluster = Cluster(seed=2, timing=TIMING)
+    lagging(cluster)
+    lives, store = 0, disk(cluster, 3)
+    while not base_height(disk(cluster, 3)):
+        lives += 1
+        cluster.restart(3)
+        for _ in range(lives):
+            cluster.world.run_until(lambda: store.pending > 0, 5_000)
+            cluster.world.run_until(lambda: store.pending == 0, 5_000)
+        cluster.crash(3, keep=0)
+        head = load_head(store)  # raises if the state is not that of the head
+        assert head is None or head.height == 0 or head.height >= base_height(store) >= 28
+        assert lives < 60
+    assert lives > 2
+    cluster.restart(3)
+    assert catches_up(cluster, 3) >= 28
+
+
+def test_a_torn_adoption_is_finished_by_the_next_life() -> None:
+    for cut in range(1, 22, 3):
+        cluster = Cluster(seed=2, timing=TIMING)
+        lagging(cluster)
+        cluster.restart(3)
+        store = cluster.world.nodes[cluster.ids[3]].store
+
+        def adopting(store: SimulatedStore = store) -> bool:
+            return any(w.key == b"base" for batch in store._pending for w in batch)
+
+        assert cluster.world.run_until(adopting, 10_000)
+        while not any(w.key == b"base" for w in store._pending[0]):
+            store.sync()
+        assert store.next_batch() > cut
+        node = cluster.world.nodes[cluster.ids[3]]
+        store.crash(0, torn=cut)
+        node.machine = None
+        node.life += 1
+        cluster.restart(3)
+        assert catches_up(cluster, 3) >= 28, cut

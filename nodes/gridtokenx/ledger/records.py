@@ -74,13 +74,18 @@ def load_head(reader: Reader) -> ExecutedBlock | None:
     block = load_block(reader, int.from_bytes(key, "big"))
     if block is None:
         raise LocalFault(f"the store names block {int.from_bytes(key, 'big')} but lacks it")
-    tree = StateTree.empty().update(dict(reader.scan(STATE)))
+    tree = load_state(reader)
     if tree.root != block.header.state_root:
         raise LocalFault(
             f"the stored state does not match block {block.height}: the store is damaged; "
             "restore a backup or start with an empty data directory to fetch it from peers"
         )
     return ExecutedBlock(block, tree, {}, load_events(reader, block.height))
+
+
+def load_state(reader: Reader) -> StateTree:
+    """The tree of what is stored, whatever it is."""
+    return StateTree.empty().update(dict(reader.scan(STATE)))
 
 
 def load_block(reader: Reader, height: int) -> Block | None:

@@ -110,6 +110,7 @@ class ReplicaBase:
         self._transfer: Transfer | None = None
         self._barred: set[NodeId] = set()
         self._renew = False
+        self._torn = False
         self._head = genesis
         self._head_proof: CommitCertificate | None = None
         self._helped: dict[tuple[str, NodeId], Instant] = {}

@@ -68,7 +68,6 @@ from gridtokenx.ledger.records import (
     block_writes,
     load_block,
     load_finality,
-    load_head,
 )
 from gridtokenx.ledger.runtime import ExecutedBlock, InvalidBlock, Proposal
 from gridtokenx.ledger.state import State
@@ -104,7 +103,7 @@ from gridtokenx.pbft.messages import (
 )
 from gridtokenx.pbft.requests import Application, batches
 from gridtokenx.pbft.rotation import primary_of
-from gridtokenx.pbft.terms import ValidatorsOf, current_term, hands_over
+from gridtokenx.pbft.terms import ValidatorsOf, current_term, hands_over, term_above
 from gridtokenx.pbft.timing import Timing
 from gridtokenx.pbft.turn import Turn
 from gridtokenx.pbft.verification import MessageFault
@@ -261,7 +260,7 @@ class Replica(ViewChanging):
     # -- a life begins -----------------------------------------------------------------------------
 
     def _restore_head(self) -> None:
-        head = load_head(self._reader)
+        head = self._load_head()
         if head is None:
             return
         stored = load_block(self._reader, 0)
@@ -278,7 +277,10 @@ class Replica(ViewChanging):
                 " a backup or start with an empty data directory to fetch the chain from peers"
             )
         self._head_proof = None if raw is None else decode_own(raw, CommitCertificate)
-        self._work_in(current_term(self._terms, head, self._validators_of))
+        if self._torn:
+            self._work_in(term_above(self._terms, head.header))
+        else:
+            self._work_in(current_term(self._terms, head, self._validators_of))
 
     def _restore_votes(self) -> None:
         memory = self._journal.views()

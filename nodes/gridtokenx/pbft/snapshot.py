@@ -232,6 +232,7 @@ class Transfer:
         self._hashes: dict[bytes, bytes] = {}
         self._open: dict[bytes, _Question] = {}
         self._overdue: dict[bytes, set[NodeId]] = {}
+        self._arrived: list[tuple[bytes, StatePart]] = []
         self._lacking: set[NodeId] = set()
         self._late: Counter[NodeId] = Counter()
         self._turn = 0
@@ -276,7 +277,9 @@ class Transfer:
             yield peer, FetchPart(self.height, prefix)
 
     def deadline_ms(self) -> Instant | None:
-        """When the first open question has waited too long."""
+        """When the first open question has waited too long; at once if there is no more to ask."""
+        if self.complete:
+            return 0
         return min((question.deadline_ms for question in self._open.values()), default=None)
 
     def answer(self, peer: NodeId, message: Part, now: Instant) -> Answer:
@@ -298,6 +301,11 @@ class Transfer:
             return Answer.LACKING
         return Answer.WRONG
 
+    def arrived(self) -> list[tuple[bytes, StatePart]]:
+        """What was taken since the last call: the places and all that is below them."""
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
     # -- internals ---------------------------------------------------------------------------------
 
     def _was_asked(self, peer: NodeId, prefix: bytes) -> bool:
@@ -311,15 +319,19 @@ class Transfer:
         self._overdue.pop(prefix, None)
         self.parts += 1
         if not part.bitmap:
-            self.tree = self.tree.with_part(prefix, part.leaves)
+            self._keep(prefix, part)
             return
         children = dict(part.children())
         for nibble in range(RADIX):
             below = prefix + bytes((nibble,))
             if nibble in children:
                 self._want(below, children[nibble])
-            else:
-                self.tree = self.tree.with_part(below, ())
+            elif self.tree.hash_at(below) is not None:
+                self._keep(below, NO_PART)
+
+    def _keep(self, prefix: bytes, part: StatePart) -> None:
+        self.tree = self.tree.with_part(prefix, part.leaves)
+        self._arrived.append((prefix, part))
 
     def _want(self, prefix: bytes, hash_: bytes) -> None:
         if self.tree.hash_at(prefix) != hash_:

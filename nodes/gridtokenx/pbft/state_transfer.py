@@ -19,7 +19,7 @@ FetchPart            the checkpoint is kept                             Part: ke
 Part                 it has the hash of its place                       keep it, ask for what is below
 Part                 it has not                                         blame; never ask that peer again
 fetch timer          a part did not come                                ask another peer
-last Part            the tree has the certified root                    adopt: new head, blocks follow
+fetch timer          the tree has the certified root                    adopt: new head, blocks follow
 ===================  =================================================  ============================
 
 The way to believe the newest set begins with the newest set that is known here, at first genesis'. A
@@ -44,8 +44,13 @@ from gridtokenx.ledger.records import (
     HEAD,
     META,
     block_writes,
+    final_height,
     height_key,
+    load_block,
+    load_events,
     load_finality,
+    load_head,
+    load_state,
 )
 from gridtokenx.ledger.runtime import ExecutedBlock
 from gridtokenx.pbft.base import BLOCK, NEW_VIEW, SILENCE
@@ -200,7 +205,6 @@ class StateTransfer(CatchUp):
         self._renew = False
         turn.write(*self._staging.begin(checkpoint))
         turn.log("info", "snapshot-begun", height=height, head=self._head.height)
-        self._adopt_if_complete(turn)
 
     def _on_part(self, turn: Turn, sender: NodeId, message: Part) -> None:
         transfer = self._transfer
@@ -215,17 +219,18 @@ class StateTransfer(CatchUp):
                 self._barred.add(sender)
                 what = f"part {message.prefix.hex()} of the state after block {message.height}"
                 turn.reject(sender, "wrong-part", f"{what} is not what its hash says")
-            case Answer.TAKEN if not message.part.bitmap:
-                turn.write(*self._staging.arrived(message.prefix, message.part))
-        self._adopt_if_complete(turn)
+            case Answer.TAKEN:
+                for prefix, part in transfer.arrived():
+                    turn.write(*self._staging.arrived(prefix, part))
         self._fetch(turn)
 
     # -- the new head ------------------------------------------------------------------------------
 
-    def _adopt_if_complete(self, turn: Turn) -> None:
-        transfer = self._transfer
-        if transfer is not None and transfer.complete:
-            self._adopt(turn, transfer)
+    def _take_fetched(self, turn: Turn) -> None:
+        """Adopt what is complete: one step later, so that all of it is on disk before."""
+        if self._transfer is not None and self._transfer.complete:
+            self._adopt(turn, self._transfer)
+        super()._take_fetched(turn)
 
     def _adopt(self, turn: Turn, transfer: Transfer) -> None:
         """Stand on the state that was taken over; the votes of what lies below go, the marks stay."""
@@ -271,17 +276,39 @@ class StateTransfer(CatchUp):
 
     # -- lives -------------------------------------------------------------------------------------
 
+    def _load_head(self) -> ExecutedBlock | None:
+        """The head on disk. A torn adoption left parts of two states: the step begins by finishing it.
+
+        Raises:
+            LocalFault: the state is not the head's, and no adoption explains it.
+        """
+        try:
+            return load_head(self._reader)
+        except LocalFault:
+            height, target = final_height(self._reader), self._staging.target()
+            block = None if height is None else load_block(self._reader, height)
+            if block is None or target is None:
+                raise
+            mixed = load_state(self._reader)
+            if self._staging.onto(mixed).root != target.block.header.state_root:
+                raise
+            self._torn = True
+            return ExecutedBlock(block, mixed, {}, load_events(self._reader, block.height))
+
     def _resume_transfer(self, turn: Turn) -> None:
         """Go on where an earlier life was, with the parts that it had."""
-        if self._head_proof is not None:
+        if self._head_proof is not None and not self._torn:
             self._checkpoints.keep(self._head, self._head_proof, turn.now)
         for handover in tuple(self._staging.handovers.values()):
             self._cross(turn, handover)
         target = self._staging.target()
-        if target is not None and target.block.height > self._head.height:
-            self._begin(turn, target)
-        else:
+        if target is None or target.block.height <= self._head.height:
             self._forget_staged(turn)
+            return
+        tree, timeout_ms = self._staging.onto(self._head.state), self._timing.fetch_timeout_ms
+        self._transfer = Transfer(target, tree, timeout_ms, turn.now)
+        if self._transfer.complete:
+            self._adopt(turn, self._transfer)
 
     def _stand_on(self, turn: Turn, executed: ExecutedBlock, proof: CommitCertificate) -> None:
         super()._stand_on(turn, executed, proof)

@@ -105,3 +105,15 @@ def current_term(terms: dict[int, Term], head: ExecutedBlock, validators_of: Val
             " empty data directory to fetch the chain from peers"
         )
     return term
+
+
+def term_above(terms: dict[int, Term], header: Header) -> Term:
+    """The term of the block that follows a header, where no state can tell.
+
+    Raises:
+        LocalFault: nothing is stored of it.
+    """
+    for term in terms.values():
+        if term.validators.hash == header.next_set_hash:
+            return term
+    raise LocalFault(f"the set that follows block {header.height} is not stored: it is damaged")
