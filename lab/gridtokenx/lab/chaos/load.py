@@ -7,14 +7,13 @@ A transaction is acknowledged when a verified final block says so, as any client
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from gridtokenx.consortium.custody import TREASURY, WATT_DENOM
 from gridtokenx.core.errors import RemoteFault
-from gridtokenx.core.keys import Ed25519Signer
-from gridtokenx.host.chains import Account, ChainAccess, ClientParts
+from gridtokenx.host.chains import Account, ClientParts, open_access
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.logs import NullLogger
 from gridtokenx.host.metrics import Metrics
@@ -61,7 +60,7 @@ class Load:
     async def run(self) -> None:
         """Send until cancelled."""
         parts = ClientParts(self._laid.client_seed, NetworkClock(), Metrics(), NullLogger())
-        access = ChainAccess(self._laid.facts(), self._laid.link(), parts)
+        access = open_access(self._laid.facts(), self._laid.link(), parts)
         accounts = [access.account(signer) for signer in self._laid.accounts]
         async with asyncio.TaskGroup() as group:
             group.create_task(access.follower.run(), name="follower")
@@ -92,8 +91,3 @@ class Load:
         done = Acknowledged(inclusion.transaction_id, inclusion.height, sent_s, time.monotonic())
         self.acknowledged.append(done)
         self._on_done(done)
-
-
-def signers(laid: Laid) -> Sequence[Ed25519Signer]:
-    """The clients' keys."""
-    return laid.accounts

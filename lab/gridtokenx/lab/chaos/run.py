@@ -124,6 +124,7 @@ class Run:
         try:
             await self._bring_up()
             loading = asyncio.create_task(self._load.run(), name="load")
+            loading.add_done_callback(lambda _: self._stop.set())  # its failure ends the run
             await self._until_first_blocks()
             self._begin_schedule()
             await self._pass_time(self._manifest.safety.duration_ms / 1_000)
@@ -136,10 +137,11 @@ class Run:
                 self._load_average = os.getloadavg()[0]
             for alarm in self._alarms:
                 alarm.cancel()
-            if loading is not None:
-                loading.cancel()
-                await asyncio.gather(loading, return_exceptions=True)
-            await self._bring_down()
+            try:
+                if loading is not None:
+                    await _ended(loading)
+            finally:
+                await self._bring_down()
 
     async def _bring_up(self) -> None:
         chain = self._manifest.chain
@@ -372,6 +374,17 @@ def execute(manifest: Manifest, home: Path, note: Note) -> Outcome:
         run = runner.run(go())
     run.note("judging what the disks hold")
     return run.judge()
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """End a task; what it failed with before is raised."""
+    failed = task.done()
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        if failed:
+            raise
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
