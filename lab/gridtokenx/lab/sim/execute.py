@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from gridtokenx.lab.sim.draw import resolve
+from gridtokenx.lab.sim.history import History
 from gridtokenx.lab.sim.manifest import Manifest
 from gridtokenx.lab.sim.outcome import Outcome
 from gridtokenx.lab.sim.pbft.run import PbftRun
@@ -25,7 +26,20 @@ def execute(
         note: hears of the timeline.
         program: the commit, if somebody has asked already.
     """
-    return PbftRun(resolve(manifest, seed), note).run(program or commit())
+    return tell(manifest, seed, note, program)[0]
+
+
+def tell(
+    manifest: Manifest, seed: int, note: Note | None = None, program: str | None = None
+) -> tuple[Outcome, History | None]:
+    """As `execute`, with what happened on the way; None where that is not kept."""
+    resolved = resolve(manifest, seed)
+    if resolved.testnet is not None:
+        from gridtokenx.lab.sim.testnet.run import TestnetRun  # noqa: PLC0415 - all hosts are in it
+
+        return TestnetRun(resolved, note).run(program or commit()), None
+    run = PbftRun(resolved, note)
+    return run.run(program or commit()), run.history()
 
 
 @cache

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, Protocol
 
-from gridtokenx.core.machine import NodeId
+from gridtokenx.core.machine import Instant, NodeId
 from gridtokenx.lab.faults import (
     Behave,
     BitFlip,
@@ -35,6 +35,7 @@ from gridtokenx.lab.faults import (
     Wipe,
     kind_of,
 )
+from gridtokenx.lab.sim.history import Band, about
 from gridtokenx.lab.sim.links import between, cut_of, rule_of, sides_of
 from gridtokenx.lab.sim.network import Envelope, Rule, Verdict
 from gridtokenx.lab.sim.world import SimulatedNode, World
@@ -113,6 +114,7 @@ class Injector:
         self._down: Counter[NodeId] = Counter()
         self._paused: Counter[NodeId] = Counter()
         self._started: set[int] = set()
+        self._spans: dict[int, tuple[Instant, Instant | None]] = {}
         self._over = False
         world.network.rules.append(self._verdict)
 
@@ -138,6 +140,19 @@ class Injector:
     def watches(self) -> bool:
         """Whether a condition may start a fault after any step."""
         return any(self._faults[number].when for number in self._armed)
+
+    def bands(self, start: Instant) -> tuple[Band, ...]:
+        """Every fault that came, in the order of the manifest; times since `start`."""
+        return tuple(
+            Band(
+                number=number + 1,
+                kind=kind_of(self._faults[number]),
+                about=about(self._faults[number]),
+                starts_ms=began - start,
+                ends_ms=None if ended is None else ended - start,
+            )
+            for number, (began, ended) in sorted(self._spans.items())
+        )
 
     def heal(self) -> None:
         """End everything but treason; nothing starts any more."""
@@ -165,6 +180,7 @@ class Injector:
             return
         self._started.add(number)
         self._note(f"fault {number + 1} starts: {kind_of(fault)}")
+        self._spans[number] = (self._world.now, None)
         self._undo[number] = self._carry_out(number, fault)
         if fault.for_ms:
             self._world.at(self._world.now + fault.for_ms, lambda: self._end(number))
@@ -173,6 +189,7 @@ class Injector:
         undo = self._undo.pop(number, None)
         if undo is not None:
             self._note(f"fault {number + 1} ends: {kind_of(self._faults[number])}")
+            self._spans[number] = (self._spans[number][0], self._world.now)
             undo()
 
     def _carry_out(self, number: int, fault: Fault) -> Undo:

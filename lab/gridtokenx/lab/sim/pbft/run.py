@@ -19,6 +19,7 @@ from gridtokenx.core.machine import Committed, Machine, NodeId, Reader
 from gridtokenx.core.quorum import quorum
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.lab.faults import Behave, RoundMutation, byzantine
+from gridtokenx.lab.sim.history import BlockPoint, History, ViewPoint
 from gridtokenx.lab.sim.inject import Injector
 from gridtokenx.lab.sim.manifest import Manifest
 from gridtokenx.lab.sim.network import Envelope, LinkProfile
@@ -39,6 +40,7 @@ from gridtokenx.lab.sim.pbft.traitors import Conspiracy, Puppet, Trick
 from gridtokenx.lab.sim.pbft.variants import variant_named
 from gridtokenx.lab.sim.world import START_MS, SimulatedNode, World
 from gridtokenx.ledger.records import final_height
+from gridtokenx.ledger.runtime import ExecutedBlock
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.pbft import membership
 from gridtokenx.pbft.replica import Replica
@@ -116,7 +118,9 @@ class PbftRun:
         self._add_nodes()
         self._at = (0, 0)
         self._views = 0
-        self._healed = False
+        self._healed_ms = -1
+        self._block_points: list[BlockPoint] = []
+        self._view_points: list[ViewPoint] = []
         self._sent = 0
         self.injector: Final = Injector(
             self.world, self, manifest.fault, stream(seed, "faults"), self.note
@@ -270,7 +274,9 @@ class PbftRun:
             return
         first = self.checkers.committed(index, node, effect, self.world.now)
         if first is not None:
+            heard = len(self.clients.latencies_ms)
             problem = self.clients.note_committed(first.block, self.world.now)
+            self._note_block(first, self.clients.latencies_ms[heard:])
             if problem is not None:
                 raise Violation("validity", problem)
             self.injector.observe()
@@ -294,17 +300,29 @@ class PbftRun:
         elif self.injector.watches:
             self.injector.observe()
 
+    def _note_block(self, executed: ExecutedBlock, latencies_ms: list[int]) -> None:
+        point = BlockPoint(
+            at_ms=self.world.now - START_MS,
+            height=executed.height,
+            transactions=len(executed.block.transactions),
+            latency_ms=percentile(latencies_ms, 50),
+        )
+        self._block_points.append(point)
+
     def _note_view(self, set_id: int, view: int) -> None:
         """An honest replica is further than any before: in views, or in sets."""
+        members = tuple(self._index[key] for key in self.checkers.sets[set_id].members)
         if set_id > self._at[0]:
-            members = [self._index[key] for key in self.checkers.sets[set_id].members]
-            self.note(f"set {set_id}: {members}")
+            self.note(f"set {set_id}: {list(members)}")
         period, attempt = divmod(view, PERIOD_VIEWS)
         if attempt:
             where = (f" of set {set_id}" if set_id else "") + (
                 f", period {period}" if period else ""
             )
             self.note(f"view {attempt}{where}")
+        at_ms = self.world.now - START_MS
+        point = ViewPoint(at_ms=at_ms, set_id=set_id, view=attempt, members=members)
+        self._view_points.append(point)
         self._at, self._views = (set_id, view), max(self._views, attempt)
         self.injector.observe()
 
@@ -347,7 +365,7 @@ class PbftRun:
     def _govern(self) -> None:
         """Let the operators say what is to be said, and come again."""
         head, since_start_ms = self.checkers.newest, self.world.now - START_MS
-        if not self._healed or self._operators.under_way(head):
+        if self._healed_ms < 0 or self._operators.under_way(head):
             up = [self._index[n.id] for n in self._honest if n.alive and not n.paused]
             for said in self._operators.say(head, up, since_start_ms):
                 self.clients.note_sent(said, self.world.now)
@@ -386,7 +404,7 @@ class PbftRun:
         phase = self.manifest.liveness
         if not phase.bound_ms:
             return -1
-        core, self._healed = self.core(), True
+        core, self._healed_ms = self.core(), self.world.now - START_MS
         self.injector.heal()
         self.world.network.profile = LinkProfile((phase.least_delay_ms, phase.delay_ms))
         for node in self._honest:
@@ -445,6 +463,16 @@ class PbftRun:
                 f"liveness: a core of {core} sound honest replicas, {quorum(members.size)} needed"
             )
         return tuple(found)
+
+    def history(self) -> History:
+        """What happened, to be drawn."""
+        return History(
+            bands=self.injector.bands(START_MS),
+            blocks=tuple(self._block_points),
+            views=tuple(self._view_points),
+            healed_ms=self._healed_ms,
+            ended_ms=self.world.now - START_MS,
+        )
 
     def _outcome(self, commit: str, finding: Finding | None, recovery_ms: int) -> Outcome:
         voided = self.voided()

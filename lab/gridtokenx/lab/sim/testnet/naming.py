@@ -1,0 +1,195 @@
+"""Simulated networks in manifests: how one is given, and what its processes are called.
+
+========================================  ========================================================
+in the manifest                           means
+========================================  ========================================================
+``testnet = "local.toml"``                the network of that manifest of `gtx testnet`, beside this
+``[testnet]``, ``[testnet.devices]``      the same, written here
+(a manifest of `gtx testnet` by itself)   a grid day of it, without faults
+``nodes = ["oracle-2", "relayer-0"]``     in faults, processes by name; by number works as well
+========================================  ========================================================
+"""
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from gridtokenx.core.errors import LocalFault
+from gridtokenx.core.gridtime import DAY_MS
+from gridtokenx.lab.faults import Behave, Fault, RoundMutation, RoundPartition, ViewPartition
+from gridtokenx.lab.manifest import Manifest, check_manifest, dump_manifest
+
+BROKER: Final = "broker"
+MARKET_DATA: Final = "market-data"
+DEVICES: Final = "devices"
+AGENTS: Final = "agents"
+CHAINS: Final = ("public", "consortium", "oracle")
+MEDDLING: Final = ("silent", "replay", "forge-signature")
+"""What a process that is no node may do to those that it talks to."""
+BOUND_MS: Final = 300_000
+"""Within which a healed network goes on: views that grew, a boundary, its settlement, its acknowledgement."""
+_BARE: Final = frozenset(
+    {"time", "public", "consortium", "oracle", "bridge", "devices", "market", "ports"}
+)
+_PLACES: Final = ("nodes", "senders", "receivers", "victims")
+
+Raw = dict[str, Any]
+"""A TOML table, not yet typed."""
+
+
+def node_names(manifest: Manifest, chain: str) -> list[str]:
+    """The nodes of a chain."""
+    counts = {
+        "public": manifest.public.candidates or manifest.public.validators,
+        "consortium": manifest.consortium.replicas,
+        "oracle": manifest.oracle.nodes,
+    }
+    return [f"{chain}-{index}" for index in range(counts[chain])]
+
+
+def names(manifest: Manifest) -> list[str]:
+    """All processes; a fault's number of one is its position here."""
+    nodes = [name for chain in CHAINS for name in node_names(manifest, chain)]
+    relayers = [f"relayer-{position}" for position in range(manifest.bridge.relayers)]
+    return [*nodes, *relayers, BROKER, MARKET_DATA, DEVICES, AGENTS]
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def expand(raw: Raw, source: str, beside: Path | None) -> Raw:
+    """A manifest's table with its network written out, and its faults by number.
+
+    Args:
+        raw: as it was read.
+        source: for complaints.
+        beside: the directory that other files are named from; None: no other file may be named.
+
+    Raises:
+        LocalFault: the other file is missing, or none.
+    """
+    if "testnet" not in raw:
+        if not _BARE & raw.keys():
+            return raw
+        raw = _alone(raw)
+    network = raw["testnet"]
+    if isinstance(network, str):
+        network = _read(network, source, beside)
+    faults = [_by_number(fault, network) for fault in raw.get("fault", ())]
+    liveness = {"bound_ms": BOUND_MS, **raw.get("liveness", {})}
+    return {**raw, "testnet": network, "liveness": liveness} | ({"fault": faults} if faults else {})
+
+
+def _alone(raw: Raw) -> Raw:
+    """A network and nothing else: a day of it."""
+    time = raw.get("time", {})
+    scale = time.get("scale", 60) if isinstance(time, dict) else 60
+    day_ms = DAY_MS // scale if isinstance(scale, int) and scale > 0 else DAY_MS
+    return {
+        "name": str(raw.get("name", "local")),
+        "testnet": raw,
+        "safety": {"duration_ms": day_ms},
+    }
+
+
+def _read(name: str, source: str, beside: Path | None) -> Raw:
+    if beside is None:
+        raise LocalFault(
+            f"manifest {source}: testnet = {name!r}: write the network out as [testnet]"
+        )
+    path = beside / name
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LocalFault(f"manifest {source}: testnet = {name!r} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise LocalFault(f"manifest {source}: testnet = {name!r} is not TOML: {error}") from None
+
+
+def _by_number(fault: object, network: object) -> object:
+    if not isinstance(fault, dict) or not isinstance(network, dict):
+        return fault
+    numbers = {name: number for number, name in enumerate(names(_sizes(network)))}
+
+    def number(value: object) -> object:
+        return numbers.get(value, value) if isinstance(value, str) else value
+
+    changed = dict(fault)
+    for key in _PLACES:
+        if isinstance(fault.get(key), list):
+            changed[key] = [number(each) for each in fault[key]]
+    if isinstance(fault.get("sides"), list):
+        changed["sides"] = [
+            [number(each) for each in side] if isinstance(side, list) else side
+            for side in fault["sides"]
+        ]
+    if "node" in fault:
+        changed["node"] = number(fault["node"])
+    return changed
+
+
+def _sizes(network: Raw) -> Manifest:
+    """Enough of a network to name its processes; whatever is wrong with it is told later."""
+    usual = Manifest()
+    for table, key in (("public", "validators"), ("public", "candidates"), ("consortium", "replicas"),
+                       ("oracle", "nodes"), ("bridge", "relayers")):  # fmt: skip
+        section = network.get(table)
+        count = section.get(key) if isinstance(section, dict) else None
+        if isinstance(count, int) and 0 < count <= 200:
+            sized = replace(getattr(usual, table), **{key: count})
+            usual = replace(usual, **{table: sized})
+    return usual
+
+
+# -- judging ---------------------------------------------------------------------------------------
+
+
+def problems(network: Manifest, faults: Sequence[Fault], source: str) -> Iterator[str]:
+    """What of a network's run could not work."""
+    try:
+        check_manifest(network, f"{source}, testnet")
+    except LocalFault as fault:
+        yield str(fault)
+    processes = names(network)
+    nodes = sum(len(node_names(network, chain)) for chain in CHAINS)
+    for number, fault in enumerate(faults, 1):
+        if isinstance(fault, RoundMutation | RoundPartition | ViewPartition):
+            yield f"fault {number}: rounds and views are one chain's; a network has three"
+        elif isinstance(fault, Behave) and fault.node < len(processes):
+            if fault.node < nodes:
+                yield (
+                    f"fault {number}: {processes[fault.node]} is a node; traitors among nodes belong to "
+                    "runs of one chain"
+                )
+            elif fault.behaviour not in MEDDLING:
+                yield (
+                    f"fault {number}: {processes[fault.node]} may be {', '.join(MEDDLING)}, not "
+                    f"{fault.behaviour!r}"
+                )
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def dump_lines(network: Manifest) -> Iterator[str]:
+    """A network as tables of a manifest; what is as by default is left out."""
+    yield ""
+    yield "[testnet]"
+    for line in dump_manifest(network, brief=True).splitlines():
+        yield line.replace("[", "[testnet.", 1) if line.startswith("[") else line
+
+
+def by_name(key: str, value: Any, processes: Sequence[str]) -> Any:
+    """A value of a fault, with processes by name."""
+
+    def name(each: object) -> object:
+        return processes[each] if isinstance(each, int) and each < len(processes) else each
+
+    if key in _PLACES:
+        return [name(each) for each in value]
+    if key == "sides":
+        return [[name(each) for each in side] for side in value]
+    return name(value) if key == "node" else value
