@@ -5,11 +5,13 @@ own set id; a set that is not known yet makes the driver wait (`Unknown`). Every
 for a key to be nameable at all is checked here, the rest by the handlers: also whether the set is the
 present one, for the sets of all earlier terms stay known.
 
-A certified block's transactions are not checked again: a quorum checked them before it voted. The
-signatures of a message are listed once each, however often they are nested in it.
+A certified block's transactions are not checked again: a quorum checked them before it voted. Nor are
+those of a proposal that wait here already: they were checked when they came, and are the same to the
+last bit of their signatures. The signatures of a message are listed once each, however often they are
+nested in it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from gridtokenx.core.codec import Wire
@@ -45,7 +47,9 @@ from gridtokenx.pbft.rotation import Periods, primary_of
 from gridtokenx.pbft.terms import Term
 from gridtokenx.pbft.view_change import check_view_change
 
-_UNSIGNED: Final = (Suspect, Status, FetchBlocks, FetchBody, FetchSnapshot, FetchPart, Part)
+_UNSIGNED: Final = frozenset(
+    (Suspect, Status, FetchBlocks, FetchBody, FetchSnapshot, FetchPart, Part)
+)
 
 
 class MessageFault(RemoteFault):
@@ -63,11 +67,17 @@ class Verification:
         chain_id: of the chain.
         terms: every known term by set id; the replica adds to it.
         rotation_blocks: heights of a period; see `rotation.py`.
+        knows: whether the very same transaction has passed this check already, and waits here.
     """
 
     def __init__(
-        self, chain_id: bytes, terms: Mapping[int, Term], rotation_blocks: int = 0
+        self,
+        chain_id: bytes,
+        terms: Mapping[int, Term],
+        rotation_blocks: int = 0,
+        knows: Callable[[Transaction], bool] = lambda _transaction: False,
     ) -> None:
+        self._knows: Final = knows
         self._chain_id: Final = chain_id
         self._terms: Final = terms
         self._rotation_blocks: Final = rotation_blocks
@@ -78,22 +88,21 @@ class Verification:
         Raises:
             RemoteFault: no key could ever make this message valid.
         """
-        if isinstance(message, _UNSIGNED):
+        if type(message) in _UNSIGNED:
             return ()
         try:
+            if isinstance(message, Prepare | Commit):
+                return (self._of_vote(message),)
             return tuple(dict.fromkeys(self._of(message)))
         except _UnknownSet as unknown:
             return Unknown(str(unknown))
 
     def _of(self, message: Wire) -> Iterator[SignatureCheck]:
         match message:
+            case Transactions(transactions):
+                yield from map(Transaction.signature_check, transactions)
             case PrePrepare():
                 yield from self._pre_prepare(message)
-            case Prepare(ballot, replica, signature):
-                yield self._vote(ballot, Domain.PBFT_PREPARE, replica, signature)
-            case Commit(vote, replica, signature):
-                key = self._member(vote.set_id, replica)
-                yield SignatureCheck(key, vote.signed_bytes(self._chain_id), signature)
             case ViewChange():
                 yield from self._view_change(message)
             case NewView():
@@ -105,14 +114,22 @@ class Verification:
                     yield from self._certificate(certified.certificate, certified.block.header)
             case Body(block):
                 yield from self._block(block)
-            case Transactions(transactions):
-                yield from map(Transaction.signature_check, transactions)
             case Snapshot():
                 yield from self._snapshot(message)
             case _:
                 raise MessageFault("unexpected-message", type(message).__name__)
 
     # -- parts -------------------------------------------------------------------------------------
+
+    def _of_vote(self, message: Prepare | Commit) -> SignatureCheck:
+        """Most messages are these: one signature each, so there is nothing to list once."""
+        if isinstance(message, Prepare):
+            return self._vote(
+                message.ballot, Domain.PBFT_PREPARE, message.replica, message.signature
+            )
+        vote = message.vote
+        key = self._member(vote.set_id, message.replica)
+        return SignatureCheck(key, vote.signed_bytes(self._chain_id), message.signature)
 
     def _pre_prepare(self, message: PrePrepare) -> Iterator[SignatureCheck]:
         ballot = message.ballot
@@ -123,7 +140,9 @@ class Verification:
     def _block(self, block: Block) -> Iterator[SignatureCheck]:
         if block.header.chain_id != self._chain_id:
             raise MessageFault("wrong-chain", "a block of another chain")
-        yield from map(Transaction.signature_check, block.transactions)
+        for transaction in block.transactions:
+            if not self._knows(transaction):
+                yield transaction.signature_check()
 
     def _view_change(self, message: ViewChange) -> Iterator[SignatureCheck]:
         body = message.body
@@ -162,18 +181,24 @@ class Verification:
         return self._certified_by(self._set(header.set_id), certificate, header)
 
     def _snapshot(self, message: Snapshot) -> Iterator[SignatureCheck]:
-        """Each handover by the set that the one before it names; the first by one known here."""
-        validators: ValidatorSet | None = None
-        for handover in message.handovers:
-            header, following = handover.header, handover.next_set
-            validators = validators or self._set(header.set_id)
-            yield from self._certified_by(validators, handover.certificate, header)
-            check_handover(header, following)
-            validators = following
+        """Each handover by the set that the one before it names; the first by one known here.
+
+        An answer that begins with a set not known here answers nothing: it does not wait for that set.
+        """
+        headers = [handover.header for handover in message.handovers]
         if message.checkpoint is not None:
-            header = message.checkpoint.block.header
-            validators = validators or self._set(header.set_id)
-            yield from self._certified_by(validators, message.checkpoint.certificate, header)
+            headers.append(message.checkpoint.block.header)
+        if headers and headers[0].set_id not in self._terms:
+            raise MessageFault("unknown-set", f"an answer that begins with set {headers[0].set_id}")
+        validators = self._set(headers[0].set_id) if headers else None
+        for handover in message.handovers:
+            assert validators is not None, "of the first header"
+            yield from self._certified_by(validators, handover.certificate, handover.header)
+            check_handover(handover.header, handover.next_set)
+            validators = handover.next_set
+        if message.checkpoint is not None:
+            assert validators is not None, "of the first header"
+            yield from self._certified_by(validators, message.checkpoint.certificate, headers[-1])
 
     def _certified_by(
         self, validators: ValidatorSet, certificate: CommitCertificate, header: Header
