@@ -29,6 +29,7 @@ Observers (peers without a seat in the set) send what "replica" sends unsigned, 
 Castro & Liskov (OSDI 1999) section 4.2 and 4.4 name the first, second, third, fifth and sixth.
 """
 
+from functools import cached_property
 from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta
@@ -182,7 +183,12 @@ class ViewChange(Wire, frozen=True, tag="pbft.view_change", dict=True):
 
     def signed_bytes(self, chain_id: bytes) -> bytes:
         """The bytes under the signature."""
-        return view_change_bytes(self.body, chain_id)
+        return signed_bytes(Domain.PBFT_VIEW_CHANGE, chain_id, self.statement)
+
+    @cached_property
+    def statement(self) -> bytes:
+        """Hash of what is said: it is signed, and asked for again inside every new-view."""
+        return _view_change_hash(self.body)
 
 
 class Reproposal(Wire, frozen=True):
@@ -368,10 +374,12 @@ Message: TypeAlias = (
 def set_of(message: Wire) -> int | None:
     """The set whose members alone a message is for; None if it is for everybody."""
     match message:
-        case PrePrepare():
-            return message.block.header.set_id
         case Prepare(ballot=vote) | Commit(vote=vote):
             return vote.set_id
+        case Transactions():
+            return None
+        case PrePrepare():
+            return message.block.header.set_id
         case ViewChange(body=body) | NewView(body=body):
             return body.set_id
         case Suspect(set_id=set_id):
@@ -405,7 +413,11 @@ class Equivocation(Wire, frozen=True, tag="pbft.equivocation"):
 
 def view_change_bytes(body: ViewChangeBody, chain_id: bytes) -> bytes:
     """The bytes under a view-change's signature."""
-    return signed_bytes(Domain.PBFT_VIEW_CHANGE, chain_id, sha256(b"view-change", encode(body)))
+    return signed_bytes(Domain.PBFT_VIEW_CHANGE, chain_id, _view_change_hash(body))
+
+
+def _view_change_hash(body: ViewChangeBody) -> bytes:
+    return sha256(b"view-change", encode(body))
 
 
 def new_view_bytes(body: NewViewBody, chain_id: bytes) -> bytes:
