@@ -48,7 +48,7 @@ def sha256(*parts: bytes) -> bytes:
 
 def signed_bytes(domain: Domain, chain_id: bytes, payload: bytes) -> bytes:
     """The exact bytes that a signature covers."""
-    return domain.value + chain_id + payload
+    return domain + chain_id + payload
 
 
 class Signer(Protocol):

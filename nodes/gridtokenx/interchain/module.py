@@ -345,12 +345,11 @@ class Interchain(Module):
         app = self._apps.get(packet.port)
         if app is None:
             return Refused(code="unknown-port", message=f"no app has port {packet.port!r}")
-        savepoint, emitted = ctx.state.savepoint(), len(ctx.events)
+        mark = ctx.mark()
         try:
             return Delivered(result=_bounded(app.on_receive(_nobody(ctx), packet)))
         except (CallFailed, AmountError, RemoteFault) as refusal:
-            ctx.state.rollback(savepoint)
-            del ctx.events[emitted:]
+            ctx.undo(mark)
             return _refused(refusal)
 
 

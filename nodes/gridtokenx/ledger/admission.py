@@ -148,10 +148,11 @@ class StrictNonce:
         self, ctx: Context, body: TransactionBody, calls: Sequence[Wire], weight: int
     ) -> None:
         """See `Admission`."""
-        if not self.ready(ctx.state, body):
+        at = self.nonces.key(body.sender)
+        if body.nonce != (self.nonces.get_at(ctx.state, at) or 0):
             raise InvalidTransaction("nonce-out-of-order", f"nonce {body.nonce} is not next")
         _charge(self._fees, ctx, body, calls, weight)
-        self.nonces.put(ctx.state, body.nonce + 1, body.sender)
+        self.nonces.put_at(ctx.state, body.nonce + 1, at)
 
 
 class Window(Wire, frozen=True):

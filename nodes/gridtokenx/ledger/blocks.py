@@ -60,6 +60,11 @@ class Block(Wire, frozen=True, dict=True):
     header: Header
     transactions: Annotated[tuple[Transaction, ...], Meta(max_length=MAX_BLOCK_TRANSACTIONS)]
 
+    @cached_property
+    def transaction_root(self) -> bytes:
+        """The root of its transactions, which the header must carry."""
+        return transaction_root(self.transactions)
+
     @property
     def hash(self) -> bytes:
         """The header's hash."""

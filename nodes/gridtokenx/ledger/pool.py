@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from gridtokenx.ledger.runtime import InvalidTransaction, Standing
 from gridtokenx.ledger.transactions import Transaction
 
@@ -40,8 +42,7 @@ SWEEP_MS: Final = 5_000
 UNORDERED: Final = Standing(next_nonce=None, budget=None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
+class _Pending(msgspec.Struct, frozen=True, eq=False):
     transaction: Transaction
     arrival_ms: int
     number: int
@@ -110,9 +111,9 @@ class Pool:
             InvalidTransaction: there is no room for one like it, its sender could not pay for all
                 that is pending, or it would replace one of the same nonce without a better fee.
         """
-        if transaction.id in self._by_id:
+        id_, body = transaction.id, transaction.body
+        if id_ in self._by_id:
             return False
-        body = transaction.body
         own = self._senders.get(body.sender) or _sender(standing)
         self._renew(own, standing.next_nonce)
         rival = own.by_nonce.get(body.nonce)
@@ -134,6 +135,18 @@ class Pool:
         self._senders[body.sender] = own
         self._keep(own, pending)
         return True
+
+    def same(self, transaction: Transaction) -> Transaction:
+        """The pool's own object for a transaction, if it has an equal one.
+
+        What was heard before and comes again inside a block need not be encoded and decoded again,
+        nor be in memory twice.
+        """
+        own = self._senders.get(transaction.body.sender)
+        pending = None if own is None else own.by_nonce.get(transaction.body.nonce)
+        if pending is None or pending.transaction != transaction:
+            return transaction
+        return pending.transaction
 
     def candidates(self) -> Iterator[Transaction]:
         """Those that could be in the next block: by arrival, but a sender's own by nonce."""

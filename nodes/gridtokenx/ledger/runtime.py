@@ -18,7 +18,9 @@ from functools import reduce
 from operator import or_
 from typing import ClassVar, Final, Protocol, TypeVar
 
-from gridtokenx.core.codec import Wire, decode, encode
+import msgspec
+
+from gridtokenx.core.codec import Wire, encode
 from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.merkle import merkle_root
 from gridtokenx.core.state_tree import StateTree
@@ -103,6 +105,8 @@ class Context:
     sender: bytes = NOBODY
     """The account that signed; `NOBODY` in hooks."""
     events: list[Wire] = field(default_factory=list)
+    encoded_events: list[bytes] = field(default_factory=list)
+    """The same as they are recorded."""
 
     def emit(self, event: Wire) -> None:
         """Record an event; undone if the call fails.
@@ -110,12 +114,23 @@ class Context:
         Raises:
             CallFailed: it is larger than an event record may be.
         """
-        size = len(encode(event))
-        if size > BLOB_MAX:
+        encoded = encode(event)
+        if len(encoded) > BLOB_MAX:
             raise CallFailed(
-                "event-too-large", f"{type(event).__name__}: {size} of {BLOB_MAX} bytes"
+                "event-too-large", f"{type(event).__name__}: {len(encoded)} of {BLOB_MAX} bytes"
             )
         self.events.append(event)
+        self.encoded_events.append(encoded)
+
+    def mark(self) -> tuple[int, int]:
+        """Where a call begins: what `undo` returns to."""
+        return self.state.savepoint(), len(self.events)
+
+    def undo(self, mark: tuple[int, int]) -> None:
+        """Take back all writes and events since a mark."""
+        savepoint, emitted = mark
+        self.state.rollback(savepoint)
+        del self.events[emitted:], self.encoded_events[emitted:]
 
 
 class Module:
@@ -162,8 +177,7 @@ def handles(
     return mark
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """How a sender stands after some block: what the pool asks."""
 
     next_nonce: int | None
@@ -285,8 +299,11 @@ class Ledger:
         ctx = Context(self.chain_id, 0, 0, timestamp_ms, state)
         for module in self.modules:
             module.genesis(ctx)
-        records = _records(0, ctx.events)
-        return self._seal(Proposal(0, timestamp_ms), 0, NO_PARENT, (), state, records)
+        root = transaction_root(())
+        outcome = self._outcome(
+            Proposal(0, timestamp_ms), 0, NO_PARENT, root, state, _records(0, ctx)
+        )
+        return outcome.of(Block(outcome.header, ()))
 
     def build(
         self, parent: ExecutedBlock, proposal: Proposal, candidates: Iterable[Transaction]
@@ -319,7 +336,7 @@ class Ledger:
                 refused.append(transaction)
             else:
                 included.append(transaction)
-        return run.finish(tuple(included)), tuple(refused)
+        return run.made(tuple(included)), tuple(refused)
 
     def execute(self, parent: ExecutedBlock, block: Block) -> ExecutedBlock:
         """Re-run a proposed block.
@@ -336,10 +353,7 @@ class Ledger:
                 run.apply(position, transaction, prechecked=False)
             except (RemoteFault, BlockFull) as fault:
                 raise InvalidBlock(f"transaction {position - 1}: {fault}") from None
-        executed = run.finish(block.transactions)
-        if executed.header != header:
-            raise InvalidBlock(f"re-execution differs in {_differences(executed.header, header)}")
-        return executed
+        return run.repeated(block)
 
     # -- transactions ------------------------------------------------------------------------------
 
@@ -366,11 +380,12 @@ class Ledger:
         body = transaction.body
         if body.chain_id != self.chain_id:
             raise InvalidTransaction("wrong-chain", f"it is for {body.chain_id.hex()[:16]}")
-        return tuple(decode(call, self._call_union) for call in body.calls)
+        return transaction.typed_calls(self._call_union)
 
     def weight(self, calls: Iterable[Wire]) -> int:
         """Deterministic cost of the calls."""
-        return sum(self._handlers[type(call)][1] for call in calls)
+        handlers = self._handlers
+        return sum([handlers[type(call)][1] for call in calls])
 
     def _bounded_weight(self, calls: Sequence[Wire]) -> int:
         """The weight of one transaction; a heavier one would wait for room for ever."""
@@ -402,12 +417,11 @@ class Ledger:
 
     def call(self, ctx: Context, call: Wire) -> CallResult:
         """Carry out one call; on refusal nothing of it remains."""
-        savepoint, emitted = ctx.state.savepoint(), len(ctx.events)
+        mark = ctx.mark()
         try:
             self._handlers[type(call)][0](ctx, call)
         except (CallFailed, AmountError, BadKey) as refusal:
-            ctx.state.rollback(savepoint)
-            del ctx.events[emitted:]
+            ctx.undo(mark)
             return CallResult(code=_code_of(refusal)[:64], message=_cut(str(refusal)))
         return OK
 
@@ -420,18 +434,19 @@ class Ledger:
             for sentence in module.check_invariants(state)
         ]
 
-    def _seal(
+    def _outcome(
         self,
         proposal: Proposal,
         height: int,
         parent: bytes,
-        transactions: tuple[Transaction, ...],
+        transactions: bytes,
         state: State,
         records: list[bytes],
-    ) -> ExecutedBlock:
+    ) -> "_Outcome":
+        """What execution has led to; `transactions` is their root."""
         changes = state.changes()
         tree = state.tree.update(changes)
-        reference = self._authorities(State(tree))
+        reference = self._authorities(State(tree, changes))
         header = Header(
             version=PROTOCOL_VERSION,
             chain_id=self.chain_id,
@@ -439,14 +454,28 @@ class Ledger:
             round=proposal.round,
             parent=parent,
             timestamp_ms=proposal.timestamp_ms,
-            transaction_root=transaction_root(transactions),
+            transaction_root=transactions,
             state_root=tree.root,
             event_root=merkle_root(records),
             set_id=reference.set_id,
             next_set_hash=reference.next_set_hash,
             digest=proposal.digest,
         )
-        return ExecutedBlock(Block(header, transactions), tree, changes, tuple(records))
+        return _Outcome(header, tree, changes, tuple(records))
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """Everything that a block leads to, and the header that says so."""
+
+    header: Header
+    state: StateTree
+    changes: dict[bytes, bytes | None]
+    events: tuple[bytes, ...]
+
+    def of(self, block: Block) -> ExecutedBlock:
+        """The block with it."""
+        return ExecutedBlock(block, self.state, self.changes, self.events)
 
 
 class BlockFull(Exception):
@@ -460,7 +489,7 @@ class _Run:
         self._ledger = ledger
         self._parent = parent.header
         self._proposal = proposal
-        self._state = State(parent.state)
+        self._state = State(parent.state, parent.changes)
         self._records: list[bytes] = []
         self._weight = 0
         self._size = 0
@@ -480,7 +509,7 @@ class _Run:
         ctx = self._context()
         for module in self._ledger.modules:
             _run_hook(module.begin_block, ctx)
-        self._records += _records(0, ctx.events)
+        self._records += _records(0, ctx)
 
     def apply(self, origin: int, transaction: Transaction, *, prechecked: bool) -> None:
         """Include one transaction.
@@ -508,16 +537,33 @@ class _Run:
             raise
         self._weight += weight
         self._size += size
-        results = tuple(ledger.call(ctx, call) for call in calls)
+        results = tuple([ledger.call(ctx, call) for call in calls])
         ctx.emit(Executed(transaction_id=transaction.id, results=results))
-        self._records += _records(origin, ctx.events)
+        self._records += _records(origin, ctx)
 
-    def finish(self, transactions: tuple[Transaction, ...]) -> ExecutedBlock:
+    def made(self, transactions: tuple[Transaction, ...]) -> ExecutedBlock:
+        """A new block of what was applied."""
+        outcome = self._finish(transaction_root(transactions))
+        return outcome.of(Block(outcome.header, transactions))
+
+    def repeated(self, block: Block) -> ExecutedBlock:
+        """A proposed block, all of which was applied.
+
+        Raises:
+            InvalidBlock: it leads to something else than its header says.
+        """
+        outcome = self._finish(block.transaction_root)
+        if outcome.header != block.header:
+            differences = _differences(outcome.header, block.header)
+            raise InvalidBlock(f"re-execution differs in {differences}")
+        return outcome.of(block)
+
+    def _finish(self, transactions: bytes) -> _Outcome:
         ctx = self._context()
         for module in self._ledger.modules:
             _run_hook(module.end_block, ctx)
-        self._records += _records(0, ctx.events)
-        return self._ledger._seal(  # noqa: SLF001 - the run is the ledger's own
+        self._records += _records(0, ctx)
+        return self._ledger._outcome(  # noqa: SLF001 - the run is the ledger's own
             self._proposal,
             self._parent.height + 1,
             self._parent.hash,
@@ -581,8 +627,8 @@ def _differences(ours: Header, theirs: Header) -> str:
     )
 
 
-def _records(origin: int, events: Iterable[Wire]) -> list[bytes]:
-    return [encode(EventRecord(origin=origin, data=encode(event))) for event in events]
+def _records(origin: int, ctx: Context) -> list[bytes]:
+    return [encode(EventRecord(origin, data)) for data in ctx.encoded_events]
 
 
 def _calls_of(module: Module) -> Iterator[tuple[type[Wire], int, Handler]]:

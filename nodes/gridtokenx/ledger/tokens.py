@@ -126,7 +126,7 @@ class Tokens(Module):
         if call.amount == 0:
             raise CallFailed("amount-zero", "a transfer moves at least one unit")
         self.move(ctx.state, call.denom, ctx.sender, call.to, call.amount)
-        ctx.emit(Transferred(denom=call.denom, sender=ctx.sender, to=call.to, amount=call.amount))
+        ctx.emit(Transferred(call.denom, ctx.sender, call.to, call.amount))
 
     # -- laws --------------------------------------------------------------------------------------
 
@@ -149,14 +149,16 @@ class Tokens(Module):
     @staticmethod
     def _add(store: Map[int], state: State, amount: int, *key: bytes | str) -> None:
         if amount:
-            store.put(state, checked_amount(store.read(state, 0, *key) + amount), *key)
+            at = store.key(*key)
+            store.put_at(state, checked_amount((store.get_at(state, at) or 0) + amount), at)
 
     @staticmethod
     def _take(store: Map[int], state: State, amount: int, *key: bytes | str) -> None:
-        held = store.read(state, 0, *key)
+        at = store.key(*key)
+        held = store.get_at(state, at) or 0
         if not 0 <= amount <= held:
             raise CallFailed("insufficient-funds", f"{held} held, {amount} asked")
         if held == amount:
-            store.delete(state, *key)
+            store.delete_at(state, at)
         else:
-            store.put(state, held - amount, *key)
+            store.put_at(state, held - amount, at)

@@ -7,12 +7,13 @@ signature) is first-class: the signature check is the dearest part of a transact
 
 from collections.abc import Sequence
 from functools import cached_property
+from hashlib import sha256
 from typing import Annotated, Final
 
 from msgspec import Meta
 
-from gridtokenx.core.codec import Wire, encode
-from gridtokenx.core.keys import Domain, Signer, sha256, signed_bytes
+from gridtokenx.core.codec import Wire, decode, encode
+from gridtokenx.core.keys import Domain, Signer, signed_bytes
 from gridtokenx.core.machine import SignatureCheck
 from gridtokenx.core.types import (
     UINT63_MAX,
@@ -57,17 +58,35 @@ class Transaction(Wire, frozen=True, dict=True):
     @cached_property
     def id(self) -> bytes:
         """Hash of the body: signing again does not make another transaction."""
-        return sha256(b"transaction", encode(self.body))
+        return sha256(b"transaction" + self.encoded_body).digest()
 
     @cached_property
     def encoded(self) -> bytes:
         """The canonical bytes: a leaf of the block's transaction tree."""
         return encode(self)
 
+    @property
+    def encoded_body(self) -> bytes:
+        """The canonical bytes of the body: those of the whole, less an array's head and a signature."""
+        return self.encoded[1 : -2 - len(self.signature)]
+
+    def typed_calls(self, union: type[Wire]) -> tuple[Wire, ...]:
+        """The calls as structs of a chain's union; decoded once, however often they are asked for.
+
+        Raises:
+            Malformed: one of them is not in the union.
+        """
+        known: tuple[type[Wire], tuple[Wire, ...]] | None = self.__dict__.get("_typed_calls")
+        if known is None or known[0] is not union:
+            known = (union, tuple([decode(call, union) for call in self.body.calls]))
+            self.__dict__["_typed_calls"] = known
+        return known[1]
+
     def signature_check(self) -> SignatureCheck:
         """What must verify before a machine may see this transaction."""
         body = self.body
-        return SignatureCheck(body.sender, _signed(body), self.signature)
+        signed = signed_bytes(Domain.TRANSACTION, body.chain_id, self.encoded_body)
+        return SignatureCheck(body.sender, signed, self.signature)
 
 
 def sign_transaction(
@@ -88,8 +107,5 @@ def sign_transaction(
         valid_until_ms=valid_until_ms,
         calls=tuple(encode(call) for call in calls),
     )
-    return Transaction(body=body, signature=signer.sign(_signed(body)))
-
-
-def _signed(body: TransactionBody) -> bytes:
-    return signed_bytes(Domain.TRANSACTION, body.chain_id, encode(body))
+    signed = signed_bytes(Domain.TRANSACTION, chain_id, encode(body))
+    return Transaction(body=body, signature=signer.sign(signed))

@@ -28,7 +28,7 @@ from gridtokenx.core.machine import (
     NodeId,
 )
 from gridtokenx.finality.certificates import CommitCertificate, CommitVote
-from gridtokenx.ledger.blocks import Block, transaction_root
+from gridtokenx.ledger.blocks import Block
 from gridtokenx.ledger.records import (
     block_writes,
     load_block,
@@ -357,5 +357,5 @@ class CatchUp(ReplicaBase):
 
 def check_transactions(block: Block) -> None:
     """Whether the body is the one that the header (and every vote for it) speaks of."""
-    if transaction_root(block.transactions) != block.header.transaction_root:
+    if block.transaction_root != block.header.transaction_root:
         raise MessageFault("wrong-body", f"transactions of block {block.height} were exchanged")

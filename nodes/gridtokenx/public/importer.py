@@ -33,7 +33,7 @@ from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.machine import Instant, NodeId
 from gridtokenx.core.state_tree import StateTree
 from gridtokenx.finality.validators import ValidatorSet
-from gridtokenx.ledger.blocks import Header, transaction_root
+from gridtokenx.ledger.blocks import Header
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
 from gridtokenx.public.slots import (
     PRIMARY,
@@ -308,7 +308,7 @@ class Importer:
 
 
 def _has_own_body(sealed: SealedBlock) -> bool:
-    return transaction_root(sealed.block.transactions) == sealed.header.transaction_root
+    return sealed.block.transaction_root == sealed.header.transaction_root
 
 
 def _author(header: Header) -> int:
