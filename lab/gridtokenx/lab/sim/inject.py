@@ -109,6 +109,8 @@ class Injector:
         self._draw: Final = draw
         self._note: Final = note
         self._armed: list[int] = []
+        self.watches = False
+        """Whether a condition may start a fault after any step."""
         self._undo: dict[int, Undo] = {}
         self._rules: dict[int, Rule] = {}
         self._down: Counter[NodeId] = Counter()
@@ -123,23 +125,26 @@ class Injector:
         start = self._world.now
         for number, fault in enumerate(self._faults):
             if fault.when and fault.at_ms:
-                self._world.at(start + fault.at_ms, partial(self._armed.append, number))
+                self._world.at(start + fault.at_ms, partial(self._arm, number))
             elif fault.at_height or fault.at_view or fault.when:
-                self._armed.append(number)
+                self._arm(number)
             else:
                 self._world.at(start + fault.at_ms, partial(self._start, number))
+
+    def _arm(self, number: int) -> None:
+        self._armed.append(number)
+        self._note_watches()
+
+    def _note_watches(self) -> None:
+        self.watches = any(self._faults[number].when for number in self._armed)
 
     def observe(self) -> None:
         """Something changed: start what has been waiting for it (after the present step)."""
         due = [n for n in self._armed if self._due(self._faults[n])] if self._armed else ()
         for number in due:
             self._armed.remove(number)
+            self._note_watches()
             self._world.at(self._world.now, partial(self._start, number))
-
-    @property
-    def watches(self) -> bool:
-        """Whether a condition may start a fault after any step."""
-        return any(self._faults[number].when for number in self._armed)
 
     def bands(self, start: Instant) -> tuple[Band, ...]:
         """Every fault that came, in the order of the manifest; times since `start`."""

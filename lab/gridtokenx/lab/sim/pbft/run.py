@@ -418,8 +418,9 @@ class PbftRun:
         target = self.height() + phase.blocks
 
         def live() -> bool:
-            reached = all((final_height(node.store) or 0) >= target for node in core)
-            return reached and probe.id in self.clients.committed
+            if probe.id not in self.clients.committed:
+                return False
+            return all((final_height(node.store) or 0) >= target for node in core)
 
         if not self.world.run_until(live, phase.bound_ms):
             raise Violation("liveness", self._stalled(core, target, probe, phase.bound_ms))
