@@ -92,6 +92,7 @@ class Relays:
         for task in self.connecting:
             task.cancel()
         await asyncio.gather(*self.connecting, return_exceptions=True)
+        await asyncio.sleep(0)  # transports that were aborted let go of their sockets
 
     def cut(self, number: int, pairs: Iterable[Pair]) -> None:
         """Nothing more passes from the first to the second of each pair."""

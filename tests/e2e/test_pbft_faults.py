@@ -1,0 +1,234 @@
+"""Faults in real processes: each is recovered from within its bound, and no promise is broken."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from tests.e2e.docker import tell
+from tests.e2e.testnet import GTX, POLL_S, alone, gtx
+
+from gridtokenx.lab.chaos.manifest import KINDS
+from gridtokenx.lab.testnet.processes import is_running
+
+pytestmark = pytest.mark.e2e
+__all__ = ["alone"]
+
+ROOT = Path(__file__).parents[2]
+STORM_21 = ROOT / "compose" / "manifests" / "faults-storm-21.toml"
+UP_S = 90.0
+GONE_S = 15.0
+FIGURES = 25
+"""Last lines of a run: one for each fault, and what it comes to."""
+QUICK = """
+[chain]
+replicas = 4
+block_time_ms = 200
+view_timeout_ms = 600
+request_timeout_ms = 2_000
+retransmit_ms = 300
+fetch_timeout_ms = 600
+
+[workload]
+transactions_per_s = 10
+clients = 20
+"""
+EACH_KIND = """
+name = "each-kind"
+{quick}
+[safety]
+duration_ms = 11_500
+
+[[fault]]
+kind = "crash"
+nodes = ["leader"]
+for_ms = 700
+
+[[fault]]
+kind = "pause"
+nodes = ["leader"]
+at_ms = 2_000
+for_ms = 1_200
+
+[[fault]]
+kind = "partition"
+shape = "isolate"
+nodes = ["leader"]
+at_ms = 4_000
+for_ms = 1_200
+
+[[fault]]
+kind = "partition"
+nodes = [0, 1]
+at_ms = 6_000
+for_ms = 800
+
+[[fault]]
+kind = "loss"
+share = 0.3
+messages = ["Prepare", "Commit"]
+at_ms = 7_500
+for_ms = 500
+
+[[fault]]
+kind = "delay"
+delay_ms = 40
+jitter_ms = 40
+senders = [0]
+at_ms = 8_800
+for_ms = 500
+
+[[fault]]
+kind = "behave"
+node = "leader"
+behaviour = "equivocate"
+at_ms = 10_000
+for_ms = 1_000
+"""
+Outcome = dict[str, Any]
+
+
+def test_each_kind_of_fault_is_recovered_from(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.toml"
+    manifest.write_text(EACH_KIND.format(quick=QUICK), encoding="utf-8")
+    outcome = run_to_its_end(manifest, tmp_path, limit_s=200)
+    faults = outcome["faults"]
+    assert [fault["kind"] for fault in faults] == [
+        "crash", "pause", "partition", "partition", "loss", "delay", "behave",
+    ]  # fmt: skip
+    assert all(fault["level_ms"] is not None for fault in faults)
+    promised = [fault for fault in faults if fault["went_on_bound_ms"] is not None]
+    assert {fault["kind"] for fault in promised} == {"crash", "pause", "partition", "behave"}
+    assert outcome["views"] >= 3
+    assert len(outcome["byzantine"]) == 1
+    assert outcome["transactions"] >= 20
+
+
+def test_faults_are_added_and_healed_by_hand_and_nothing_outlives_a_killed_run(
+    tmp_path: Path,
+) -> None:
+    manifest, home = tmp_path / "manifest.toml", tmp_path / "home"
+    manifest.write_text(f"{QUICK}\n[safety]\nduration_ms = 0\n", encoding="utf-8")
+    with running(manifest, home) as (process, said):
+        wait_for_line(said, "the schedule begins")
+        pids = [int((home / f"replica-{index}" / "pid").read_text()) for index in range(4)]
+        assert "pause of replica 2" in gtx("fault", "add", home, "pause", "nodes=2").out
+        gtx("fault", "add", home, "partition", "shape=isolate", "nodes=3")
+        listed = gtx("fault", "list", home).out
+        assert "1  pause of replica 2" in listed
+        assert "2  partition (isolate): 3 cut off" in listed
+        assert gtx("fault", "heal", home, "2").out == "healed: 2\n"
+        wait_for_line(said, "fault 2 ends")
+        gtx("fault", "heal", home, "7").refused("fault 7 is not in force")
+        gtx("fault", "add", home, "crash", "node=1").refused("node")
+        assert is_stopped(pids[2])
+        process.send_signal(signal.SIGKILL)
+        process.wait(GONE_S)
+        assert_gone(pids)
+    gtx("fault", "list", home).refused("no run")
+
+
+def test_a_run_that_is_asked_to_stop_judges_what_there_is(tmp_path: Path) -> None:
+    manifest, home = tmp_path / "manifest.toml", tmp_path / "home"
+    manifest.write_text(f"{QUICK}\n[safety]\nduration_ms = 0\n", encoding="utf-8")
+    with running(manifest, home) as (process, said):
+        wait_for_line(said, "the schedule begins")
+        pids = [int((home / f"replica-{index}" / "pid").read_text()) for index in range(4)]
+        process.send_signal(signal.SIGINT)
+        wait_for_line(said, "verdict: ok")
+        assert process.wait(GONE_S) == 0
+        assert_gone(pids)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+@pytest.mark.usefixtures("alone")
+def test_five_minutes_of_21_replicas_with_four_faults_a_minute(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    outcome = run_to_its_end(STORM_21, tmp_path, limit_s=1_100, seed=1)
+    assert len(outcome["faults"]) == 20
+    kinds = [fault["kind"] for fault in outcome["faults"]]
+    assert {kind: kinds.count(kind) for kind in kinds} == dict.fromkeys(
+        ("crash", "pause", "partition", "behave"), 5
+    )
+    assert 1 <= len(outcome["byzantine"]) <= 6
+    assert outcome["views"] >= 5
+    for line in outcome["said"][-FIGURES:]:
+        tell(request.config, line)
+
+
+def test_every_kind_that_real_processes_have_is_in_the_guide() -> None:
+    guide = (ROOT / "docs" / "researcher-guide.md").read_text(encoding="utf-8")
+    section = guide[guide.index("## Faults in real processes") :]
+    assert not [kind for kind in KINDS if f"`{kind}`" not in section]
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def run_to_its_end(manifest: Path, directory: Path, limit_s: float, seed: int = 0) -> Outcome:
+    """Run a manifest; what was found, with everything that it said."""
+    home, out = directory / "home", directory / "out"
+    said = gtx(
+        "fault", "run", manifest, "--seed", str(seed), "--home", home, "--out", out,
+        timeout_s=limit_s,
+    )  # fmt: skip
+    assert said.code == 0, said.out + said.err
+    assert "Traceback" not in said.err, said.err
+    outcome: Outcome = json.loads((out / "outcome.json").read_bytes())
+    assert outcome["verdict"] == "ok", outcome["findings"]
+    assert not outcome["findings"]
+    assert not outcome["voided"]
+    assert outcome["complete"]
+    assert outcome["unanswered"] == 0
+    assert not any(fault["broken"] for fault in outcome["faults"])
+    return {**outcome, "said": said.out.splitlines()}
+
+
+@contextmanager
+def running(manifest: Path, home: Path) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    """A run, and what it says; whatever happens, it is over afterwards."""
+    process = subprocess.Popen(
+        [*GTX, "fault", "run", str(manifest), "--home", str(home)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    try:
+        yield process, process.stdout
+    finally:
+        process.kill()
+        process.wait(GONE_S)
+        process.stdout.close()
+
+
+def wait_for_line(said: IO[bytes], words: str) -> None:
+    deadline, heard = time.monotonic() + UP_S, b""
+    while words.encode() not in heard:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not select.select([said], [], [], left_s)[0]:
+            raise AssertionError(f"{words!r} was not said:\n{heard.decode()}")
+        chunk = os.read(said.fileno(), 65_536)
+        assert chunk, heard.decode()
+        heard += chunk
+
+
+def is_stopped(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    return stat.rpartition(") ")[2][:1] == "T"
+
+
+def assert_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + GONE_S
+    while any(map(is_running, pids)):
+        assert time.monotonic() < deadline, [pid for pid in pids if is_running(pid)]
+        time.sleep(POLL_S)
