@@ -38,7 +38,13 @@ from gridtokenx.core.machine import (
 )
 from gridtokenx.host.checking import CachingVerifier, SignatureChecker
 from gridtokenx.host.clock import NetworkClock
-from gridtokenx.host.driver import EVIDENCE, Driver, DriverParts, MachineHalted
+from gridtokenx.host.driver import (
+    EVIDENCE,
+    PATIENT_FRAMES,
+    Driver,
+    DriverParts,
+    MachineHalted,
+)
 from gridtokenx.host.framing import Channel
 from gridtokenx.host.link import Link, LinkLimits
 from gridtokenx.host.logs import NullLogger
@@ -60,7 +66,13 @@ class Oddity(Wire, frozen=True, tag="test.oddity"):
     """A message that no key could make valid."""
 
 
-Message = Note | Oddity
+class Gossip(Wire, frozen=True, tag="test.gossip"):
+    """A message that may wait."""
+
+    number: int
+
+
+Message = Note | Oddity | Gossip
 SIGNER = Ed25519Signer(bytes(32))
 
 
@@ -82,6 +94,8 @@ class Script:
                 if not self.known:
                     return Unknown("later")
                 return [SignatureCheck(key, number.to_bytes(8, "big"), signature)]
+            case Gossip():
+                return ()
         raise RemoteFault("impossible", "no key")
 
     def step(self, now: int, event: Event) -> Sequence[Effect]:
@@ -213,6 +227,40 @@ async def test_peers_are_served_in_turn(tmp_path: Path) -> None:
         stage.deliver(encode(note(1000)), sender=OTHER)
         await until(lambda: 1000 in stage.machine.numbers())
         assert stage.machine.numbers().index(1000) < 100
+
+
+async def test_patient_messages_are_overtaken_and_all_arrive_in_their_order(
+    tmp_path: Path,
+) -> None:
+    async with staged(tmp_path, nothing) as stage:
+        stage.driver._patient_types = (Gossip,)
+        gossip = [encode(Gossip(number)) for number in range(PATIENT_FRAMES + 40)]
+        stage.deliver(*gossip, *(encode(note(number)) for number in range(4)))
+        stage.deliver(*(encode(note(number)) for number in range(100, 104)), sender=OTHER)
+
+        def seen() -> list[Wire]:
+            return [e.verified.message for e in stage.machine.events if isinstance(e, Received)]
+
+        await until(lambda: len(seen()) == len(gossip) + 8)
+        kinds = [type(message).__name__ for message in seen()]
+        assert kinds.index("Gossip") > kinds.index("Note"), "what waits for nobody comes first"
+        numbers = [message.number for message in seen() if isinstance(message, Gossip)]
+        assert numbers == list(range(len(gossip)))
+        assert [n for n in stage.machine.numbers() if n < 100] == list(range(4))
+
+
+async def test_an_alarm_that_rings_early_is_set_again(tmp_path: Path) -> None:
+    def react(event: Event) -> Sequence[Effect]:
+        if isinstance(event, Start):
+            return [SetTimer("soon", stage_clock() + 60), SetTimer("later", stage_clock() + 90)]
+        return ()
+
+    stage_clock = NetworkClock().now_ms
+    async with staged(tmp_path, react) as stage:
+        stage.driver._ring()
+        await until(lambda: TimerFired("later") in stage.machine.events)
+        fired = [event for event in stage.machine.events if isinstance(event, TimerFired)]
+        assert fired == [TimerFired("soon"), TimerFired("later")]
 
 
 async def test_bad_messages_are_faults_of_their_sender_and_go_no_further(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from gridtokenx.core.codec import Wire
 from gridtokenx.core.keys import Signer
 from gridtokenx.core.machine import Committed, Machine
 from gridtokenx.finality.validators import ValidatorSet
@@ -93,6 +94,8 @@ class NodeParts:
     """Keys of full nodes without a seat in `validators`, which may be linked as members too."""
     validators_of: ValidatorsOf | None = None
     """Where sets change: reads the set that finalises the next block from the state after one."""
+    patient: tuple[type[Wire], ...] = ()
+    """See `Driver`: messages that others may overtake."""
 
 
 class ChainNode:
@@ -127,7 +130,12 @@ class ChainNode:
             parts.store, parts.clock, self._checker, parts.metrics, parts.log
         )
         self._driver = Driver(
-            parts.machine, parts.message_type, self._network, driver_parts, self._on_committed
+            parts.machine,
+            parts.message_type,
+            self._network,
+            driver_parts,
+            self._on_committed,
+            parts.patient,
         )
         self._service = FollowService(
             self._history,

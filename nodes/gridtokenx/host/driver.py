@@ -6,7 +6,7 @@ ends the process (`MachineHalted`); it never becomes a result.
 
 ::
 
-    links ──frames──> decode ──> verification() ──> signatures ──┐
+    links ──frames──> decode ──> verification() ──> signatures ──┐     votes first, gossip when none wait
     timers ──────────────────────────────────────────────────────┼──> step() ──> outbox ──> effects
     clients ──transactions──> signatures ────────────────────────┘                 │
                                         store ──durable──────────────────────────>─┘
@@ -60,6 +60,10 @@ from gridtokenx.host.storage import Store
 BATCH_FRAMES: Final = 64
 """Frames taken before timers and clients get their turn."""
 FRAMES_PER_LINK: Final = 16
+PATIENT_FRAMES: Final = 512
+"""Patient messages that wait here before links have to."""
+PATIENT_CHECKS: Final = 64
+"""Signatures of patient messages that are checked before others get their turn: about 5 ms."""
 STASHED_PER_PEER: Final = 64
 STASHED: Final = 1024
 MAX_WAITING_SUBMISSIONS: Final = 4096
@@ -114,6 +118,8 @@ class Driver:
         links: where its messages go.
         parts: store, clock and the like.
         on_committed: told of each final block, once it is durable.
+        patient: types of messages that may wait while others are there, and be overtaken by them:
+            gossip, of which there is much, must not hold up the votes on which the next block waits.
     """
 
     def __init__(
@@ -123,8 +129,11 @@ class Driver:
         links: Links,
         parts: DriverParts,
         on_committed: Callable[[Committed], None] = lambda _: None,
+        patient: tuple[type[Wire], ...] = (),
     ) -> None:
         self._machine = machine
+        self._patient_types = patient
+        self._patient: deque[_Pending] = deque()
         self._message_type = cast("type[Wire]", message_type)
         self._links = links
         self._parts = parts
@@ -132,6 +141,7 @@ class Driver:
         self._outbox = Outbox()
         self._timers = _Timers()
         self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_ms: int | None = None
         self._wake = asyncio.Event()
         self._ready: deque[Link] = deque()
         self._joined: deque[NodeId] = deque()
@@ -189,7 +199,7 @@ class Driver:
             self._take_submissions()
             await self._receive()
             self._set_alarm()
-            if self._ready or self._submitted or self._joined:
+            if self._ready or self._submitted or self._joined or self._patient:
                 self._wake.set()
             await asyncio.sleep(0)  # sockets and the store's news get their turn
 
@@ -207,20 +217,44 @@ class Driver:
             self._step(self._submitted.popleft())
 
     async def _receive(self) -> None:
-        """One batch of frames, fairly from all links, in order for each."""
+        """One batch of frames, fairly from all links; then some of the patient messages."""
+        batch = self._batch()
+        if batch:
+            await self._check_and_step(batch)
+        if self._patient:
+            await self._check_and_step(self._some_patient())
+
+    def _batch(self) -> list[_Pending]:
+        """What links hold, in order for each, less what is patient."""
         batch: list[_Pending] = []
         if self._retry_stash:
             self._retry_stash = False
             batch += [found for each in self._stash.empty() if (found := self._name(*each))]
         for _ in range(len(self._ready)):
-            if len(batch) >= BATCH_FRAMES:
+            if len(batch) >= BATCH_FRAMES or len(self._patient) >= PATIENT_FRAMES:
                 break
             link = self._ready.popleft()
-            batch += self._take(link)
+            for pending in self._take(link):
+                patient = isinstance(pending.message, self._patient_types)
+                (self._patient if patient else batch).append(pending)
             if link.waiting and not link.closed:
                 self._ready.append(link)
-        if not batch:
-            return
+        return batch
+
+    def _some_patient(self) -> list[_Pending]:
+        """The oldest patient messages, few enough that nobody waits long behind them."""
+        taken = [self._patient.popleft()]
+        checks = len(taken[0].checks)
+        while (
+            self._patient
+            and len(taken) < BATCH_FRAMES
+            and checks + len(self._patient[0].checks) <= PATIENT_CHECKS
+        ):
+            taken.append(self._patient.popleft())
+            checks += len(taken[-1].checks)
+        return taken
+
+    async def _check_and_step(self, batch: Sequence[_Pending]) -> None:
         valid = await self._parts.checker.all_valid([pending.checks for pending in batch])
         for pending, holds in zip(batch, valid, strict=True):
             if holds:
@@ -351,13 +385,21 @@ class Driver:
 
     def _set_alarm(self) -> None:
         """Wake up when the next timer is due."""
+        next_ms = self._timers.next_ms()
+        if next_ms == self._alarm_ms:
+            return
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        next_ms = self._timers.next_ms()
+        self._alarm_ms = next_ms
         if next_ms is not None:
             delay_s = max(0, next_ms - self._parts.clock.now_ms()) / 1000
-            self._alarm = asyncio.get_running_loop().call_later(delay_s, self._wake.set)
+            self._alarm = asyncio.get_running_loop().call_later(delay_s, self._ring)
+
+    def _ring(self) -> None:
+        """A timer may be due; if the clock says not yet, another alarm is set."""
+        self._alarm = self._alarm_ms = None
+        self._wake.set()
 
 
 class _Timers:

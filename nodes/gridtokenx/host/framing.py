@@ -6,7 +6,7 @@ kept, so a peer cannot make us hold more than one frame.
 
 import enum
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Final
 
 from gridtokenx.core.errors import RemoteFault
@@ -26,6 +26,9 @@ class Channel(enum.IntEnum):
     """A client's question to a node."""
     REPLY = 3
     """A node's answer."""
+
+
+_CHANNELS: Final = tuple(Channel)
 
 
 class FrameFault(RemoteFault):
@@ -56,23 +59,33 @@ class Splitter:
         Raises:
             FrameFault: a frame is too large, empty, or on no channel.
         """
+        if not self._buffer:  # the usual case: whole frames, and nothing waits for its end
+            end = yield from self._split(data)
+            self._buffer += memoryview(data)[end:]
+            return
         self._buffer += data
-        start = 0
-        try:
-            while len(self._buffer) - start >= OVERHEAD:
-                size, number = _LENGTH.unpack_from(self._buffer, start)
-                self._check(size, number)
-                end = start + OVERHEAD - 1 + size
-                if end > len(self._buffer):
-                    break
-                body = bytes(memoryview(self._buffer)[start + OVERHEAD : end])
-                start = end
-                yield Channel(number), body
-        finally:
-            del self._buffer[:start]
+        whole = self._buffer
+        self._buffer = bytearray()
+        end = yield from self._split(whole)
+        del whole[:end]
+        self._buffer = whole
+
+    def _split(self, data: bytes | bytearray) -> Generator[tuple[Channel, bytes], None, int]:
+        """The whole frames at the start of `data`; returns where they end."""
+        start, available = 0, len(data)
+        while available - start >= OVERHEAD:
+            size, number = _LENGTH.unpack_from(data, start)
+            self._check(size, number)
+            end = start + OVERHEAD - 1 + size
+            if end > available:
+                break
+            body = data[start + OVERHEAD : end]
+            start = end
+            yield _CHANNELS[number], bytes(body)
+        return start
 
     def _check(self, size: int, number: int) -> None:
-        if size < 1 or number > max(Channel):
+        if size < 1 or number >= len(_CHANNELS):
             raise FrameFault("bad-frame", f"length {size}, channel {number}")
         if size - 1 > self.limit:
             raise FrameFault("frame-too-large", f"{size - 1} bytes, at most {self.limit}")

@@ -23,7 +23,7 @@ from gridtokenx.host.stages import count_stages
 from gridtokenx.host.storage import Store
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
 from gridtokenx.pbft.membership import validators_of
-from gridtokenx.pbft.messages import Message
+from gridtokenx.pbft.messages import Message, Transactions
 from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.timing import Timing
 
@@ -118,6 +118,7 @@ def make_replica(
         listen=HostPort.parse(settings.listen),
         peers=[NodeAddress.parse(text) for text in settings.peers],
         validators_of=validators_of,
+        patient=(Transactions,),
     )
     node = ChainNode(parts)
     _say_if_silent(role, node, replica, following, signer.public_key)

@@ -97,11 +97,13 @@ class ReplicaBase:
         first = checked_term(Term(validators=validators, root=genesis.header))
         self._terms: Final = load_terms(reader, first)
         self._rotation_blocks: Final = rotation_blocks
-        self._verification: Final = Verification(self._chain_id, self._terms, rotation_blocks)
+        self._requests: Final = Requests(application, pool)
+        self._verification: Final = Verification(
+            self._chain_id, self._terms, rotation_blocks, self._requests.knows
+        )
         self._signer: Final = MarkedSigner(signer, reader)
         self._journal: Final = Journal(reader)
         self._sync: Final = Sync(timing.fetch_timeout_ms)
-        self._requests: Final = Requests(application, pool)
         self._checkpoints: Final = Checkpoints(
             timing.checkpoint_blocks, HOLD_TIMES * timing.fetch_timeout_ms
         )

@@ -325,10 +325,12 @@ class Replica(ViewChanging):
         if proof is not None:
             self._report(turn, proof)
             return
+        block = self._requests.recognised(block)
         check_transactions(block)
         if slot.ballot == ballot:
             self._take_body(turn, block)
             return
+        message = PrePrepare(message.view, block, message.signature)
         frontier = self._frontier()
         if frontier is None or ballot.height > frontier[0]:
             self._keep_early(message)

@@ -122,6 +122,8 @@ class Requests:
         self._application: Final = application
         self.pool: Final = pool
         self._waiting: dict[bytes, _Wait] = {}
+        self._by_signature: dict[bytes, Transaction] = {}
+        """The same ones: in a block they are recognised for the price of a look."""
         self._committed_ms: Instant | None = None
         self._outgoing: list[Transaction] = []
         self._kept_back: set[bytes] = set()
@@ -142,7 +144,21 @@ class Requests:
         if not self.pool.add(transaction, now, self._standing(state, transaction.body.sender)):
             return False
         self._waiting[id_] = _Wait(transaction, now, now)
+        self._by_signature[transaction.signature] = transaction
         return True
+
+    def knows(self, transaction: Transaction) -> bool:
+        """Whether the very same transaction waits here, its signature checked when it came."""
+        return self._by_signature.get(transaction.signature) == transaction
+
+    def recognised(self, block: Block) -> Block:
+        """The block with what waits here in place of its copies: hashes and sizes are known then."""
+        known = self._by_signature
+        transactions = tuple(
+            found if (found := known.get(each.signature)) == each and found is not None else each
+            for each in block.transactions
+        )
+        return Block(block.header, transactions)
 
     def _standing(self, state: State, sender: bytes) -> Standing:
         """How a sender stands in a block's state; asked once per sender and block."""
@@ -226,7 +242,9 @@ class Requests:
         state = State(executed.state)
         self.pool.settle(transactions, lambda sender: self._standing(state, sender), now)
         for transaction in transactions:
-            self._waiting.pop(transaction.id, None)
+            wait = self._waiting.pop(transaction.id, None)
+            if wait is not None:
+                self._by_signature.pop(wait.transaction.signature, None)
         self._kept_back.intersection_update(self._waiting)
         if full_from_ms is None:
             return
@@ -239,7 +257,7 @@ class Requests:
         """Follow a head that is many blocks above the last one: keep what could still be included."""
         waiting = [wait.transaction for wait in self._waiting.values()]
         self.pool.discard(waiting)
-        self._waiting = {}
+        self._waiting, self._by_signature = {}, {}
         for transaction in waiting:
             with contextlib.suppress(RemoteFault):
                 self.add(head, transaction, now)
@@ -253,6 +271,9 @@ class Requests:
     def restart_waits(self, now: Instant) -> None:
         """A new primary gets the full bound for each."""
         self._waiting = {id_: wait for id_, wait in self._waiting.items() if id_ in self.pool}
+        self._by_signature = {
+            wait.transaction.signature: wait.transaction for wait in self._waiting.values()
+        }
         for wait in self._waiting.values():
             wait.since_ms = now
 
@@ -271,20 +292,31 @@ class Requests:
         for id_, wait in list(self._waiting.items()):
             transaction = wait.transaction
             if id_ not in self.pool:
-                del self._waiting[id_]
+                self._forget(id_)
             elif wait.since_ms + bound_ms // 2 > now:
                 continue
             elif len(waiting) == GOSSIP_TRANSACTIONS:
                 break
             elif self._hopeless(state, transaction, now):
                 self.pool.discard((transaction,))
-                del self._waiting[id_]
-            elif not self._application.admission.ready(state, transaction.body):
+                self._forget(id_)
+            elif not self._ready(state, transaction):
                 wait.arrival_ms = wait.since_ms = now
             else:
                 waiting.append(transaction)
                 omitted = omitted or wait.since_ms + bound_ms <= now
         return waiting, omitted
+
+    def _ready(self, state: State, transaction: Transaction) -> bool:
+        """Whether it could be in the very next block; an account's later ones are told by nonce."""
+        body = transaction.body
+        if self._standing(state, body.sender).next_nonce not in {None, body.nonce}:
+            return False
+        return self._application.admission.ready(state, body)
+
+    def _forget(self, id_: bytes) -> None:
+        wait = self._waiting.pop(id_)
+        self._by_signature.pop(wait.transaction.signature, None)
 
     def _hopeless(self, state: State, transaction: Transaction, now: Instant) -> bool:
         try:
