@@ -48,7 +48,7 @@ def transfer(name: str, nonce: int) -> Transaction:
     return sign_transaction(signer("alice"), genesis_of(name).chain_id, nonce, [call], fee=fee)
 
 
-def builder(name: str, seed: bytes) -> Callable[[Reader], Machine]:
+def builder(name: str, seed: bytes, timing: Timing | None = None) -> Callable[[Reader], Machine]:
     """Makes a node's machine, as its process does."""
     genesis, verifier = genesis_of(name), Ed25519Verifier()
     own = Ed25519Signer(seed)
@@ -68,7 +68,7 @@ def builder(name: str, seed: bytes) -> Callable[[Reader], Machine]:
     ledger = make(genesis, verifier)
     block = ledger.genesis(CLOCK.network_genesis_ms)
     return lambda reader: Replica.restore(
-        reader, ledger, genesis.validator_set, own, block, Timing()
+        reader, ledger, genesis.validator_set, own, block, timing or Timing()
     )
 
 
@@ -91,7 +91,7 @@ def disks_of(name: str) -> dict[bytes, Disk]:
     """What lies on each node's disk afterwards, by its key."""
     world = grown_world(name)
     assert world.run_until(lambda: _is_amid(world, name), 60_000)
-    return {id_: dict(_records(node.store)) for id_, node in world.nodes.items()}
+    return {id_: dict(records_of(node.store)) for id_, node in world.nodes.items()}
 
 
 def _is_amid(world: World, name: str) -> bool:
@@ -106,9 +106,9 @@ def _is_amid(world: World, name: str) -> bool:
     return votes and any(b.height and read_claim(b.header).authority == own for b in blocks)
 
 
-def _records(store: Reader) -> Iterable[tuple[tuple[str, bytes], bytes]]:
+def records_of(store: Reader) -> Iterable[tuple[tuple[str, bytes], bytes]]:
     tables = ("blocks", "hashes", "finality", "events", "state", "meta", "log", "terms", "seals",
-              "unfinal", "grandpa", "sets", "evidence")  # fmt: skip
+              "unfinal", "grandpa", "sets", "evidence", "snapshot")  # fmt: skip
     for table in tables:
         for record_key, value in store.scan(table):
             yield (table, record_key), value
@@ -126,12 +126,18 @@ def write_disk(directory: Path, disk: Disk, lies: Iterable[Write] = ()) -> None:
     asyncio.run(fill())
 
 
-def make_home(directory: Path, name: str, lies: Iterable[Write] = (), index: int = 1) -> Path:
+def make_home(
+    directory: Path,
+    name: str,
+    lies: Iterable[Write] = (),
+    index: int = 1,
+    disk: Disk | None = None,
+) -> Path:
     """A stopped node's home, with its keys, and its chain on disk."""
     node, genesis = f"{name}-{index}", genesis_of(name)
     own = key(node)
     bound = {(STORE, b"chain"): genesis.chain_id, (STORE, b"identity"): own}
-    write_disk(directory / "data", {**disks_of(name)[own], **bound}, lies)
+    write_disk(directory / "data", {**(disk or disks_of(name)[own]), **bound}, lies)
     (directory / "genesis.json").write_bytes(render_genesis(genesis))
     keys = directory / "keys"
     keys.mkdir()

@@ -51,6 +51,8 @@ class Replayed:
     """Invariants that do not hold after it; looked at on a sample of heights."""
     validators: ValidatorSet
     """Who finalised it."""
+    kept: bool = True
+    """Whether the block is on disk; if not, only its header and proof are."""
 
 
 def open_chain_store(directory: Path) -> Store:

@@ -41,7 +41,7 @@ from gridtokenx.lab.replay import (
 from gridtokenx.lab.testnet.energy import Certified, Settled
 from gridtokenx.lab.testnet.layout import Layout
 from gridtokenx.ledger.readings import SubmitReading
-from gridtokenx.ledger.records import final_height, load_block
+from gridtokenx.ledger.records import base_height, final_height, load_block
 from gridtokenx.ledger.runtime import Executed, Ledger, Module
 from gridtokenx.ledger.state import State
 from gridtokenx.oracle.chain.meters import IntervalClosed
@@ -216,13 +216,14 @@ def _replay_longest(chain: StoppedChain, result: Audit, verifier: Verifier) -> N
 
 
 def _longest(chain: StoppedChain) -> str:
-    heights: dict[str, int] = {}
+    """The node whose store tells most: one that has every block, as long as there is one."""
+    heights: dict[str, tuple[bool, int]] = {}
     for node, open_store in chain.stores.items():
         with (
             contextlib.suppress(LocalFault),
             open_store() as store,
         ):  # `_compare_nodes` has named it
-            heights[node] = final_height(store) or 0
+            heights[node] = (base_height(store) == 0, final_height(store) or 0)
     if not heights:
         raise LocalFault(f"no store of the {chain.facts.name} chain can be opened")
     return max(heights, key=lambda node: heights[node])

@@ -18,6 +18,7 @@ from gridtokenx.host.restored import RESTORED
 from gridtokenx.host.storage import META as STORE
 from gridtokenx.host.storage import Store
 from gridtokenx.lab.replay import Divergence, Replayed, replay
+from gridtokenx.lab.retrace import retrace
 from gridtokenx.lab.verify import pbft, public
 from gridtokenx.lab.verify.findings import (
     NEVER_SIGN,
@@ -37,6 +38,7 @@ from gridtokenx.ledger.records import (
     META,
     SETS,
     STATE,
+    base_height,
     height_key,
 )
 
@@ -156,18 +158,20 @@ def _replay(
     walk: "pbft.Walk | public.Walk",
     progress: Progress,
 ) -> bool:
-    """Re-execute; whether the whole chain follows from genesis."""
+    """Re-execute, or retrace what was taken over; whether the whole chain follows from genesis."""
     indexed: list[Finding] = []
+    way = retrace if base_height(store) else replay
     try:
-        for replayed in replay(chain, store, head):
-            judged.blocks += 1
+        for replayed in way(chain, store, head):
+            judged.blocks += replayed.kept
             judged.transactions += len(replayed.executed.block.transactions)
             judged.proofs += replayed.proved
             for sentence in replayed.broken:
                 what = f"breaks an invariant: {sentence.partition(': ')[2]}"
                 where = sentence.partition(": ")[0]
                 judged.findings.append(Finding(where, what, "report it: the rules are at fault"))
-            indexed += _check_index(store, replayed)
+            if replayed.kept:
+                indexed += _check_index(store, replayed)
             walk.take(replayed)
             progress(replayed.executed.height, head)
     except Divergence as divergence:

@@ -16,6 +16,7 @@ from gridtokenx.lab.replay import open_chain_store
 from gridtokenx.lab.verify.chain import Judged, judge_chain
 from gridtokenx.lab.verify.findings import REFETCH, Finding, Progress
 from gridtokenx.lab.verify.gateway import judge_index
+from gridtokenx.ledger.records import base_height
 
 KEEPS_NOTHING: Final = "keeps no chain and no index: there is nothing to verify"
 CONFIG: Final = "config.toml"
@@ -140,6 +141,12 @@ def _describe(chain: ChainFacts, store: Store, judged: Judged) -> str:
         f"{chain.name} chain, {judged.records} records, {judged.blocks} blocks, "
         f"{judged.transactions} transactions, {judged.proofs} proofs of finality"
     )
+    base = base_height(store)
+    if base:
+        text += (
+            f"; its state was taken over at block {base}: earlier blocks are not kept here, later ones"
+            " are checked by their certificates, not executed again"
+        )
     return f"{text}, follows and does not sign yet" if marked(store) is not None else text
 
 

@@ -16,7 +16,7 @@ from gridtokenx.host.chains import ChainFacts
 from gridtokenx.lab.replay import Replayed
 from gridtokenx.lab.verify.findings import NEVER_SIGN, REFETCH, Finding, name_of, read_as
 from gridtokenx.ledger.blocks import Block
-from gridtokenx.ledger.records import META, load_finality
+from gridtokenx.ledger.records import BASE, HEAD, META, load_finality
 from gridtokenx.pbft.journal import LOG, ViewRecord
 from gridtokenx.pbft.marks import Mark
 from gridtokenx.pbft.messages import (
@@ -29,9 +29,10 @@ from gridtokenx.pbft.messages import (
     ViewChange,
 )
 from gridtokenx.pbft.rotation import primary_of
+from gridtokenx.pbft.snapshot import SNAPSHOT
 from gridtokenx.pbft.terms import TERMS, Term
 
-TABLES: Final = (LOG, TERMS)
+TABLES: Final = (LOG, TERMS, SNAPSHOT)
 MARK: Final = b"mark/"
 KINDS: Final = (
     Domain.PBFT_PRE_PREPARE,
@@ -108,7 +109,7 @@ class Walk:
 
     def _check_meta(self) -> Iterator[Finding]:
         for key, _ in self._store.scan(META):
-            if key != b"head" and not key.startswith(MARK):
+            if key not in (HEAD, BASE) and not key.startswith(MARK):
                 where = f"table {META!r}, record {name_of(key)}"
                 yield Finding(where, "is nothing that a replica keeps", REFETCH)
 
