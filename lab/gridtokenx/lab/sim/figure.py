@@ -12,8 +12,8 @@ from xml.sax.saxutils import escape
 import msgspec
 
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.lab.sim.outcome import Outcome, percentile
-from gridtokenx.lab.sim.sweep import Head
+from gridtokenx.lab.sim.outcome import percentile
+from gridtokenx.lab.sim.sweep import Head, read_record
 
 WIDTH: Final = 720
 HEIGHT: Final = 400
@@ -49,12 +49,7 @@ def read_series(path: Path, measure: str) -> Series:
     Raises:
         LocalFault: it is no record of a sweep.
     """
-    try:
-        lines = path.read_bytes().splitlines()
-        head = msgspec.json.decode(lines[0], type=Head)
-        outcomes = [msgspec.json.decode(line, type=Outcome) for line in lines[1:]]
-    except (OSError, IndexError, msgspec.DecodeError) as error:
-        raise LocalFault(f"{path}: no record of a sweep ({error})") from None
+    head, outcomes = read_record(path)
     values = sorted(v for outcome in outcomes if (v := getattr(outcome, measure)) >= 0)
     if not values:
         raise LocalFault(f"{path}: no run has a value of {measure}")

@@ -4,8 +4,10 @@ Law of the file: **a sweep's record is one line per seed, and lines are only eve
 says of what: manifest, commit, format. A record of something else is refused, never mixed.
 """
 
+import contextlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -19,7 +21,7 @@ from gridtokenx.lab.sim.execute import commit, execute
 from gridtokenx.lab.sim.manifest import Manifest, dump, parse
 from gridtokenx.lab.sim.outcome import Outcome, percentile
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _QUEUED_PER_JOB: Final = 4
 
 
@@ -30,6 +32,10 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     manifest: str
     """Hash of the manifest's text."""
     commit: str
+    about: str = ""
+    """What is studied, in the manifest's words."""
+    text: str = ""
+    """The manifest: a record is enough to tell any of its runs again."""
 
 
 class Record:
@@ -42,38 +48,97 @@ class Record:
 
     def __init__(self, path: Path | None, manifest: Manifest) -> None:
         self._path: Final = path
-        digest = sha256(dump(manifest).encode()).hex()[:16]
-        self._head: Final = Head(format=FORMAT, manifest=digest, commit=commit())
+        text = dump(manifest)
+        digest = sha256(text.encode()).hex()[:16]
+        self._head: Final = Head(
+            format=FORMAT, manifest=digest, commit=commit(), about=manifest.about, text=text
+        )
         self.outcomes: Final[dict[int, Outcome]] = {}
         if path is not None and path.exists():
             self._read(path)
         elif path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(msgspec.json.encode(self._head) + b"\n")
+            self._begin(path)
 
     def add(self, outcome: Outcome) -> None:
-        """Keep an outcome."""
-        self.outcomes[outcome.seed] = outcome
+        """Keep an outcome: it is on disk when this returns, or nothing of it is.
+
+        Raises:
+            LocalFault: it cannot be written.
+        """
         if self._path is not None:
-            with self._path.open("ab") as file:
-                file.write(msgspec.json.encode(outcome) + b"\n")
+            self._append(self._path, msgspec.json.encode(outcome) + b"\n")
+        self.outcomes[outcome.seed] = outcome
+
+    def _begin(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(msgspec.json.encode(self._head) + b"\n")
+        except OSError as error:
+            raise LocalFault(f"record {path}: cannot be written: {error.strerror}") from None
+
+    def _append(self, path: Path, line: bytes) -> None:
+        whole = path.stat().st_size
+        try:
+            with path.open("ab") as file:
+                file.write(line)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(path, whole)
+            raise LocalFault(
+                f"record {path}: cannot be written: {error.strerror}; the {len(self.outcomes)} runs"
+                " before are kept: the same sweep goes on from there"
+            ) from None
 
     def _read(self, path: Path) -> None:
-        lines = path.read_bytes().split(b"\n")
         try:
-            head = msgspec.json.decode(lines[0], type=Head)
-        except msgspec.DecodeError:
-            raise LocalFault(f"{path}: no record of a sweep; name another file") from None
+            lines = path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise LocalFault(f"record {path}: cannot be read: {error.strerror}") from None
+        head = _head_in(path, lines[0])
         if head != self._head:
             raise LocalFault(
                 f"{path}: a record of manifest {head.manifest} at commit {head.commit}; this is"
                 f" {self._head.manifest} at {self._head.commit}. Name another file, or delete this one"
             )
-        for line in lines[1:-1]:
-            outcome = msgspec.json.decode(line, type=Outcome)
+        for outcome in _outcomes_in(path, lines[1:-1]):
             self.outcomes[outcome.seed] = outcome
         if lines[-1]:  # the last line was cut short: its seed runs again
-            path.write_bytes(b"\n".join(lines[:-1]) + b"\n")
+            os.truncate(path, sum(len(line) + 1 for line in lines[:-1]))
+
+
+def read_record(path: Path) -> tuple[Head, tuple[Outcome, ...]]:
+    """A record and its outcomes by seed; a last line that was cut short is left out.
+
+    Raises:
+        LocalFault: it is no record of a sweep, or damaged.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise LocalFault(f"{path}: cannot be read: {error.strerror}") from None
+    head = _head_in(path, lines[0])
+    outcomes = {outcome.seed: outcome for outcome in _outcomes_in(path, lines[1:-1])}
+    return head, tuple(outcomes[seed] for seed in sorted(outcomes))
+
+
+def _head_in(path: Path, line: bytes) -> Head:
+    try:
+        head = msgspec.json.decode(line, type=Head)
+    except msgspec.DecodeError:
+        raise LocalFault(f"{path}: no record of a sweep; name another file") from None
+    if head.format != FORMAT:
+        raise LocalFault(
+            f"{path}: a record of format {head.format}, this program writes {FORMAT}: sweep again"
+        )
+    return head
+
+
+def _outcomes_in(path: Path, lines: Iterable[bytes]) -> Iterator[Outcome]:
+    for number, line in enumerate(lines, 2):
+        try:
+            yield msgspec.json.decode(line, type=Outcome)
+        except msgspec.DecodeError as error:
+            raise LocalFault(f"{path}, line {number}: no outcome of a run: {error}") from None
 
 
 def sweep(manifest: Manifest, seeds: Iterable[int], jobs: int, record: Record) -> Iterator[Outcome]:
@@ -95,7 +160,7 @@ def _spread(runs: Iterable[tuple[Manifest, int]], jobs: int) -> Iterator[Outcome
     """Over processes; a few runs are queued for each, so that an end comes soon when it is asked for."""
     waiting = iter(runs)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_leave_interrupts) as pool:
         running: set[Future[Outcome]] = set()
         try:
             while True:
@@ -110,6 +175,11 @@ def _spread(runs: Iterable[tuple[Manifest, int]], jobs: int) -> Iterator[Outcome
                     yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C reaches every process of a terminal: only the one that keeps the record answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _run_seed(text: str, seed: int, program: str) -> Outcome:

@@ -1,0 +1,1 @@
+"""Reports of simulated runs: one page that needs nothing else, and files for other programs."""
