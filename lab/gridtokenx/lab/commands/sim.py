@@ -10,8 +10,10 @@ import click
 import msgspec
 
 from gridtokenx.core.errors import LocalFault
+from gridtokenx.lab.commands.sim_report import report, save, save_run
+from gridtokenx.lab.report.page import Told
 from gridtokenx.lab.sim.draw import resolve
-from gridtokenx.lab.sim.execute import commit, execute
+from gridtokenx.lab.sim.execute import commit, execute, tell
 from gridtokenx.lab.sim.explore import SCOPE, count, scenarios, scope
 from gridtokenx.lab.sim.figure import MEASURES, draw, read_series, table
 from gridtokenx.lab.sim.manifest import Manifest, dump, load
@@ -21,6 +23,7 @@ from gridtokenx.lab.sim.shrink import Shrinker
 from gridtokenx.lab.sim.sweep import DEFAULT_JOBS, Record, parse_seeds, run_all, summary, sweep
 
 FIRST_FAILURES: Final = 5
+STOPPED_EXIT: Final = 130
 _BAR: Final = 30
 MANIFEST = click.argument("manifest_path", metavar="MANIFEST", type=click.Path(path_type=Path))
 
@@ -33,18 +36,42 @@ def command() -> None:
     """
 
 
+command.add_command(report)
+
+
 @command.command()
 @MANIFEST
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--seconds", type=click.IntRange(1, 86_400), help="Virtual time before everything is healed."
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Keep the run here.")
+@click.option(
+    "--report",
+    "report_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw its timeline: one HTML file.",
+)
 @click.option("--quiet", is_flag=True, help="No timeline.")
-def run(manifest_path: Path, seed: int, out: Path | None, *, quiet: bool) -> int:
-    """Run one seed of a manifest.
+def run(
+    manifest_path: Path,
+    seed: int,
+    seconds: int | None,
+    out: Path | None,
+    report_path: Path | None,
+    *,
+    quiet: bool,
+) -> int:
+    """Run one seed of a manifest: of a chain, or of a whole network (a manifest of `gtx testnet`).
 
     Prints seed, commit and everything that was drawn before it starts, then the timeline, then the
     verdict. With --out it keeps run.toml (to replay), outcome.json and timeline.jsonl.
     """
-    resolved = resolve(load(manifest_path), seed)
+    manifest = load(manifest_path)
+    if seconds is not None:
+        phase = msgspec.structs.replace(manifest.safety, duration_ms=1_000 * seconds)
+        manifest = msgspec.structs.replace(manifest, safety=phase)
+    resolved = resolve(manifest, seed)
     _head(resolved)
     timeline: list[tuple[int, str]] = []
 
@@ -54,8 +81,12 @@ def run(manifest_path: Path, seed: int, out: Path | None, *, quiet: bool) -> int
             click.echo(f"{at_ms / 1000:10.3f} s  {line}")
 
     started = time.perf_counter()
-    outcome = execute(resolved, seed, note)
+    outcome, history = tell(resolved, seed, note)
     _verdict(outcome, time.perf_counter() - started)
+    if report_path is not None:
+        if history is None:
+            raise LocalFault("--report draws runs of one chain; this one is of a whole network")
+        save_run(report_path, Told(manifest=resolved, outcome=outcome, history=history))
     if out is not None:
         _keep(out, resolved, outcome, timeline)
     return 1 if outcome.failed else 0
@@ -104,15 +135,22 @@ def sweep_command(
     if before:
         click.echo(f"{before} of {len(wanted)} runs are on record")
     started, bar = time.perf_counter(), _Bar(len(wanted), before)
-    failed = 0
-    for outcome in sweep(manifest, wanted, jobs, record):
-        failed += outcome.failed
-        bar.step(failed)
-        if stop_after is not None and failed >= stop_after:
-            break
+    failed, stopped = 0, False
+    try:
+        for outcome in sweep(manifest, wanted, jobs, record):
+            failed += outcome.failed
+            bar.step(failed)
+            if stop_after is not None and failed >= stop_after:
+                break
+    except KeyboardInterrupt:
+        stopped = True
     bar.end()
     outcomes = [record.outcomes[seed] for seed in wanted if seed in record.outcomes]
     _summary(manifest_path, outcomes, time.perf_counter() - started)
+    if stopped:
+        kept = "the same command goes on from there" if record_path else "nothing is on record"
+        click.echo(f"stopped after {len(outcomes)} of {len(wanted)} runs; {kept}")
+        return STOPPED_EXIT
     return 1 if any(outcome.failed for outcome in outcomes) else 0
 
 
@@ -231,10 +269,9 @@ def _keep_scenario(base: Manifest, views: int, sides: int, outcome: Outcome, int
 def figure(records: tuple[Path, ...], measure: str, out: Path) -> None:
     """Draw the distribution of a measure in one or more sweeps' records, as an SVG."""
     series = [read_series(path, measure) for path in records]
-    out.write_text(draw(series, measure), encoding="utf-8")
     for line in table(series):
         click.echo(line)
-    click.echo(f"drawn: {out}")
+    save(out, lambda path: path.write_text(draw(series, measure), encoding="utf-8"))
 
 
 @command.command()
@@ -256,6 +293,8 @@ def _head(manifest: Manifest) -> None:
 
 def _verdict(outcome: Outcome, wall_s: float) -> None:
     speed = outcome.virtual_ms / 1000 / wall_s if wall_s else 0
+    if outcome.summary is not None:
+        click.echo(msgspec.json.format(msgspec.json.encode(outcome.summary), indent=2).decode())
     click.echo(
         f"{outcome.blocks} blocks, {outcome.transactions} transactions (latency p50"
         f" {outcome.latency_p50_ms} ms, p95 {outcome.latency_p95_ms} ms), view {outcome.views};"

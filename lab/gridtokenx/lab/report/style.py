@@ -20,8 +20,8 @@ header p { margin: 6px 0 0; color: var(--soft); max-width: 70ch; }
 h2 { margin: 40px 0 12px; font-size: 18px; letter-spacing: -0.01em; }
 .card { background: var(--card); border: 1px solid var(--edge); border-radius: 12px;
   padding: 18px 20px; overflow-x: auto; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
-  margin-top: 24px; }
+.tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: 12px; margin-top: 24px; }
+@media (max-width: 760px) { .tiles { grid-template-columns: repeat(2, 1fr); } }
 .tile { background: var(--card); border: 1px solid var(--edge); border-radius: 12px;
   padding: 14px 16px; }
 .tile b { display: block; font-size: 24px; letter-spacing: -0.02em; font-variant-numeric: tabular-nums;
@@ -50,7 +50,7 @@ svg .small { font-size: 11px; fill: var(--soft); font-variant-numeric: tabular-n
 svg .grid { stroke: var(--edge); stroke-width: 1; fill: none; }
 svg .line { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
 svg .mark { fill: var(--accent); fill-opacity: 0.65; } svg .bar { fill: var(--accent); fill-opacity: 0.75; }
-svg .band { fill-opacity: 0.85; } svg .view { fill: var(--accent); }
+svg .band { fill-opacity: 0.85; } svg .shade { fill-opacity: 0.09; } svg .view { fill: var(--accent); }
 svg .even { fill-opacity: 0.14; } svg .odd { fill-opacity: 0.3; }
 svg .down { fill: var(--down); } svg .network { fill: var(--network); } svg .clock { fill: var(--clock); }
 svg .disk { fill: var(--disk); } svg .byzantine { fill: var(--byzantine); }

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from xml.sax.saxutils import escape, quoteattr
 
 Point = tuple[float, float]
-_STEPS = (1, 2, 5)
+_STEPS = (1, 2, 5, 10)
 
 
 def text(x: float, y: float, what: str, kind: str = "label", anchor: str = "start") -> str:
@@ -23,7 +23,7 @@ def box(x: float, y: float, width: float, height: float, kind: str, title: str =
     return f"{shape}/>" if not title else f"{shape}><title>{escape(title)}</title></rect>"
 
 
-def dot(x: float, y: float, kind: str, title: str = "", radius: float = 2.2) -> str:
+def dot(x: float, y: float, kind: str, title: str = "", radius: float = 2.8) -> str:
     """A point of a scatter."""
     shape = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" class={quoteattr(kind)}'
     return f"{shape}/>" if not title else f"{shape}><title>{escape(title)}</title></circle>"
@@ -53,12 +53,12 @@ def ticks(most: float, about: int = 6) -> list[float]:
     """Round numbers from 0 to `most`, about so many."""
     if most <= 0:
         return [0]
-    step, power = 1.0, 1.0
+    power = 1.0
     while power * _STEPS[-1] * about < most:
         power *= 10
-    while power * about > most * 10:
+    while power * about > most:
         power /= 10
-    step = next((power * each for each in _STEPS if power * each * about >= most), power * 10)
+    step = next(power * each for each in _STEPS if power * each * about >= most)
     return [step * number for number in range(int(most / step + 1e-9) + 1)]
 
 

@@ -58,7 +58,8 @@ class Timeline:
             *self._heights(),
         ]
         bottom = self._y
-        parts = [*self._axis(bottom), *lanes, *charts, *self._moments(bottom)]
+        parts = [*self._axis(bottom), *self._shades(bottom), *lanes, *charts]
+        parts += self._moments(bottom)
         return drawing(WIDTH, bottom + 34, parts, f"timeline of {self._outcome.name}")
 
     def _x(self, at_ms: float) -> float:
@@ -85,11 +86,22 @@ class Timeline:
         yield text(_LEFT - 10, self._y + 10, _short(band.about), "small", "end")
         yield box(left, self._y + 2, max(2.0, width), _LANE - 4, f"band {family}", title)
 
+    def _shades(self, bottom: float) -> Iterator[str]:
+        """What lasts less than half of the run is seen behind the charts too."""
+        top = _TOP + _LANE * len(self._bands) + 8
+        for band in self._bands:
+            ends_ms = self._end_ms if band.ends_ms is None else band.ends_ms
+            if ends_ms - band.starts_ms < self._end_ms / 2:
+                left, width = self._x(band.starts_ms), self._x(ends_ms) - self._x(band.starts_ms)
+                family = _FAMILY.get(band.kind, "network")
+                yield box(left, top, max(1.0, width), bottom - top, f"shade {family}")
+
     def _views(self) -> Iterator[str]:
         """Who leads: one shade per view, one row for each change of the set too."""
         self._y += 8
-        yield text(_LEFT - 10, self._y + 12, "view", "label", "end")
         points = self._history.views
+        name = "set / view" if any(point.set_id for point in points) else "view"
+        yield text(_LEFT - 10, self._y + 12, name, "label", "end")
         starts = [0, *(point.at_ms for point in points), self._end_ms]
         names = [(0, 0), *((point.set_id, point.view) for point in points)]
         for number, (set_id, view) in enumerate(names):
@@ -99,7 +111,7 @@ class Timeline:
             yield box(
                 left, self._y, right - left, 16, shade, f"{about}, from {seconds(starts[number])}"
             )
-            name = f"{set_id}/{view}" if any(each.set_id for each in points) else str(view)
+            name = f"{set_id} / {view}" if any(each.set_id for each in points) else str(view)
             if right - left > 8 + 6 * len(name):
                 yield text((left + right) / 2, self._y + 12, name, "small", "middle")
         self._y += 16 + _GAP

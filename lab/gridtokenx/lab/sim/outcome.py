@@ -4,6 +4,8 @@ Law of the file: **a promise that was not given cannot be broken.** With more th
 neither safety nor liveness is promised; the outcome says so, and what happened then is no violation.
 """
 
+from typing import Any
+
 import msgspec
 
 
@@ -61,6 +63,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """From healing until the core had gone on as it must; -1: it had not, or was not asked to."""
     virtual_ms: int
     deliveries: int
+    summary: dict[str, Any] | None = None
+    """Of a whole network: as `./scripts/up --summary` tells it (`docs/summary.md`). Its blocks are those of
+    all chains, its views the consortium's, its latencies those of packets until their end is known."""
 
     @property
     def failed(self) -> bool:
