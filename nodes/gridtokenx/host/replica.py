@@ -81,7 +81,9 @@ def make_replica(
     store = Store.open(settings.data)
     try:
         refuse_foreign_store(store, chain.ledger, signer)
-        waits = timing or Timing(block_time_ms=settings.block_time_ms)
+        waits = timing or Timing(
+            block_time_ms=settings.block_time_ms, snapshot_distance=settings.snapshot_distance
+        )
 
         def restore(key_seed: bytes) -> Replica:
             return Replica.restore(

@@ -89,6 +89,16 @@ class PermissionedNodeSettings(NodeSettings, frozen=True, kw_only=True):
             maximum=600_000,
         ),
     ] = 1_000
+    snapshot_distance: Annotated[
+        int,
+        Setting(
+            "A replica so many blocks behind takes over a certified state, and lacks the blocks below"
+            " it; 0: never while others keep them (a node with the whole chain).",
+            unit="blocks",
+            minimum=0,
+            maximum=1_000_000_000,
+        ),
+    ] = 1_024
 
 
 class LinkSettings(Settings, frozen=True, kw_only=True):
