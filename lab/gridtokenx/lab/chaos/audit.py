@@ -30,6 +30,7 @@ from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Ed25519Verifier
 from gridtokenx.finality.certificates import CommitCertificate, verify_certificate
 from gridtokenx.host.chains import ChainFacts
+from gridtokenx.host.checking import CachingVerifier
 from gridtokenx.host.driver import EVIDENCE
 from gridtokenx.host.storage import Store
 from gridtokenx.lab.chaos.layout import Laid
@@ -40,7 +41,8 @@ from gridtokenx.lab.replay import Divergence, Replayed, open_chain_store, replay
 from gridtokenx.lab.verify.pbft import Walk
 from gridtokenx.ledger.records import STATE, final_height, load_block, load_finality
 
-_VERIFIER: Final = Ed25519Verifier()
+_VERIFIER: Final = CachingVerifier(Ed25519Verifier())
+"""Stores hold different quorums of the same votes."""
 MOST_FINDINGS: Final = 20
 
 

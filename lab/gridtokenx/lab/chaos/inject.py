@@ -20,14 +20,16 @@ from gridtokenx.lab.chaos.layout import Laid, name_of
 from gridtokenx.lab.chaos.links import Pair, Relays
 from gridtokenx.lab.chaos.manifest import LiveFault, Treason
 from gridtokenx.lab.chaos.observe import Observer
-from gridtokenx.lab.chaos.wire import Ask
 from gridtokenx.lab.faults import (
     Bandwidth,
     Crash,
     Delay,
+    Duplicate,
+    Loss,
     OnLinks,
     Partition,
     Pause,
+    Reorder,
     Where,
     Wipe,
     kind_of,
@@ -35,9 +37,10 @@ from gridtokenx.lab.faults import (
 from gridtokenx.lab.sim.links import cut_of
 from gridtokenx.lab.sim.network import Envelope
 from gridtokenx.lab.testnet.processes import Processes
+from gridtokenx.pbft.messages import Suspect
 
 Undo = Callable[[], None]
-_NOTHING: Final = Ask(what="")
+_ANY: Final = Suspect(set_id=0, view=0)
 """Rules of partitions look at no message; they are asked about one all the same."""
 
 
@@ -125,7 +128,9 @@ class Injector:
                 return self._cut(number, fault)
             case Treason(node=where):
                 return self._betray(number, fault, self._resolve([where])[0])
-            case OnLinks():
+            case Bandwidth() | Delay(messages=()):
+                return self._slow(number, fault)
+            case Delay() | Loss() | Duplicate() | Reorder():
                 return self._disturb(number, fault)
 
     def _resolve(self, where: Iterable[Where]) -> list[int]:
@@ -190,7 +195,7 @@ class Injector:
         pairs = {
             (i, j)
             for i, j in self._relays.ways
-            if rule(Envelope(0, places[i], places[j], _NOTHING)) is not None
+            if rule(Envelope(0, places[i], places[j], _ANY)) is not None
         }
         self._relays.cut(number, pairs)
         main = _largest_group(self._size, pairs)
@@ -199,22 +204,29 @@ class Injector:
         what = f"{shape}: {', '.join(map(str, hit))} cut off" if hit else shape
         return hit, len(main) >= quorum(self._size), what, lambda: self._relays.end(number)
 
-    def _disturb(self, number: int, fault: OnLinks) -> tuple[Iterable[int], bool, str, Undo]:
-        """Links or messages are worse than the timers allow for: nothing is promised meanwhile."""
-        senders = self._resolve(fault.senders) or list(range(self._size))
-        receivers = self._resolve(fault.receivers) or list(range(self._size))
-        what = (
-            f"{kind_of(fault)} from {_some(senders, self._size)} to {_some(receivers, self._size)}"
-        )
-        if isinstance(fault, Bandwidth) or (isinstance(fault, Delay) and not fault.messages):
-            pairs = [(i, j) for i, j in self._relays.ways if i in senders and j in receivers]
-            self._relays.slow(number, fault, pairs)
-            return (), False, what, lambda: self._relays.end(number)
-        resolved = msgspec.structs.replace(
-            fault, senders=tuple(senders), receivers=tuple(receivers)
-        )
-        self._control.begin(number, resolved, senders)
+    def _slow(self, number: int, fault: Bandwidth | Delay) -> tuple[Iterable[int], bool, str, Undo]:
+        """Links are worse than the timers allow for: nothing is promised meanwhile."""
+        senders, receivers, what = self._ends(fault)
+        pairs = [(i, j) for i, j in self._relays.ways if i in senders and j in receivers]
+        self._relays.slow(number, fault, pairs)
+        return (), False, what, lambda: self._relays.end(number)
+
+    def _disturb(
+        self, number: int, fault: Delay | Loss | Duplicate | Reorder
+    ) -> tuple[Iterable[int], bool, str, Undo]:
+        """So are messages, in the senders' own processes."""
+        senders, receivers, what = self._ends(fault)
+        told = msgspec.structs.replace(fault, senders=tuple(senders), receivers=tuple(receivers))
+        self._control.begin(number, told, senders)
         return (), False, what, lambda: self._control.end(number)
+
+    def _ends(self, fault: OnLinks) -> tuple[list[int], list[int], str]:
+        """From whom, to whom, and words for it."""
+        everybody = list(range(self._size))
+        senders = self._resolve(fault.senders) or everybody
+        receivers = self._resolve(fault.receivers) or everybody
+        what = f"from {_some(senders, self._size)} to {_some(receivers, self._size)}"
+        return senders, receivers, f"{kind_of(fault)} {what}"
 
     # -- traitors ----------------------------------------------------------------------------------
 

@@ -90,7 +90,7 @@ class Storm(Section, frozen=True):
     pauses: Annotated[int, Meta(ge=0, le=60)] = 1
     partitions: Annotated[int, Meta(ge=0, le=60)] = 1
     treasons: Annotated[int, Meta(ge=0, le=60)] = 1
-    for_ms: Annotated[tuple[Millis, ...], Meta(min_length=1)] = (2_000, 4_000)
+    for_ms: Annotated[tuple[Millis, ...], Meta(min_length=1)] = (2_000, 6_000, 8_000)
     """How long a fault lasts: one of these."""
     shapes: Annotated[tuple[Shape, ...], Meta(min_length=1)] = ("halves", "isolate", "one-way")
     behaviours: Annotated[tuple[Behaviour, ...], Meta(min_length=1)] = ("equivocate",)
