@@ -36,16 +36,31 @@ def test_4_1_a_request_reaches_all_replicas() -> None:
     """A client that hears no reply sends to all. Ours differs: whoever it told, tells all at once."""
     bench = Bench(1)
     bench.submit(transfer(0, 0))
-    bench.fire("gossip")
     (gossip,) = bench.take(Transactions)
     assert gossip.transactions == (transfer(0, 0),)
+
+
+def test_4_1_requests_that_follow_at_once_are_told_together() -> None:
+    """Ours differs: one message for many; the first waits for nobody, for a chain may be idle."""
+    bench = Bench(1)
+    bench.submit(transfer(0, 0))
+    bench.submit(transfer(0, 1))
+    bench.submit(transfer(0, 2))
+    (first,) = bench.take(Transactions)
+    assert first.transactions == (transfer(0, 0),)
+    bench.fire("gossip")
+    (gathered,) = bench.take(Transactions)
+    assert gathered.transactions == (transfer(0, 1), transfer(0, 2))
+    bench.fire("gossip")
+    assert bench.take(Transactions) == []
+    bench.submit(transfer(0, 3))
+    assert len(bench.take(Transactions)) == 1, "nothing was gathered: the next waits for nobody"
 
 
 def test_4_1_what_its_source_gives_to_all_is_passed_on_only_if_it_waits() -> None:
     """Ours differs: a broker hands readings to every replica, so most need not be told again."""
     bench = Bench(1)
     bench.submit(transfer(0, 0), everywhere=True)
-    bench.fire("gossip")
     assert bench.take(Transactions) == []
     bench.fire("request")
     primary, *to_all = bench.take(Transactions)

@@ -66,6 +66,7 @@ from gridtokenx.ledger.blocks import Block
 from gridtokenx.ledger.pool import Pool
 from gridtokenx.ledger.records import (
     block_writes,
+    damaged,
     load_block,
     load_finality,
 )
@@ -80,6 +81,7 @@ from gridtokenx.pbft.base import (
     RETRANSMIT,
 )
 from gridtokenx.pbft.catch_up import check_transactions
+from gridtokenx.pbft.journal import ViewMemory
 from gridtokenx.pbft.log import Slot
 from gridtokenx.pbft.messages import (
     Ballot,
@@ -242,8 +244,7 @@ class Replica(ViewChanging):
             case "retransmit":
                 self._on_retransmit(turn)
             case "gossip":
-                for batch in self._requests.gossip():
-                    turn.broadcast(Transactions(batch))
+                self._gossip(turn)
             case "fetch":
                 self._take_fetched(turn)
             case _:
@@ -267,15 +268,12 @@ class Replica(ViewChanging):
         if stored is None or stored.hash != self._genesis.hash:
             raise LocalFault(
                 "the data directory belongs to a chain with another genesis; "
-                "use the genesis file that it was made with, or an empty directory"
+                "use the genesis file that it was made with, or another home"
             )
         self._head = head
         raw = load_finality(self._reader, head.height)
         if raw is None and head.height > 0:
-            raise LocalFault(
-                f"the store holds block {head.height} without its certificate: it is damaged; restore"
-                " a backup or start with an empty data directory to fetch the chain from peers"
-            )
+            raise damaged(f"the store holds block {head.height} without its certificate")
         self._head_proof = None if raw is None else decode_own(raw, CommitCertificate)
         if self._torn:
             self._work_in(term_above(self._terms, head.header))
@@ -291,6 +289,7 @@ class Replica(ViewChanging):
             # The log of an emptied or restored store knows less than its blocks.
             views.begin_period(first)
             memory = replace(memory, view_change=None, new_view=None)
+        self._check_memory(memory, first)
         if memory.view_change is not None and not views.active:
             views.changes[memory.view_change.body.replica] = memory.view_change
         if memory.new_view is not None and views.active:
@@ -298,6 +297,23 @@ class Replica(ViewChanging):
             bodies = [change.body for change in memory.new_view.body.view_changes]
             views.choice = choose(bodies, self._term.root)
         self._journal.restore(self._log, self._head.height)
+        for slot in self._log.above(self._head.height):
+            if slot.ballot is not None and slot.ballot.view != views.view:
+                raise damaged(f"the log has a proposal of view {slot.ballot.view} in {views.view}")
+
+    def _check_memory(self, memory: ViewMemory, first: int) -> None:
+        """A batch is whole or not there: what belongs together in the log of votes is together.
+
+        Raises:
+            LocalFault: it is not; guessing the rest could contradict what was said.
+        """
+        views = self._views
+        if not self._periods.covers(views.view, self._head.height + 1):
+            raise damaged(f"the log is in view {views.view}, the head at {self._head.height}")
+        if not views.active and memory.view_change is None:
+            raise damaged(f"the log left for view {views.view} without a view-change")
+        if views.active and views.view > first and memory.new_view is None:
+            raise damaged(f"the log is in view {views.view}, and nothing opened it")
 
     def _on_start(self, turn: Turn) -> None:
         if load_block(self._reader, 0) is None:
@@ -567,6 +583,14 @@ class Replica(ViewChanging):
                 turn.log("debug", "submission-refused", reason=fault.reason, detail=fault.detail)
         self._note_work(turn)
         if GOSSIP not in self._timers:
+            self._gossip(turn)
+
+    def _gossip(self, turn: Turn) -> None:
+        """Pass on what came from clients: the first at once, what follows gathered for a while."""
+        gathered = tuple(self._requests.gossip())
+        for batch in gathered:
+            turn.broadcast(Transactions(batch))
+        if gathered:
             self._set_timer(turn, GOSSIP, self._timing.gossip_ms)
 
     def _on_transactions(self, turn: Turn, message: Transactions) -> None:

@@ -28,7 +28,7 @@ class Timing:
     clock_bound_ms: int = 5_000
     """How far a fresh proposal's timestamp may be from this replica's clock, either way."""
     gossip_ms: int = 20
-    """How long submissions are collected before they are passed on."""
+    """How long submissions are gathered after some were passed on; the first leave at once."""
     fetch_timeout_ms: int = 2_000
     """How long a peer has to answer a question for blocks."""
     window: int = 1
