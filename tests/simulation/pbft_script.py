@@ -167,7 +167,11 @@ class Bench(Members):
     """A replica under test, `index`, among members that the test plays."""
 
     def __init__(
-        self, index: int, n: int = 4, timing: Timing | None = None, rotation_blocks: int = 0
+        self,
+        index: int,
+        n: int = 4,
+        timing: Timing | None = None,
+        rotation_blocks: int = 0,
     ) -> None:
         super().__init__(n)
         self.rotation_blocks = rotation_blocks

@@ -1,5 +1,6 @@
 """The parts of the replica: marks, journal, log, sync, requests, verification."""
 
+import random
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -22,6 +23,7 @@ from gridtokenx.pbft.log import MAX_BODIES, Slot, VoteLog
 from gridtokenx.pbft.marks import MarkedSigner, SigningRefused
 from gridtokenx.pbft.messages import (
     FETCH_BLOCKS,
+    Body,
     CertifiedBlock,
     CertifiedBlocks,
     Commit,
@@ -35,6 +37,7 @@ from gridtokenx.pbft.messages import (
 )
 from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.requests import MAX_EXCUSES, Requests, batches
+from gridtokenx.pbft.rotation import PERIOD_VIEWS
 from gridtokenx.pbft.sync import RANGES, Sync
 from gridtokenx.pbft.timing import Timing
 from gridtokenx.pbft.turn import Turn
@@ -202,9 +205,7 @@ def test_a_life_that_begins_anywhere_contradicts_nothing_and_votes_again(crash_a
     bench.live()
     bench.hear(*rivals(bench))
     bench.hear(*inputs)
-    cast = votes(bench.sent)
-    seen = [vote[:3] for vote in cast]
-    assert len(seen) == len(set(seen)), "one vote per kind, view and height"
+    assert_consistent(votes(bench.sent))
     undisturbed = Bench(2)
     undisturbed.now = bench.now
     undisturbed.hear(*inputs[:crash_after])
@@ -236,8 +237,75 @@ def test_every_prefix_of_its_batches_is_a_life() -> None:
         life.now = bench.now
         life.live()
         life.hear(*rivals(life), *inputs)
-        positions = [vote[:3] for vote in votes(life.sent) | left[kept]]
-        assert len(positions) == len(set(positions))
+        assert_consistent(votes(life.sent) | left[kept])
+
+
+def batches_of_a_life(rotation_blocks: int) -> list[Persist]:
+    bench = Bench(2, rotation_blocks=rotation_blocks)
+    bench.now += 2_500
+    found = [effect for effect in bench.effects if isinstance(effect, Persist)]
+    for message in rotated(bench) if rotation_blocks else scripted_inputs(bench):
+        bench.hear(message)
+        found += [effect for effect in bench.effects if isinstance(effect, Persist)]
+    return found
+
+
+def rotated(bench: Bench) -> list[object]:
+    """Decide block 1; the next period's leader fails, and block 2 is decided at its second attempt."""
+    one = bench.block()
+    view = PERIOD_VIEWS + 1
+    two = bench.block(one, view=view)
+    changes = [bench.view_change(i, view, head=bench.certified(one)) for i in (0, 1, 3)]
+    votes_ = [bench.prepare(0, one), bench.prepare(1, one), bench.prepare(3, one)]
+    return [
+        bench.pre_prepare(one),
+        *votes_[1:],
+        *(bench.commit(i, one) for i in (0, 1)),
+        *changes[:2],
+        changes[2],
+        *(bench.commit(i, two, view) for i in (0, 1, 3)),
+        Body(two.block),
+    ]
+
+
+@pytest.mark.parametrize("rotation_blocks", [0, 1])
+def test_a_torn_last_batch_is_told_or_harmless(rotation_blocks: int) -> None:
+    """The real store's batches are atomic; a disk on which they are not costs at most this replica.
+
+    Of the last batch any part survives: what it would have sent never left. The next life says so
+    (`LocalFault`), or contradicts nothing, and answers whatever it hears.
+    """
+    draw, told, lives = random.Random(7), 0, 0
+    batches_ = batches_of_a_life(rotation_blocks)
+    for kept, torn in enumerate(batches_):
+        cuts = [torn.writes[:i] for i in range(1, len(torn.writes))]
+        cuts += [tuple(w for w in torn.writes if draw.random() < 0.5) for _ in range(12)]
+        for survived in cuts:
+            life = Bench(2, rotation_blocks=rotation_blocks)
+            life.store, life.now = stored(batches_[:kept], survived), life.now + 2_500
+            lives += 1
+            try:
+                life.live()
+                inputs = rotated(life) if rotation_blocks else scripted_inputs(life)
+                life.hear(*(() if rotation_blocks else rivals(life)), *inputs)
+            except LocalFault:
+                told += 1
+                continue
+            assert_consistent(votes(life.sent))
+    assert 0 < told < lives
+
+
+def assert_consistent(cast: set[tuple[str, int, int, bytes]]) -> None:
+    positions = [vote[:3] for vote in cast]
+    assert len(positions) == len(set(positions)), "one vote per kind, view and height"
+
+
+def stored(batches_: Iterable[Persist], *more: tuple[Write, ...]) -> SimulatedStore:
+    store = SimulatedStore()
+    for writes in (*(batch.writes for batch in batches_), *more):
+        store.write(writes)
+        store.sync()
+    return store
 
 
 def test_a_home_of_another_chain_is_refused() -> None:

@@ -62,6 +62,14 @@ def block_writes(executed: ExecutedBlock, finality: bytes | None) -> tuple[Write
     return tuple(writes)
 
 
+def damaged(problem: str) -> LocalFault:
+    """What is wrong with a store that cannot be worked with, and what to do."""
+    return LocalFault(
+        f"{problem}: the store is damaged; restore a backup (`gtx backup restore`), or put the store away"
+        " and fetch the chain from peers (`gtx backup reset`)"
+    )
+
+
 def load_head(reader: Reader) -> ExecutedBlock | None:
     """The last final block with its state, rebuilt and checked; None on an empty disk.
 
@@ -73,13 +81,10 @@ def load_head(reader: Reader) -> ExecutedBlock | None:
         return None
     block = load_block(reader, int.from_bytes(key, "big"))
     if block is None:
-        raise LocalFault(f"the store names block {int.from_bytes(key, 'big')} but lacks it")
+        raise damaged(f"the store names block {int.from_bytes(key, 'big')} but lacks it")
     tree = load_state(reader)
     if tree.root != block.header.state_root:
-        raise LocalFault(
-            f"the stored state does not match block {block.height}: the store is damaged; "
-            "restore a backup or start with an empty data directory to fetch it from peers"
-        )
+        raise damaged(f"the stored state does not match block {block.height}")
     return ExecutedBlock(block, tree, {}, load_events(reader, block.height))
 
 

@@ -23,6 +23,7 @@ from gridtokenx.core.machine import Reader, Write
 from gridtokenx.core.state_tree import StateTree
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.ledger.blocks import Header
+from gridtokenx.ledger.records import damaged
 from gridtokenx.ledger.runtime import ExecutedBlock
 from gridtokenx.pbft.messages import MAX_REPLICAS
 
@@ -99,10 +100,9 @@ def current_term(terms: dict[int, Term], head: ExecutedBlock, validators_of: Val
     validators = validators_of(head.state)
     term = terms.get(validators.set_id)
     if term is None or term.validators != validators:
-        raise LocalFault(
+        raise damaged(
             f"the store's last block {head.height} is followed by set {validators.set_id}, of which"
-            " nothing (or something else) is stored: it is damaged; restore a backup or start with an"
-            " empty data directory to fetch the chain from peers"
+            " nothing (or something else) is stored"
         )
     return term
 
@@ -116,4 +116,4 @@ def term_above(terms: dict[int, Term], header: Header) -> Term:
     for term in terms.values():
         if term.validators.hash == header.next_set_hash:
             return term
-    raise LocalFault(f"the set that follows block {header.height} is not stored: it is damaged")
+    raise damaged(f"the set that follows block {header.height} is not stored")

@@ -347,7 +347,7 @@ class PublicNode:
         if stored is None or stored.hash != self._genesis.hash:
             raise LocalFault(
                 "the data directory belongs to a chain with another genesis; "
-                "use the genesis file that it was made with, or an empty directory"
+                "use the genesis file that it was made with, or another home"
             )
         epoch = decode_own(self._reader.get(META, _EPOCH) or b"", Epoch)
         same = head.header.next_set_hash == validators.hash
