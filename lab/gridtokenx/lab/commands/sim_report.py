@@ -82,14 +82,15 @@ def _read(path: Path) -> Swept:
 def _tell_one(swept: Swept, seed: int | None) -> tuple[Told | None, str]:
     """The run that says most, told again; None where this program cannot."""
     chosen, why = _choose(swept.outcomes, seed)
-    if chosen.commit != commit():
-        click.echo(
-            f"no timeline: the record is of commit {chosen.commit}, this program is {commit()}"
-        )
-        return None, ""
     manifest = resolve(parse(swept.head.text, f"in record {swept.name}"), chosen.seed)
     outcome, history = tell(manifest, chosen.seed, program=chosen.commit)
     if history is None:
+        return None, ""
+    if outcome.trace != chosen.trace and chosen.commit != commit():
+        click.echo(
+            f"no timeline: the record is of commit {chosen.commit}, and at {commit()} seed"
+            f" {chosen.seed} goes otherwise"
+        )
         return None, ""
     if outcome.trace != chosen.trace:
         raise LocalFault(f"seed {chosen.seed} went otherwise than the record says: is it damaged?")

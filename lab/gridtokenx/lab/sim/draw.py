@@ -76,6 +76,8 @@ _HANDING_OUT: Final = 0.25
 _SLOW: Final = 0.3
 _SHORT_MS: Final = 1_000
 """A network slower than longer timeouts than that takes minutes for a view change."""
+_SMALL: Final = 10
+"""Messages grow with the square: a larger chain's first phase is a third as long."""
 _LARGEST_DRAWN: Final = 7
 """Sets are not drawn to grow beyond this."""
 _TREASONS: Final[tuple[tuple[Behaviour, ...], ...]] = (
@@ -128,7 +130,7 @@ def _choose_core(manifest: Manifest, draw: random.Random) -> Manifest:
 
 
 def _swarm(manifest: Manifest, swarm: Swarm, draw: random.Random) -> Manifest:
-    timeout_ms = draw.choice(swarm.view_timeout_ms)
+    timeout_ms, duration_ms = draw.choice(swarm.view_timeout_ms), manifest.safety.duration_ms
     features: list[Feature] = [each for each in swarm.features if draw.random() < 0.5]
     features = features or [draw.choice(swarm.features)]
     chain = msgspec.structs.replace(
@@ -144,9 +146,11 @@ def _swarm(manifest: Manifest, swarm: Swarm, draw: random.Random) -> Manifest:
     changes, sets = manifest.change, [tuple(range(chain.replicas))]
     if "members" in features:
         features.remove("members")
-        changes, sets = _changes(chain, swarm.changes, manifest.safety.duration_ms, draw)
+        changes, sets = _changes(chain, swarm.changes, duration_ms, draw)
     traitors = _traitors(swarm, chain, sets, draw)
-    duration_ms = manifest.safety.duration_ms
+    if chain.replicas > _SMALL:
+        safety = msgspec.structs.replace(manifest.safety, duration_ms=duration_ms // 3)
+        manifest, duration_ms = msgspec.structs.replace(manifest, safety=safety), duration_ms // 3
     drawer = _Schedule(draw, chain.nodes, duration_ms, traitors)
     plotter = Plotter(draw, drawer.honest, duration_ms, chain.block_time_ms, timeout_ms)
     most = draw.choice((min(2, swarm.faults), swarm.faults // 2, swarm.faults))
