@@ -164,37 +164,74 @@ def sweep_command(
     default=Path("compose/regressions"),
     show_default=True,
 )
-@click.option("--runs", type=click.IntRange(min=1), default=300, show_default=True)
-def shrink(manifest_path: Path, seed: int, name: str | None, into: Path, runs: int) -> int:
-    """Find the smallest schedule that still breaks the same promise, and keep it as a regression."""
+@click.option(
+    "--runs", type=click.IntRange(min=1), default=600, show_default=True, help="Be content then."
+)
+@click.option(
+    "--minutes", type=click.IntRange(min=1), default=20, show_default=True, help="Or then."
+)
+@click.option(
+    "--other-seeds",
+    type=click.IntRange(0, 100),
+    default=4,
+    show_default=True,
+    help="Try every smaller schedule with so many more seeds.",
+)
+def shrink(  # noqa: PLR0913, PLR0917 - one argument per option
+    manifest_path: Path,
+    seed: int,
+    name: str | None,
+    into: Path,
+    runs: int,
+    minutes: int,
+    other_seeds: int,
+) -> int:
+    """Find the smallest schedule that still breaks the same promise, and keep it as a regression.
+
+    Every step is written down at once: an interrupted search goes on with `gtx sim shrink` of that file.
+    """
     resolved = resolve(load(manifest_path), seed)
     outcome = execute(resolved, seed)
     if not outcome.failed or outcome.finding is None:
         click.echo(f"seed {outcome.seed} ends {outcome.verdict}: there is nothing to make smaller")
         return 1
     click.echo(f"{_finding(outcome)}; {len(resolved.fault)} faults")
-    shrinker = Shrinker(
-        resolved,
-        outcome,
-        runs,
-        lambda done, best: click.echo(f"{done:5d} runs: {len(best.fault)} faults"),
-    )
-    smallest = shrinker.run()
-    found = shrinker.outcome
-    assert found.finding is not None, "a shrinker keeps only runs that fail"
-    kept = msgspec.structs.replace(
-        smallest,
-        name=name or f"{found.finding.checker}-{resolved.name}-{resolved.seed}",
-        about=found.finding.detail,
-        expect="violation",
-        trace="",
-    )
-    path = into / f"{kept.name}.toml"
-    into.mkdir(parents=True, exist_ok=True)
-    path.write_text(dump(kept), encoding="utf-8")
-    click.echo(f"{len(smallest.fault)} of {len(resolved.fault)} faults are left: {path}")
+    name = name or f"{outcome.finding.checker}-{resolved.name}-{resolved.seed}"
+    path = into / f"{name}.toml"
+    shrinker = Shrinker(resolved, outcome, runs, other_seeds=other_seeds, most_s=60 * minutes)
+    bar = _Bar(runs, 0, "runs")
+
+    def keep(done: int, best: Manifest) -> None:
+        bar.clear()
+        click.echo(f"{done:5d} runs: {len(best.fault)} faults, {len(best.change)} changes")
+        _write_regression(path, shrinker)
+
+    shrinker.tell = keep
+    shrinker.heard = bar.at
+    stopped = False
+    try:
+        shrinker.run()
+    except KeyboardInterrupt:
+        stopped = True
+    bar.end()
+    _write_regression(path, shrinker)
+    left = len(shrinker.best.fault)
+    click.echo(f"{left} of {len(resolved.fault)} faults are left: {path}")
+    if stopped:
+        click.echo(f"stopped; go on: gtx sim shrink {path}")
+        return STOPPED_EXIT
     click.echo(f"tell it again: gtx sim replay {path}")
     return 0
+
+
+def _write_regression(path: Path, shrinker: Shrinker) -> None:
+    """The smallest so far, as a manifest of its own."""
+    found = shrinker.outcome.finding
+    assert found is not None, "a shrinker keeps only runs that fail"
+    kept = msgspec.structs.replace(
+        shrinker.best, name=path.stem, about=found.detail, expect="violation", trace=""
+    )
+    write(path, dump(kept))
 
 
 @command.command()

@@ -151,8 +151,8 @@ def problems(network: Manifest, faults: Sequence[Fault], source: str) -> Iterato
     """What of a network's run could not work."""
     try:
         check_manifest(network, f"{source}, testnet")
-    except LocalFault as fault:
-        yield str(fault)
+    except LocalFault as refusal:
+        yield str(refusal)
     processes = names(network)
     nodes = sum(len(node_names(network, chain)) for chain in CHAINS)
     for number, fault in enumerate(faults, 1):

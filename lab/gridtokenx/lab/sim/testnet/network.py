@@ -21,6 +21,7 @@ from gridtokenx.lab.manifest import Manifest
 from gridtokenx.lab.sim.network import LinkProfile
 from gridtokenx.lab.sim.pbft.chain import SharedLedger
 from gridtokenx.lab.sim.testnet.broker import SimulatedBroker, broker_for
+from gridtokenx.lab.sim.testnet.naming import AGENTS, BROKER, DEVICES, MARKET_DATA, node_names
 from gridtokenx.lab.sim.testnet.nodes import ServingNode, SimulatedChain
 from gridtokenx.lab.sim.testnet.processes import Idle, Life, Process, Wires
 from gridtokenx.lab.sim.testnet.workers import (
@@ -38,11 +39,6 @@ from gridtokenx.lab.testnet.initialise import DAY_ERROR_PPM, INTERVAL_ERROR_PPM
 from gridtokenx.ledger.runtime import ExecutedBlock
 from gridtokenx.oracle.feeds.market_data import ENERGY_PRICE
 from gridtokenx.pbft.timing import Timing
-
-BROKER: Final = "broker"
-MARKET_DATA: Final = "market-data"
-DEVICES: Final = "devices"
-AGENTS: Final = "agents"
 
 
 def signer_of(name: str) -> KeyedHashSigner:
@@ -138,8 +134,8 @@ class Testnet:
         self._journals: Final = {
             entry.name: Records() for entry in self.neighbourhood.roster.households
         }
-        self.on_committed: Callable[[str, SimulatedNode, ExecutedBlock], None] | None = None
-        """Hears, with the chain's name, of every block that a node acknowledges."""
+        self.on_committed: Callable[[SimulatedNode, Committed], None] | None = None
+        """Hears of every block that a node acknowledges."""
         self.parts: Final = Parts(
             manifest,
             self.facts,
@@ -171,20 +167,12 @@ class Testnet:
         facts = self.facts[name]
         return SimulatedChain(facts, SharedLedger(facts.ledger), timing, self.verifier)
 
-    def _names_of(self, chain: str) -> list[str]:
-        counts = {
-            "public": self.manifest.public.candidates or self.manifest.public.validators,
-            "consortium": self.manifest.consortium.replicas,
-            "oracle": self.manifest.oracle.nodes,
-        }
-        return [f"{chain}-{index}" for index in range(counts[chain])]
-
     def _keys_of(self, chain: str) -> Sequence[NodeId]:
-        return [signer_of(name).public_key for name in self._names_of(chain)]
+        return [signer_of(name).public_key for name in node_names(self.manifest, chain)]
 
     def _add_all(self) -> None:
         for chain in CHAINS:
-            for index, name in enumerate(self._names_of(chain)):
+            for index, name in enumerate(node_names(self.manifest, chain)):
                 begin = partial(self._begin_node, chain, index)
                 self.nodes[chain].append(self._add(name, begin, network=chain))
         parts = self.parts
@@ -229,7 +217,7 @@ class Testnet:
         assert isinstance(executed, ExecutedBlock), "chains commit executed blocks"
         self._serving[node.id].committed(executed)
         if self.on_committed is not None:
-            self.on_committed(node.network, node, executed)
+            self.on_committed(node, effect)
 
     def start(self) -> None:
         """Start every process."""

@@ -22,6 +22,7 @@ from gridtokenx.core.machine import Effect, Event, Instant, Machine, NodeId, Rea
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.lab.sim.network import Envelope
 from gridtokenx.lab.sim.testnet.loop import VirtualLoop, drive
+from gridtokenx.lab.sim.testnet.meddling import Meddler
 from gridtokenx.lab.sim.world import SimulatedNode, World
 
 T = TypeVar("T")
@@ -29,6 +30,8 @@ FIRST_RESEND_MS: Final = 200
 RESENDS: Final = 7
 """A frame is sent so often again, each time after twice the wait; then its connection is given up."""
 OPENING_S: Final = 5.0
+_BURIALS: Final = 32
+"""A coroutine that is cancelled may wait for others, and be cancelled again, so often."""
 
 
 class Carried(Wire, frozen=True, tag="sim.carried"):
@@ -78,7 +81,8 @@ class Life:
     def after(self, delay_ms: int, action: Callable[[], None]) -> None:
         """Do something in this life, when so much time has passed and nothing is paused."""
         if self._grave is not None:
-            self._grave.append(action)
+            if not delay_ms:
+                self._grave.append(action)
             return
         self.wires.world.at(self.wires.world.now + delay_ms, partial(self.do, action))
 
@@ -103,8 +107,8 @@ class Life:
     def bury(self) -> None:
         """After the run: let every coroutine end, whatever it waits for. No time passes any more."""
         self._grave = deque()
-        while left := asyncio.all_tasks(self.loop.own):
-            for task in left:
+        for _ in range(_BURIALS):
+            for task in asyncio.all_tasks(self.loop.own):
                 task.cancel()
             while self._grave:
                 self._grave.popleft()()
@@ -170,6 +174,8 @@ class Wires:
         self.world: Final = world
         self.processes: Final[dict[NodeId, Process]] = {}
         self.carried = 0
+        self.meddlers: Final[dict[NodeId, list[Meddler]]] = {}
+        """Who changes what a process sends."""
         self.on_failure: Callable[[Life, BaseException], None] = _raise
         self._start_ms: Final = start_ms
         self._trace: Final = hashlib.sha256()
@@ -291,6 +297,14 @@ class End:
         """Send a frame; whether the connection lasts."""
         if self.closed:
             return False
+        frames = [body]
+        for meddler in self._wires.meddlers.get(self._life.node.id, ()):
+            frames = [changed for frame in frames for changed in meddler.meddle(frame)]
+        for frame in frames:
+            self._send(frame)
+        return True
+
+    def _send(self, body: bytes) -> None:
         number, self._sent = self._sent, self._sent + 1
         self._wires.travel(
             self._life.node.id,
@@ -299,7 +313,6 @@ class End:
             lambda: self.peer._arrived(number, body),  # noqa: SLF001 - the same class's
             lambda: self._end("the other end cannot be reached"),
         )
-        return True
 
     def close(self, reason: str) -> None:
         """End it from here; the other end hears of it."""

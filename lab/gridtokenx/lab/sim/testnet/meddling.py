@@ -1,0 +1,48 @@
+"""Misbehaviour of processes that nobody trusts: relayers, devices, agents, the broker.
+
+Their worst is what anybody on the way could do to their connections' frames: withhold them, send old
+ones again, change them. What must follow is that nothing follows, but a delay.
+"""
+
+import random
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+from gridtokenx.lab.faults import Behave
+
+_REMEMBERED: Final = 64
+
+
+class Meddler:
+    """One fault of kind `behave` at work.
+
+    Args:
+        fault: `silent`, `replay` or `forge-signature`.
+        draw: chooses which frames, and which bits.
+    """
+
+    def __init__(self, fault: Behave, draw: random.Random) -> None:
+        self.fault: Final = fault
+        self.node: Final = fault.node
+        self.active = False
+        self._draw: Final = draw
+        self._old: Final[deque[bytes]] = deque(maxlen=_REMEMBERED)
+
+    def meddle(self, body: bytes) -> Iterator[bytes]:
+        """What is sent in place of a frame."""
+        if not self.active or self._draw.random() >= self.fault.share:
+            self._old.append(body)
+            yield body
+            return
+        match self.fault.behaviour:
+            case "replay":
+                yield body
+                if self._old:
+                    yield self._draw.choice(self._old)
+            case "forge-signature":
+                changed = bytearray(body)
+                changed[-1 - self._draw.randrange(min(64, len(body)))] ^= 1
+                yield bytes(changed)
+            case _:
+                """Silence."""
