@@ -143,6 +143,19 @@ async def test_the_end_of_a_connection_does_not_pass_a_cut() -> None:
         assert await asyncio.wait_for(there.read(), QUICK_S) == b"last"
 
 
+async def test_what_waits_for_one_who_has_left_is_forgotten() -> None:
+    async with two() as ends:
+        reader, writer = await ends.dial()
+        await until(lambda: ends.accepted)
+        ends.relays.cut(1, [(0, 1), (1, 0)])
+        writer.write(b"too late")
+        await asyncio.sleep(0.02)
+        ends.accepted[0][1].transport.abort()
+        await asyncio.sleep(0.02)
+        ends.relays.end(1)
+        assert await asyncio.wait_for(reader.read(), QUICK_S) == b""
+
+
 async def test_nobody_there_is_an_end_at_once() -> None:
     relays = Relays([1, 1], random.Random(0))
     ports = await relays.start()

@@ -231,6 +231,9 @@ class _End(asyncio.Protocol):
         """Pass on what is due, if the way is open."""
         target = self.other._transport  # noqa: SLF001 - the other half
         now_s = self._loop.time()
+        if self.other._ended or (target is not None and target.is_closing()):  # noqa: SLF001
+            self._queue.clear()  # nobody is there to hear it
+            self._held = 0
         while self._queue and target is not None and not self.other._blocked:  # noqa: SLF001
             if self.way.cuts:
                 break
@@ -242,7 +245,8 @@ class _End(asyncio.Protocol):
             self._held -= len(data)
             target.write(data)
         if self._ended and not self._queue and not self.way.cuts and target is not None:
-            target.close()
+            if not target.is_closing():
+                target.close()
             self._joint.relays.ended(self._joint)
         self._consider_reading()
 
