@@ -143,6 +143,8 @@ class Requests:
         self._application.admit(state, transaction, now)
         if not self.pool.add(transaction, now, self._standing(state, transaction.body.sender)):
             return False
+        if len(self._waiting) > 2 * len(self.pool) + GOSSIP_TRANSACTIONS:
+            self._forget_gone()
         self._waiting[id_] = _Wait(transaction, now, now)
         self._by_signature[transaction.signature] = transaction
         return True
@@ -270,12 +272,21 @@ class Requests:
 
     def restart_waits(self, now: Instant) -> None:
         """A new primary gets the full bound for each."""
+        self._forget_gone()
+        for wait in self._waiting.values():
+            wait.since_ms = now
+
+    def _forget_gone(self) -> None:
+        """What the pool dropped for something better waits no more.
+
+        It is looked at seldom, so the pool need not say whom it drops; but an account that replaces
+        its own transaction again and again must not make a replica remember them all.
+        """
         self._waiting = {id_: wait for id_, wait in self._waiting.items() if id_ in self.pool}
         self._by_signature = {
             wait.transaction.signature: wait.transaction for wait in self._waiting.values()
         }
-        for wait in self._waiting.values():
-            wait.since_ms = now
+        self._kept_back.intersection_update(self._waiting)
 
     def overdue(
         self, head: ExecutedBlock, now: Instant, bound_ms: int
