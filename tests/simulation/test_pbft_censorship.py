@@ -1,0 +1,204 @@
+"""A submission that is left out costs the leader its view, whoever helps it; honest ones lose nothing."""
+
+from collections.abc import Iterable
+
+import pytest
+from tests.simulation.pbft_cluster import (
+    CLIENTS,
+    Cluster,
+    Filler,
+    Wrapper,
+    dropping,
+    transfer,
+)
+
+from gridtokenx.core.machine import (
+    Broadcast,
+    Effect,
+    Event,
+    Instant,
+    Received,
+    Submitted,
+    TimerFired,
+    Verified,
+)
+from gridtokenx.ledger import runtime
+from gridtokenx.ledger.blocks import MAX_BLOCK_BYTES, MAX_BLOCK_TRANSACTIONS
+from gridtokenx.ledger.transactions import Transaction
+from gridtokenx.pbft.messages import Suspect, Transactions
+
+VICTIM = 0
+"""The client that nobody wants."""
+
+
+class LeavesOneOut(Wrapper):
+    """Leads well and includes everybody but one client, of which it hears nothing."""
+
+    def step(self, now: Instant, event: Event) -> list[Effect]:
+        match event:
+            case Submitted(transactions, everywhere):
+                event = Submitted(tuple(wanted(transactions)), everywhere)
+            case Received(Verified(sender, Transactions(transactions))):
+                event = Received(Verified(sender, Transactions(tuple(wanted(transactions)))))
+        return super().step(now, event)
+
+
+def wanted(transactions: Iterable[object]) -> list[Transaction]:
+    found = [each for each in transactions if isinstance(each, Transaction)]
+    return [each for each in found if each.body.sender != CLIENTS[VICTIM].public_key]
+
+
+def busy(cluster: Cluster, seconds: int, per_second: int, clients: Iterable[int]) -> None:
+    """Other clients work on all the while, at every replica."""
+    for second in range(seconds):
+        for client in clients:
+            work = [transfer(client, per_second * second + i) for i in range(per_second)]
+            cluster.submit((second + client) % cluster.n, *work)
+        cluster.world.run_for(1_000)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty transfers fill a block."""
+    monkeypatch.setattr(runtime, "MAX_BLOCK_WEIGHT", 200)
+    limits = (MAX_BLOCK_TRANSACTIONS, MAX_BLOCK_BYTES, 200)
+    monkeypatch.setattr("gridtokenx.pbft.requests._LIMITS", limits)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_full_blocks_do_not_hide_an_omission() -> None:
+    """A leader that filled each block with its own excused itself for ever."""
+    cluster = Cluster(4, wrap={0: Filler})
+    cluster.start()
+    cluster.world.run_for(2_000)
+    cluster.submit(2, transfer(0, 0))
+    for second in range(12):
+        cluster.submit(0, *(transfer(3, 20 * second + i) for i in range(20)))
+        cluster.world.run_for(1_000)
+    assert cluster.replica(2).pending == 0
+    assert cluster.replica(2).view == 1
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_an_honest_leader_survives_more_work_than_its_blocks_hold() -> None:
+    """Thirty seconds of twice the load: some wait longer than any bound, and nobody is suspected."""
+    cluster = Cluster(4)
+    cluster.start()
+    for second in range(30):
+        for client in range(4):
+            work = [transfer(client, 10 * second + i) for i in range(10)]
+            cluster.submit(client, *work)
+        cluster.world.run_for(1_000)
+    assert cluster.replica(0).pending > 400
+    assert cluster.world.run_until(lambda: cluster.replica(1).pending == 0, 60_000)
+    assert {cluster.replica(i).view for i in range(4)} == {0}
+
+
+def test_a_leader_that_leaves_out_one_client_among_many_loses_its_view() -> None:
+    cluster = Cluster(4, wrap={0: LeavesOneOut})
+    cluster.start()
+    cluster.world.run_for(2_000)
+    cluster.submit(2, transfer(VICTIM, 0))
+    busy(cluster, 8, 5, (1, 2, 3))
+    assert cluster.replica(2).view == 1
+    assert cluster.world.run_until(lambda: cluster.replica(2).pending == 0, 5_000)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("before_ms", [0, 3_000])
+def test_clients_that_collude_with_the_leader_do_not_hide_it(before_ms: int) -> None:
+    """Three of them keep all blocks full, and some of their work may have been there before.
+
+    Only what was there first excuses a block, and a sender's quarter of it; that is soon used up.
+    """
+    cluster = Cluster(4, wrap={0: LeavesOneOut})
+    cluster.start()
+    cluster.world.run_for(2_000)
+    for client in (1, 2, 3):
+        cluster.submit(0, *(transfer(client, i) for i in range(40)))
+    cluster.world.run_for(before_ms)
+    cluster.submit(2, transfer(VICTIM, 0))
+    for second in range(25):
+        for client in (1, 2, 3):
+            cluster.submit(0, *(transfer(client, 40 + 10 * second + i) for i in range(10)))
+        cluster.world.run_for(1_000)
+    assert cluster.replica(2).view >= 1, "their flood excused it for ever"
+    height = cluster.height(2)
+    assert cluster.run_to(height + 3, 10_000)
+
+
+@pytest.mark.parametrize("n", [4, 7])
+def test_f_leaders_in_a_row_that_leave_somebody_out_are_all_left(n: int) -> None:
+    """The bound doubles with each, so that an honest one has time; it begins again when nothing waits."""
+    faulty = (n - 1) // 3
+    cluster = Cluster(n, wrap=dict.fromkeys(range(faulty), LeavesOneOut))
+    cluster.start()
+    cluster.world.run_for(2_000)
+    cluster.submit(n - 1, transfer(VICTIM, 0))
+    bound_ms = sum(2 * 3_000 * 2**i for i in range(faulty)) + 3_000
+    waits = cluster.replica(n - 1)
+    assert cluster.world.run_until(lambda: waits.pending == 0, bound_ms)
+    assert waits.view == faulty
+    cluster.world.run_for(10_000)
+    assert waits.view == faulty
+    assert waits._omissions == 0
+
+
+def test_liars_who_accuse_a_good_leader_all_the_time_move_nobody() -> None:
+    """f suspicions are one too few, however often they come."""
+    cluster = Cluster(7, wrap=dict.fromkeys((5, 6), Accuser))
+    cluster.start()
+    busy(cluster, 10, 5, (1, 2))
+    assert {cluster.replica(i).view for i in cluster.honest()} == {0}
+
+
+class Accuser(Wrapper):
+    """Suspects whoever leads, whenever a timer fires."""
+
+    def step(self, now: Instant, event: Event) -> list[Effect]:
+        effects = super().step(now, event)
+        if isinstance(event, TimerFired):
+            effects.append(Broadcast(Suspect(set_id=0, view=self.cluster.replica(self.index).view)))
+        return effects
+
+
+def test_a_client_that_tells_every_replica_something_else_costs_nobody_a_view() -> None:
+    """Of two transactions with one nonce only one can be included; the other is not left out."""
+    cluster = Cluster(4)
+    cluster.start()
+    cluster.world.run_for(1_500)
+    lost = dropping(Transactions)
+    cluster.world.network.rules.append(lost)
+    for index in range(4):
+        cluster.submit(index, transfer(VICTIM, 0, amount=index + 1))
+    cluster.world.run_for(15_000)
+    cluster.world.network.rules.remove(lost)
+    cluster.world.run_for(5_000)
+    assert {cluster.replica(i).view for i in range(4)} == {0}
+    assert {cluster.replica(i).pending for i in range(4)} == {0}
+
+
+def test_an_impossible_submission_costs_nobody_its_view() -> None:
+    """A transaction behind a nonce gap, or with an empty account, is not the leader's fault."""
+    cluster = Cluster(4)
+    cluster.start()
+    cluster.submit(1, transfer(0, 5), transfer(1, 0, amount=10**9), transfer(1, 1, amount=10**9))
+    cluster.world.run_for(30_000)
+    assert {cluster.replica(i).view for i in range(4)} == {0}
+    cluster.submit(2, *(transfer(0, nonce) for nonce in range(5)))
+    assert cluster.world.run_until(
+        lambda: all(cluster.replica(i).pending == 0 for i in range(4)), 5_000
+    )
+
+
+def test_a_submission_reaches_the_leader_although_its_gossip_was_lost() -> None:
+    cluster = Cluster(4)
+    cluster.start()
+    cluster.world.run_for(1_500)
+    lost = dropping(Transactions)
+    cluster.world.network.rules.append(lost)
+    cluster.submit(2, transfer(0, 0))
+    cluster.world.run_for(200)
+    cluster.world.network.rules.remove(lost)
+    assert cluster.world.run_until(lambda: cluster.replica(2).pending == 0, 4_000)
+    assert cluster.replica(2).view == 0, "a reminder comes before the accusation"
