@@ -16,7 +16,7 @@ from gridtokenx.host.storage import Store
 from gridtokenx.ledger.records import BLOCKS, base_height, final_height, load_block, load_head
 from gridtokenx.ledger.runtime import Context, Ledger, Module
 from gridtokenx.ledger.state import Map
-from gridtokenx.pbft.snapshot import SNAPSHOT
+from gridtokenx.pbft.snapshot import SNAPSHOT, Staging
 from gridtokenx.pbft.timing import Timing
 
 pytestmark = pytest.mark.e2e
@@ -106,7 +106,8 @@ class SnapshotNodes(Nodes):
             for height in range(base, min(head, final_height(other) or 0) + 1):
                 assert load_block(one, height) == load_block(other, height)
             assert len(list(one.scan(BLOCKS))) < head, "most blocks below it were never fetched"
-            assert not list(one.scan(SNAPSHOT))
+            target = Staging(one).height
+            assert not target or target > head, "none, or the next one: the machine is slow"
             one.check()
         finally:
             one.close()
