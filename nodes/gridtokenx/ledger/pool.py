@@ -136,18 +136,6 @@ class Pool:
         self._keep(own, pending)
         return True
 
-    def same(self, transaction: Transaction) -> Transaction:
-        """The pool's own object for a transaction, if it has an equal one.
-
-        What was heard before and comes again inside a block need not be encoded and decoded again,
-        nor be in memory twice.
-        """
-        own = self._senders.get(transaction.body.sender)
-        pending = None if own is None else own.by_nonce.get(transaction.body.nonce)
-        if pending is None or pending.transaction != transaction:
-            return transaction
-        return pending.transaction
-
     def candidates(self) -> Iterator[Transaction]:
         """Those that could be in the next block: by arrival, but a sender's own by nonce."""
         done: set[bytes] = set()

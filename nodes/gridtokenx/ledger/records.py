@@ -17,6 +17,7 @@ One final block is one `Persist`: all of these change together or not at all. Al
 to the head are here; of those between genesis and the base, where there is one, what happens to be.
 """
 
+import itertools
 from typing import Final
 
 from gridtokenx.core.codec import decode_own, encode
@@ -34,6 +35,8 @@ STATE: Final = "state"
 SETS: Final = "sets"
 META: Final = "meta"
 HEAD: Final = b"head"
+LOADED_KEYS: Final = 1_024
+"""Keys of the stored state that are put into the tree at once."""
 BASE: Final = b"base"
 
 
@@ -89,8 +92,11 @@ def load_head(reader: Reader) -> ExecutedBlock | None:
 
 
 def load_state(reader: Reader) -> StateTree:
-    """The tree of what is stored, whatever it is."""
-    return StateTree.empty().update(dict(reader.scan(STATE)))
+    """The tree of what is stored, whatever it is; by parts, or building it took twice its memory."""
+    tree, stored = StateTree.empty(), reader.scan(STATE)
+    while part := dict(itertools.islice(stored, LOADED_KEYS)):
+        tree = tree.update(part)
+    return tree
 
 
 def load_block(reader: Reader, height: int) -> Block | None:

@@ -63,6 +63,11 @@ class State:
         self._journal.append((key, before))
         self._now[key] = value
 
+    @property
+    def remembered(self) -> int:
+        """How many keys it holds, read or written."""
+        return len(self._now)
+
     def savepoint(self) -> int:
         """A mark that `rollback` can return to."""
         return len(self._journal)
@@ -109,19 +114,21 @@ def store_key(*parts: KeyPart) -> bytes:
     return _extend(b"", parts)
 
 
+_INT_PART: Final = 1 << 64
 _LENGTHS: Final = tuple(bytes((length,)) for length in range(MAX_KEY_PART + 1))
 
 
 def _extend(key: bytes, parts: tuple[KeyPart, ...]) -> bytes:
+    """Every read and write of a module comes here."""
     for part in parts:
         if isinstance(part, bytes):
-            key += _bytes_part(part) if len(part) > MAX_KEY_PART else _LENGTHS[len(part)] + part
-        elif isinstance(part, str):
-            key += _text_part(part)
-        elif 0 <= part < 1 << 64:
+            key += _LENGTHS[len(part)] + part if len(part) <= MAX_KEY_PART else _bytes_part(part)
+        elif isinstance(part, int):
+            if not 0 <= part < _INT_PART:
+                raise BadKey(f"{part} is outside 64 bits")
             key += part.to_bytes(8, "big")
         else:
-            raise BadKey(f"{part} is outside 64 bits")
+            key += _text_part(part)
     return key
 
 

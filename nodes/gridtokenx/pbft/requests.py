@@ -50,6 +50,9 @@ _SKEW_MS: Final = 2_000
 MAX_EXCUSES: Final = 32
 """Blocks whose time does not count for one transaction: more than a full pool of plain ones takes."""
 
+MAX_REMEMBERED: Final = 50_000
+"""Keys of state that submissions may have read since the last block."""
+
 _Load = tuple[int, int, int]
 """Transactions, bytes and weight."""
 _LIMITS: Final[_Load] = (MAX_BLOCK_TRANSACTIONS, MAX_BLOCK_BYTES, MAX_BLOCK_WEIGHT)
@@ -128,7 +131,7 @@ class Requests:
         self._outgoing: list[Transaction] = []
         self._kept_back: set[bytes] = set()
         self._standings: dict[bytes, Standing] = {}
-        self._standings_root = b""
+        self._state: State | None = None
 
     def add(self, head: ExecutedBlock, transaction: Transaction, now: Instant) -> bool:
         """Admit a transaction whose signature was checked; False if it is here already.
@@ -139,7 +142,7 @@ class Requests:
         id_ = transaction.id
         if id_ in self.pool:
             return False
-        state = State(head.state)
+        state = self._state_after(head)
         self._application.admit(state, transaction, now)
         if not self.pool.add(transaction, now, self._standing(state, transaction.body.sender)):
             return False
@@ -163,14 +166,22 @@ class Requests:
         return Block(block.header, transactions)
 
     def _standing(self, state: State, sender: bytes) -> Standing:
-        """How a sender stands in a block's state; asked once per sender and block."""
-        if self._standings_root != state.tree.root:
-            self._standings_root = state.tree.root
-            self._standings.clear()
+        """How a sender stands after the newest block; asked once per sender and block."""
         found = self._standings.get(sender)
         if found is None:
             found = self._standings[sender] = self._application.admission.standing(state, sender)
         return found
+
+    def _state_after(self, executed: ExecutedBlock) -> State:
+        """The state after the newest block, read by all that is submitted until there is a newer one.
+
+        It remembers what was read, within a bound: strangers may ask for any account.
+        """
+        state = self._state
+        if state is None or state.tree is not executed.state or state.remembered > MAX_REMEMBERED:
+            state = self._state = State(executed.state, executed.changes)
+            self._standings.clear()
+        return state
 
     def pass_on(self, transaction: Transaction, *, if_it_waits: bool = False) -> None:
         """Remember to gossip a transaction that came from a client.
@@ -241,7 +252,7 @@ class Requests:
         full_from_ms = self._full_from_ms(transactions, proposer)
         elapsed_ms = 0 if self._committed_ms is None else max(0, now - self._committed_ms)
         self._committed_ms = now
-        state = State(executed.state)
+        state = self._state_after(executed)
         self.pool.settle(transactions, lambda sender: self._standing(state, sender), now)
         for transaction in transactions:
             wait = self._waiting.pop(transaction.id, None)
@@ -268,7 +279,8 @@ class Requests:
 
     def refused(self, head: ExecutedBlock, refused: Iterable[Transaction], now: Instant) -> None:
         """Forget those that a block could not include, unless they only came too early."""
-        self.pool.discard([t for t in refused if self._hopeless(State(head.state), t, now)])
+        state = self._state_after(head)
+        self.pool.discard([t for t in refused if self._hopeless(state, t, now)])
 
     def restart_waits(self, now: Instant) -> None:
         """A new primary gets the full bound for each."""
@@ -297,7 +309,7 @@ class Requests:
             What has waited at least half the bound, to be sent to the primary again (bounded), and
             whether any has waited all of it.
         """
-        state = State(head.state)
+        state = self._state_after(head)
         waiting: list[Transaction] = []
         omitted = False
         for id_, wait in list(self._waiting.items()):
