@@ -116,8 +116,9 @@ class Network:
     async def run_oracle(self, settings: PermissionedNodeSettings) -> None:
         def chain_of(verifier: CachingVerifier) -> PbftChain:
             ledger = oracle_ledger(self.oracle, verifier)
-            genesis = ledger.genesis(self.oracle.clock.network_genesis_ms)
-            return PbftChain("oracle", ledger, self.oracle.validator_set, genesis)
+            opening_ms = self.oracle.clock.network_genesis_ms
+            validators = self.oracle.validator_set
+            return PbftChain("oracle", ledger, validators, lambda: ledger.genesis(opening_ms))
 
         await make_replica(settings, open_role(settings, "oracle"), chain_of).node.run()
 

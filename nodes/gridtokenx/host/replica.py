@@ -15,6 +15,7 @@ from gridtokenx.host.chain_node import (
     refuse_foreign_store,
 )
 from gridtokenx.host.checking import CachingVerifier
+from gridtokenx.host.genesis import open_genesis, prepare_genesis
 from gridtokenx.host.restored import FollowingMachine, Position, follow_first
 from gridtokenx.host.role import Role, open_key_seed
 from gridtokenx.host.security import mutual_security
@@ -36,7 +37,8 @@ class PbftChain:
     ledger: Ledger
     validators: ValidatorSet
     """The first set."""
-    genesis: ExecutedBlock
+    make_genesis: Callable[[], ExecutedBlock]
+    """Executes the opening; asked at the first start only."""
     rotation_blocks: int = 0
     """See `pbft/rotation.py`; 0: the leadership passes on only when it fails."""
 
@@ -78,9 +80,11 @@ def make_replica(
         seed, settings.certificate, settings.authority, revocations_file=settings.revocations
     )
     security.report_to(role.log, role.metrics, chain.name)
+    prepare_genesis(settings.data, chain.make_genesis)
     store = Store.open(settings.data)
     try:
         refuse_foreign_store(store, chain.ledger, signer)
+        genesis = open_genesis(store, chain.make_genesis)
         waits = timing or Timing(
             block_time_ms=settings.block_time_ms, snapshot_distance=settings.snapshot_distance
         )
@@ -91,7 +95,7 @@ def make_replica(
                 chain.ledger,
                 chain.validators,
                 Ed25519Signer(key_seed),
-                chain.genesis,
+                genesis,
                 waits,
                 validators_of=validators_of,
                 rotation_blocks=chain.rotation_blocks,
@@ -106,7 +110,7 @@ def make_replica(
         machine=following or (replica if around is None else around(replica, signer)),
         message_type=Message,
         ledger=chain.ledger,
-        genesis=chain.genesis,
+        genesis=genesis,
         head=replica.head,
         validators=chain.validators,
         status=lambda: _status(replica),

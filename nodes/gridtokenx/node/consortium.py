@@ -30,9 +30,11 @@ async def run_consortium(settings: ConsortiumNodeSettings) -> None:
 
     def chain_of(verifier: CachingVerifier) -> PbftChain:
         ledger = consortium_ledger(genesis, verifier)
-        block = ledger.genesis(genesis.clock.network_genesis_ms)
+        opening_ms = genesis.clock.network_genesis_ms
         rotation = blocks_of(genesis.rotation_blocks)
-        return PbftChain(CHAIN, ledger, genesis.validator_set, block, rotation)
+        return PbftChain(
+            CHAIN, ledger, genesis.validator_set, lambda: ledger.genesis(opening_ms), rotation
+        )
 
     node = make_replica(settings, role, chain_of).node
     async with serving_node(role, node):

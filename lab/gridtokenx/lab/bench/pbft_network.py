@@ -251,6 +251,6 @@ def _is_ready(port: int) -> bool:
 
 
 def _private_kib(pid: int) -> int:
-    """Private memory of a process, clean and dirty (its unique set size)."""
+    """What a process alone has written to; pages of the store's file are the system's cache."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))

@@ -277,9 +277,9 @@ class _Process:
 
     def _chain(self, verifier: CachingVerifier) -> PbftChain:
         genesis = self._genesis
-        self._ledger = consortium_ledger(genesis, verifier)
-        block = self._ledger.genesis(genesis.clock.network_genesis_ms)
-        return PbftChain(CHAIN, self._ledger, genesis.validator_set, block)
+        self._ledger = ledger = consortium_ledger(genesis, verifier)
+        opening_ms = genesis.clock.network_genesis_ms
+        return PbftChain(CHAIN, ledger, genesis.validator_set, lambda: ledger.genesis(opening_ms))
 
     def _around(self, replica: Replica, signer: Ed25519Signer) -> Interposed:
         assert self._ledger is not None, "the chain is put together before its replica"

@@ -118,6 +118,8 @@ class _Chain:
     def assemble(self, verifier: CachingVerifier) -> PbftChain:
         genesis = self._genesis
         self.verifier, self.ledger = verifier, oracle_ledger(genesis, verifier)
-        block = self.ledger.genesis(genesis.clock.network_genesis_ms)
+        ledger, opening_ms = self.ledger, genesis.clock.network_genesis_ms
         rotation = blocks_of(genesis.rotation_blocks)
-        return PbftChain(CHAIN, self.ledger, genesis.validator_set, block, rotation)
+        return PbftChain(
+            CHAIN, ledger, genesis.validator_set, lambda: ledger.genesis(opening_ms), rotation
+        )
