@@ -114,6 +114,10 @@ class Checkpoints:
         kept = self._kept[max(self._kept)]
         return Checkpoint(kept.executed.block, kept.proof, kept.executed.events)
 
+    def hold(self, height: int, now: Instant) -> None:
+        """Somebody was told of this one: it will ask for the parts."""
+        self._kept[height].asked_ms = now
+
     def part(self, question: FetchPart, limit_bytes: int, now: Instant) -> StatePart:
         """What is at a place of a checkpoint; nothing if it is not kept."""
         kept = self._kept.get(question.height)

@@ -87,6 +87,8 @@ class StateTransfer(CatchUp):
             header = checkpoint.block.header
             if header.height <= message.above or header.set_id != last:
                 checkpoint = None
+            else:
+                self._checkpoints.hold(header.height, turn.now)
         turn.send(sender, Snapshot(handovers=handovers, checkpoint=checkpoint))
 
     def _handovers_from(self, set_id: int) -> Iterator[ProvenHandover]:
