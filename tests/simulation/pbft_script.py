@@ -252,6 +252,21 @@ class Bench(Members):
             case _:
                 return (self.index + 1) % self.n
 
+    def decide(self, block: ExecutedBlock, view: int = 0) -> None:
+        """The others decide a block; what it said meanwhile is forgotten."""
+        self.now = max(self.now, block.header.timestamp_ms)
+        self.hear(self.pre_prepare(block, view))
+        self.hear(*(self.commit(i, block, view) for i in range(self.n) if i != self.index))
+        assert self.committed[-1] == block.height
+        self.sent.clear()
+
+    def leave(self, view: int = 1) -> ViewChange:
+        """f + 1 others leave for a view, but not its primary; returns the own view-change."""
+        others = [i for i in range(self.n) if i not in (self.index, self.primary(view))]
+        self.hear(*(self.view_change(i, view) for i in others[: self.validators.faulty + 1]))
+        assert self.replica.view == view
+        return self.take(ViewChange)[0]
+
     def suspect(self, index: int, view: int) -> None:
         self.hear(Suspect(0, view), sender=index)
 

@@ -12,7 +12,6 @@ from tests.simulation.pbft_script import Bench
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.ledger.identity import derive_chain_id, parse_genesis, render_genesis
-from gridtokenx.ledger.runtime import ExecutedBlock
 from gridtokenx.oracle.chain.ledger import OracleGenesis
 from gridtokenx.pbft.messages import Body, Commit, NewView, Prepare, PrePrepare, Status, ViewChange
 from gridtokenx.pbft.rotation import PERIOD_VIEWS, Periods, blocks_of, primary_of
@@ -26,14 +25,6 @@ SECOND = PERIOD_VIEWS
 def rotating(index: int, blocks: int = 1, window: int = 1) -> Bench:
     """A replica of four; the leadership passes on after so many blocks."""
     return Bench(index, timing=Timing(window=window), rotation_blocks=blocks)
-
-
-def commit(bench: Bench, block: ExecutedBlock, view: int = 0) -> None:
-    """The others decide a block."""
-    bench.now = max(bench.now, block.header.timestamp_ms)
-    bench.hear(bench.pre_prepare(block, view))
-    bench.hear(*(bench.commit(i, block, view) for i in range(4) if i != bench.index))
-    assert bench.committed[-1] == block.height
 
 
 # -- the arithmetic --------------------------------------------------------------------------------
@@ -75,7 +66,7 @@ def test_without_rotation_a_term_is_one_period() -> None:
 def test_the_last_block_of_a_period_opens_the_next_without_a_message() -> None:
     bench = rotating(1)
     first = bench.block()
-    commit(bench, first)
+    bench.decide(first)
     assert (bench.replica.view, bench.replica.active) == (SECOND, True)
     assert bench.replica.primary == bench.validators.members[1]
     assert not bench.take(ViewChange)
@@ -88,19 +79,19 @@ def test_the_last_block_of_a_period_opens_the_next_without_a_message() -> None:
 def test_the_new_period_is_in_the_batch_of_the_block_that_opens_it() -> None:
     bench = rotating(2)
     first = bench.block()
-    commit(bench, first)
+    bench.decide(first)
     bench.live()
     assert (bench.replica.head.height, bench.replica.view) == (1, SECOND)
     second = bench.block(first, view=SECOND)
-    commit(bench, second, SECOND)
+    bench.decide(second, SECOND)
     assert bench.replica.view == 2 * SECOND
 
 
 def test_a_store_that_lost_its_log_works_in_the_period_of_its_head() -> None:
     bench = rotating(2, blocks=2)
     first = bench.block()
-    commit(bench, first)
-    commit(bench, bench.block(first))
+    bench.decide(first)
+    bench.decide(bench.block(first))
     for table in (bench.store._live, bench.store._durable):
         table["log"] = {}
     bench.live()
@@ -157,7 +148,7 @@ def test_votes_of_the_next_period_wait_for_the_block_before_it() -> None:
 def test_a_failed_leader_of_a_period_is_replaced_inside_it() -> None:
     bench = rotating(2)
     first = bench.block()
-    commit(bench, first)
+    bench.decide(first)
     bench.fire("silence")
     bench.suspect(3, SECOND)
     (change,) = bench.take(ViewChange)
@@ -177,7 +168,7 @@ def test_suspicions_of_the_last_leader_do_not_count_against_the_next() -> None:
     bench = rotating(2)
     bench.suspect(3, 0)
     first = bench.block()
-    commit(bench, first)
+    bench.decide(first)
     bench.suspect(3, 0)
     bench.suspect(0, 0)
     assert (bench.replica.view, bench.replica.active) == (SECOND, True)
@@ -239,7 +230,7 @@ def test_who_lacks_the_block_before_a_period_fetches_instead_of_moving() -> None
 def test_a_laggard_of_an_earlier_period_is_shown_where_the_others_are() -> None:
     """No new-view opened the period, so nothing could be sent but the height."""
     bench = rotating(2)
-    commit(bench, bench.block())
+    bench.decide(bench.block())
     bench.now += 1_000
     bench.take(Status)
     bench.suspect(3, 0)
