@@ -114,6 +114,8 @@ def store_key(*parts: KeyPart) -> bytes:
     return _extend(b"", parts)
 
 
+_RECENT_KEYS: Final = 128
+"""Whole keys that each `Map` remembers."""
 _INT_PART: Final = 1 << 64
 _LENGTHS: Final = tuple(bytes((length,)) for length in range(MAX_KEY_PART + 1))
 
@@ -150,38 +152,40 @@ class Map(Generic[T]):
     The methods that end in `_at` take a whole key (of `key`), for those who read and write one.
     """
 
-    __slots__ = ("_decode", "_is_small", "prefix")
+    __slots__ = ("_decode", "_is_small", "_key", "prefix")
 
     def __init__(self, prefix: str, type_: type[T]) -> None:
         self.prefix: Final = prefix.encode() + b":"
+        # A transaction comes back to the keys of its sender again and again, and all of them to a few.
+        self._key: Final = lru_cache(maxsize=_RECENT_KEYS)(self._make_key)
         self._decode: Final = reader_of(type_)
         self._is_small: Final = type_ in (int, bytes, bool)
         """Decoding costs no more than looking for what was decoded."""
 
     def key(self, *parts: KeyPart) -> bytes:
         """The state key: what a proof of this value is about."""
-        return _extend(self.prefix, parts)
+        return self._key(*parts)
 
     def get(self, state: State, *parts: KeyPart) -> T | None:
         """The value, or None."""
-        return self.get_at(state, _extend(self.prefix, parts))
+        return self.get_at(state, self._key(*parts))
 
     def read(self, state: State, default: T, *parts: KeyPart) -> T:
         """The value, or `default`."""
-        value = self.get_at(state, _extend(self.prefix, parts))
+        value = self.get_at(state, self._key(*parts))
         return default if value is None else value
 
     def has(self, state: State, *parts: KeyPart) -> bool:
         """Whether there is a value."""
-        return state.get(_extend(self.prefix, parts)) is not None
+        return state.get(self._key(*parts)) is not None
 
     def put(self, state: State, value: T, *parts: KeyPart) -> None:
         """Set the value."""
-        self.put_at(state, value, _extend(self.prefix, parts))
+        self.put_at(state, value, self._key(*parts))
 
     def delete(self, state: State, *parts: KeyPart) -> None:
         """Forget the value; nothing happens if there is none."""
-        self.delete_at(state, _extend(self.prefix, parts))
+        self.delete_at(state, self._key(*parts))
 
     def get_at(self, state: State, key: bytes) -> T | None:
         """The value at a key, or None."""
@@ -211,6 +215,9 @@ class Map(Generic[T]):
     def decode(self, raw: bytes) -> T:
         """A value from its stored bytes, for readers that verified a proof of them."""
         return self._decode(raw)
+
+    def _make_key(self, *parts: KeyPart) -> bytes:
+        return _extend(self.prefix, parts)
 
     def scan(self, state: State) -> Iterator[tuple[bytes, T]]:
         """All (composite key, value) pairs; for invariants only (see `State.scan`)."""

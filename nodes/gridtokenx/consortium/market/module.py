@@ -18,9 +18,8 @@ however long the chain stood still.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
-
-from msgspec.structs import replace
 
 from gridtokenx.consortium.custody import WATT_DENOM
 from gridtokenx.consortium.market.auction import (
@@ -144,6 +143,9 @@ class Market(Module):
         self._tariff: Final = tariff
         self.parameters: Final = parameters
         self.schedule: Final = Schedule(clock, parameters, tariff)
+        # Functions of a product or of block time, asked for by every order: each worked out once.
+        self._retail: Final = lru_cache(maxsize=256)(tariff.retail_uwatt_per_kwh)
+        self._closed_through: Final = lru_cache(maxsize=4)(self.schedule.closed_through)
         self.books: Final = Map("market.book", Book)
         self.desks: Final = Map("market.desk", Desk)
         self._accounts: Final = Log("market.account", bytes)
@@ -273,7 +275,9 @@ class Market(Module):
         price_tick = self._effective_tick(call)
         if not book.collar.admits(call.side, price_tick):
             raise CallFailed("outside-collar", self._collar_text(book, price_tick))
-        desk = self._checked_desk(ctx, call)
+        desk_key = self.desks.key(ctx.sender, call.zone, call.interval)
+        desk = self.desks.get_at(ctx.state, desk_key)
+        self._check_desk(ctx, call, desk or ())
         locked_uwatt = self._worst_case_uwatt(call, book)
         self._tokens.lock(ctx.state, WATT_DENOM, ctx.sender, COLLATERAL, locked_uwatt)
         order = Order(
@@ -287,7 +291,7 @@ class Market(Module):
             energy_wh=call.energy_wh,
             locked_uwatt=locked_uwatt,
         )
-        self._enter(ctx.state, order, book, desk)
+        self._enter(ctx.state, order, book, desk_key, desk)
         ctx.emit(
             OrderPlaced(
                 order_id=order.order_id,
@@ -314,7 +318,7 @@ class Market(Module):
         # The desk stays, even if empty: its account is listed in the book once.
         self.desks.put(ctx.state, tuple(o for o in desk if o is not order), *key)
         book = _booked(book, order.side, -order.energy_wh)
-        self.books.put(ctx.state, book, call.zone, call.interval)
+        self.books.put_at(ctx.state, book, self.books.key(call.zone, call.interval))
         self._release(ctx.state, order.account, order.locked_uwatt)
         ctx.emit(_cancelled(order, "owner"))
 
@@ -331,9 +335,9 @@ class Market(Module):
 
     def _open_product(self, ctx: Context, zone: int, interval: int) -> Book:
         """The book of a product that takes orders in this block."""
-        if interval <= self.schedule.closed_through(ctx.timestamp_ms):
+        if interval <= self._closed_through(ctx.timestamp_ms):
             raise CallFailed("gate-closed", f"interval {interval} takes no orders any more")
-        book = self.books.get(ctx.state, zone, interval)
+        book = self.books.get_at(ctx.state, self.books.key(zone, interval))
         if book is not None:
             return book
         if zone not in self._zones:
@@ -366,26 +370,25 @@ class Market(Module):
             f"the price will lie in {book.floor_tick * tick} to {book.cap_tick * tick}"
         )
 
-    def _checked_desk(self, ctx: Context, call: PlaceOrder) -> Desk:
-        """The account's desk, once number, side and energy with the new order are checked."""
-        desk = self.desks.read(ctx.state, (), ctx.sender, call.zone, call.interval)
+    def _check_desk(self, ctx: Context, call: PlaceOrder, desk: Desk) -> None:
+        """Whether number, side and energy of the account's orders with the new one are allowed."""
         if len(desk) >= self.parameters.max_orders_per_product:
             raise CallFailed("too-many-orders", f"{len(desk)} open in this product")
-        if any(order.client_order_id == call.client_order_id for order in desk):
+        if call.client_order_id in [order.client_order_id for order in desk]:
             raise CallFailed("client-order-id", f"{call.client_order_id} names an open order")
-        if any(order.side is not call.side for order in desk):
+        # One desk is on one side: each order was checked so when it came.
+        if desk and desk[0].side is not call.side:
             raise CallFailed("self-trade", "your open orders in this product are on the other side")
-        total_wh = call.energy_wh + sum(order.energy_wh for order in desk)
+        total_wh = call.energy_wh + sum([order.energy_wh for order in desk])
         connection = self._participants.connection(ctx.state, ctx.sender, call.zone)
         limit_wh = connection.max_buy_wh if call.side is Side.BUY else connection.max_sell_wh
         if total_wh > limit_wh:
             code = "connection" if call.side is Side.BUY else "capacity"
             raise CallFailed(code, f"{total_wh} Wh; what is approved for you allows {limit_wh}")
-        return desk
 
     def _worst_case_uwatt(self, call: PlaceOrder, book: Book) -> int:
         """Buyer: the limit. Seller: to deliver nothing, at the dearest short price there can be."""
-        retail = self._tariff.retail_uwatt_per_kwh(call.interval)
+        retail = self._retail(call.interval)
         if call.side is Side.BUY:
             contract = buy_collateral_uwatt(call.limit_uwatt_per_kwh, call.energy_wh)
         else:
@@ -393,13 +396,16 @@ class Market(Module):
             contract = sell_collateral_uwatt(short, call.limit_uwatt_per_kwh, call.energy_wh)
         return contract + margin_uwatt(self.parameters, retail, call.energy_wh)
 
-    def _enter(self, state: State, order: Order, book: Book, desk: Desk) -> None:
+    def _enter(
+        self, state: State, order: Order, book: Book, desk_key: bytes, desk: Desk | None
+    ) -> None:
         product = (order.zone, order.interval)
         self._next_order.put(state, order.order_id + 1)
-        if not self.desks.has(state, order.account, *product):
+        if desk is None:
             self._accounts.append(state, order.account, *product)
-        self.desks.put(state, (*desk, order), order.account, *product)
-        self.books.put(state, _booked(book, order.side, order.energy_wh), *product)
+        self.desks.put_at(state, (*(desk or ()), order), desk_key)
+        book = _booked(book, order.side, order.energy_wh)
+        self.books.put_at(state, book, self.books.key(*product))
 
     # -- the auction -------------------------------------------------------------------------------
 
@@ -561,9 +567,14 @@ class Market(Module):
 
 
 def _booked(book: Book, side: Side, energy_wh: int) -> Book:
-    if side is Side.BUY:
-        return replace(book, buy_wh=book.buy_wh + energy_wh)
-    return replace(book, sell_wh=book.sell_wh + energy_wh)
+    buy_wh, sell_wh = (energy_wh, 0) if side is Side.BUY else (0, energy_wh)
+    return Book(
+        reference_tick=book.reference_tick,
+        floor_tick=book.floor_tick,
+        cap_tick=book.cap_tick,
+        buy_wh=book.buy_wh + buy_wh,
+        sell_wh=book.sell_wh + sell_wh,
+    )
 
 
 def _cancelled(order: Order, reason: str) -> OrderCancelled:
