@@ -4,20 +4,32 @@ from collections.abc import Iterable
 
 import msgspec
 import pytest
-from tests.simulation.pbft_cluster import Cluster, Wrapper, transfer
+from tests.simulation.pbft_cluster import CLIENTS, Cluster, Wrapper, transfer
 
+from gridtokenx.core.codec import decode_own
 from gridtokenx.core.keys import sha256
-from gridtokenx.core.machine import Effect, Send
+from gridtokenx.core.machine import Effect, Send, Write
 from gridtokenx.core.state_tree import NO_PART, StateLeaf, StatePart
-from gridtokenx.lab.sim.network import Envelope
+from gridtokenx.lab.sim.network import Envelope, LinkProfile
 from gridtokenx.lab.sim.store import SimulatedStore
 from gridtokenx.ledger.blocks import Block
-from gridtokenx.ledger.records import base_height, load_block, load_head
+from gridtokenx.ledger.records import (
+    BLOCKS,
+    EVENTS,
+    FINALITY,
+    base_height,
+    height_key,
+    load_block,
+    load_head,
+)
+from gridtokenx.ledger.state import State
+from gridtokenx.pbft.marks import Mark
 from gridtokenx.pbft.messages import CertifiedBlocks, Checkpoint, FetchPart, Part, Snapshot
 from gridtokenx.pbft.snapshot import SNAPSHOT
 from gridtokenx.pbft.timing import Timing
 
 TIMING = Timing(checkpoint_blocks=4, snapshot_distance=12, part_bytes=200)
+PRUNED = (BLOCKS, EVENTS, FINALITY)
 ARCHIVE = Timing(checkpoint_blocks=4, snapshot_distance=0, part_bytes=200)
 
 
@@ -280,3 +292,72 @@ def test_a_torn_adoption_is_finished_by_the_next_life() -> None:
         node.life += 1
         cluster.restart(3)
         assert catches_up(cluster, 3) >= 28, cut
+
+
+# -- who votes again -------------------------------------------------------------------------------
+
+
+def marks(cluster: Cluster, index: int) -> dict[bytes, tuple[int, int, int]]:
+    records = disk(cluster, index).scan("meta", b"mark/")
+    return {key: decode_own(raw, Mark).position for key, raw in records}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_voter_that_was_paused_under_load_votes_again_and_forgets_no_vote(seed: int) -> None:
+    """The cluster itself fails if anybody contradicts a vote of an earlier life."""
+    cluster = Cluster(
+        seed=seed, timing=TIMING, profile=LinkProfile(delay_ms=(1, 40), loss=0.02, duplicate=0.02)
+    )
+    cluster.start()
+    assert cluster.run_to(4, 30_000)
+    before = marks(cluster, 3)
+    assert before
+    cluster.world.pause(cluster.ids[3])
+    for number in range(30):
+        cluster.submit(0, transfer(number % 4, number // 4))
+        assert cluster.run_to(cluster.height(0) + 1, 20_000, [0, 1, 2])
+    cluster.world.resume(cluster.ids[3])
+    assert catches_up(cluster, 3, 60_000) > 4
+    after = marks(cluster, 3)
+    assert all(after[kind] >= position for kind, position in before.items())
+    cluster.crash(0)
+    assert cluster.run_to(cluster.height(1) + 3, 60_000, [1, 2, 3]), (
+        "three of four: its vote counts"
+    )
+    cluster.restart(0)
+    assert cluster.run_to(cluster.height(1) + 2, 60_000)
+
+
+def test_where_nobody_keeps_the_blocks_a_state_is_taken_over_at_any_distance() -> None:
+    cluster = Cluster(seed=4, timing=ARCHIVE)
+    lagging(cluster)
+    for index in range(3):
+        pruned = [Write(table, height_key(h), None) for table in PRUNED for h in range(1, 20)]
+        disk(cluster, index).write(tuple(pruned))
+        disk(cluster, index).sync()
+    cluster.restart(3)
+    assert catches_up(cluster, 3, 60_000) >= 28
+
+
+def test_a_chain_too_young_for_a_checkpoint_is_replayed() -> None:
+    cluster = Cluster(seed=4, timing=Timing(snapshot_distance=12, checkpoint_blocks=1_000))
+    lagging(cluster)
+    cluster.restart(3)
+    assert catches_up(cluster, 3) == 0
+
+
+def test_what_waited_here_is_still_proposed_after_the_jump() -> None:
+    cluster = Cluster(seed=6, timing=TIMING)
+    lagging(cluster)
+    replica = cluster.replica
+    cluster.restart(3)
+    cluster.submit(3, transfer(0, 0), transfer(0, 8))
+    assert replica(3).pending == 2, "as far as it knows, the first one is new"
+    catches_up(cluster, 3)
+    assert cluster.world.run_until(lambda: replica(3).pending == 0, 10_000)
+    assert balance_nonce(cluster, 0) == 9
+
+
+def balance_nonce(cluster: Cluster, client: int) -> int | None:
+    state = State(cluster.replica(0).head.state)
+    return cluster.ledger.admission.standing(state, CLIENTS[client].public_key).next_nonce
