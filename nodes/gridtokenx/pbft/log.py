@@ -133,6 +133,9 @@ class VoteLog:
         self._validators: Final = validators
         self._slots: dict[int, Slot] = {}
 
+    def __len__(self) -> int:
+        return len(self._slots)
+
     def slot(self, height: int) -> Slot:
         """The slot of a height, made if there is none; callers bound the height."""
         found = self._slots.get(height)

@@ -407,13 +407,12 @@ class Replica(ViewChanging):
         """Do whatever the log now allows, until nothing more is.
 
         After every event, so each question is one of a few comparisons: votes are counted as they
-        come (`log.py`).
+        come (`log.py`), and nothing is asked where nothing is in flight.
         """
         while (
-            self._commit_next(turn)
-            or self._vote_next(turn)
-            or self._adopt_early(turn)
-            or self._propose_next(turn)
+            (self._log and (self._commit_next(turn) or self._vote_next(turn)))
+            or (self._early and self._adopt_early(turn))
+            or (self._views.leads and self._propose_next(turn))
         ):
             pass
 
@@ -474,9 +473,8 @@ class Replica(ViewChanging):
     # -- proposing ---------------------------------------------------------------------------------
 
     def _propose_next(self, turn: Turn) -> bool:
-        """Propose the next height if this replica leads, the parent stands, and it is time."""
-        leads = self._views.leads and self._muted_view != self._views.view
-        frontier = self._frontier() if leads else None
+        """As the leader, propose the next height if its parent stands and it is time."""
+        frontier = None if self._muted_view == self._views.view else self._frontier()
         if frontier is None or frontier[0] < self._views.choice.fresh_from:
             return False
         height, parent = frontier
@@ -550,7 +548,7 @@ class Replica(ViewChanging):
 
     def _adopt_early(self, turn: Turn) -> bool:
         """Take up a proposal that came before its view or its parent."""
-        frontier = self._frontier() if self._early and self._views.active else None
+        frontier = self._frontier() if self._views.active else None
         if frontier is None:
             return False
         primary = self._views.primary

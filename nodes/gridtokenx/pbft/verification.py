@@ -11,7 +11,7 @@ last bit of their signatures. The signatures of a message are listed once each, 
 nested in it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from gridtokenx.core.codec import Wire
@@ -100,7 +100,7 @@ class Verification:
     def _of(self, message: Wire) -> Iterator[SignatureCheck]:
         match message:
             case Transactions(transactions):
-                yield from map(Transaction.signature_check, transactions)
+                yield from self._transactions(transactions)
             case PrePrepare():
                 yield from self._pre_prepare(message)
             case ViewChange():
@@ -140,7 +140,10 @@ class Verification:
     def _block(self, block: Block) -> Iterator[SignatureCheck]:
         if block.header.chain_id != self._chain_id:
             raise MessageFault("wrong-chain", "a block of another chain")
-        for transaction in block.transactions:
+        yield from self._transactions(block.transactions)
+
+    def _transactions(self, transactions: Iterable[Transaction]) -> Iterator[SignatureCheck]:
+        for transaction in transactions:
             if not self._knows(transaction):
                 yield transaction.signature_check()
 

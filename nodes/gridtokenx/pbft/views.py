@@ -65,7 +65,7 @@ class Views:
     @property
     def leads(self) -> bool:
         """Whether this replica proposes now."""
-        return self.active and self.primary == self._me
+        return self.active and primary_of(self.view, self._validators) == self._me
 
     @property
     def own_change(self) -> ViewChange | None:

@@ -57,7 +57,8 @@ class SimulatedStore:
         """Take a batch: readable now, durable when `sync` gets to it."""
         self._pending.append(batch)
         _apply(self._live, batch)
-        self._damaged.difference_update((write.table, write.key) for write in batch)
+        if self._damaged:
+            self._damaged.difference_update((write.table, write.key) for write in batch)
 
     def sync(self) -> None:
         """Make the oldest pending batch durable; a disk that lies only says so."""

@@ -450,13 +450,17 @@ class World:
         self._sequence += 1
         node.timers[name] = self._sequence
         fire = partial(self._fire, node, name, self._sequence)
-        self._later(node, node.until_ms(self.now, at_ms), fire)
+        self.at(self.now + node.until_ms(self.now, at_ms), fire)
 
     def _fire(self, node: SimulatedNode, name: Hashable, generation: int) -> None:
-        """A timer is due, unless it was cancelled or set again."""
-        if node.timers.get(name) == generation:
-            del node.timers[name]
-            self._step(node, TimerFired(name))
+        """A timer is due, unless it was cancelled or set again, or its life has ended."""
+        if node.timers.get(name) != generation:
+            return
+        if node.paused:
+            node.waiting.append(partial(self._fire, node, name, generation))
+            return
+        del node.timers[name]
+        self._step(node, TimerFired(name))
 
     def _note_committed(self, node: SimulatedNode, effect: Committed) -> None:
         node.committed.append(effect)

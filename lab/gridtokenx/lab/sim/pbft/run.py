@@ -288,8 +288,10 @@ class PbftRun:
 
     def _on_stepped(self, node: SimulatedNode) -> None:
         index = self._index[node.id]
+        if index in self.byzantine:
+            return
         replica = replica_in(node)
-        if index in self.byzantine or replica is None:
+        if replica is None:
             return
         self.checkers.stepped(index, node)
         if node.misbehaviours:
@@ -512,6 +514,8 @@ def _as_is(validators: ValidatorSet) -> ValidatorSet:
 def replica_in(node: SimulatedNode) -> Replica | None:
     """The PBFT replica inside whatever wraps it; None if the node is down."""
     machine = node.machine
-    while isinstance(machine, Puppet):
+    while not isinstance(machine, Replica):
+        if not isinstance(machine, Puppet):
+            return None
         machine = machine.inner
-    return machine if isinstance(machine, Replica) else None
+    return machine
