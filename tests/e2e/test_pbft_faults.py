@@ -14,6 +14,7 @@ from typing import IO, Any
 import pytest
 from tests.e2e.docker import tell
 from tests.e2e.testnet import GTX, POLL_S, alone, gtx
+from tests.unit.gtx_command import Gtx
 
 from gridtokenx.lab.chaos.manifest import KINDS
 from gridtokenx.lab.testnet.processes import is_running
@@ -111,39 +112,33 @@ def test_each_kind_of_fault_is_recovered_from(tmp_path: Path) -> None:
     assert outcome["transactions"] >= 20
 
 
-def test_faults_are_added_and_healed_by_hand_and_nothing_outlives_a_killed_run(
-    tmp_path: Path,
+def test_faults_are_added_by_hand_and_a_run_that_is_asked_to_stop_judges_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    manifest, home = tmp_path / "manifest.toml", tmp_path / "home"
-    manifest.write_text(f"{QUICK}\n[safety]\nduration_ms = 0\n", encoding="utf-8")
-    with running(manifest, home) as (process, said):
-        wait_for_line(said, "the schedule begins")
-        pids = [int((home / f"replica-{index}" / "pid").read_text()) for index in range(4)]
-        assert "pause of replica 2" in gtx("fault", "add", home, "pause", "nodes=2").out
-        gtx("fault", "add", home, "partition", "shape=isolate", "nodes=3")
-        listed = gtx("fault", "list", home).out
+    home, inside = tmp_path / "home", Gtx(monkeypatch, capfd, tmp_path)
+    with by_hand(tmp_path, home) as (process, said, pids):
+        assert "pause of replica 2" in inside("fault", "add", home, "pause", "nodes=2").done()
+        inside("fault", "add", home, "partition", "shape=isolate", "nodes=3").done()
+        listed = inside("fault", "list", home).done()
         assert "1  pause of replica 2" in listed
         assert "2  partition (isolate): 3 cut off" in listed
-        assert gtx("fault", "heal", home, "2").out == "healed: 2\n"
-        wait_for_line(said, "fault 2 ends")
-        gtx("fault", "heal", home, "7").refused("fault 7 is not in force")
-        gtx("fault", "add", home, "crash", "node=1").refused("node")
         assert is_stopped(pids[2])
-        process.send_signal(signal.SIGKILL)
-        process.wait(GONE_S)
-        assert_gone(pids)
-    gtx("fault", "list", home).refused("no run")
-
-
-def test_a_run_that_is_asked_to_stop_judges_what_there_is(tmp_path: Path) -> None:
-    manifest, home = tmp_path / "manifest.toml", tmp_path / "home"
-    manifest.write_text(f"{QUICK}\n[safety]\nduration_ms = 0\n", encoding="utf-8")
-    with running(manifest, home) as (process, said):
-        wait_for_line(said, "the schedule begins")
-        pids = [int((home / f"replica-{index}" / "pid").read_text()) for index in range(4)]
+        assert inside("fault", "heal", home, "2").done() == "healed: 2\n"
+        wait_for_line(said, "fault 2 ends")
+        inside("fault", "heal", home, "7").refused("fault 7 is not in force")
+        inside("fault", "add", home, "crash", "node=1").refused("node")
         process.send_signal(signal.SIGINT)
         wait_for_line(said, "verdict: ok")
         assert process.wait(GONE_S) == 0
+        assert_gone(pids)
+    inside("fault", "list", home).refused("no run")
+
+
+def test_nothing_outlives_a_killed_run_not_even_what_is_stopped(tmp_path: Path) -> None:
+    with by_hand(tmp_path, tmp_path / "home") as (process, _, pids):
+        os.kill(pids[2], signal.SIGSTOP)
+        process.send_signal(signal.SIGKILL)
+        process.wait(GONE_S)
         assert_gone(pids)
 
 
@@ -194,8 +189,12 @@ def run_to_its_end(manifest: Path, directory: Path, limit_s: float, seed: int = 
 
 
 @contextmanager
-def running(manifest: Path, home: Path) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
-    """A run, and what it says; whatever happens, it is over afterwards."""
+def by_hand(
+    directory: Path, home: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes], list[int]]]:
+    """A run without schedule, what it says, and its replicas; whatever happens, it is over afterwards."""
+    manifest = directory / "manifest.toml"
+    manifest.write_text(f"{QUICK}\n[safety]\nduration_ms = 0\n", encoding="utf-8")
     process = subprocess.Popen(
         [*GTX, "fault", "run", str(manifest), "--home", str(home)],
         stdin=subprocess.DEVNULL,
@@ -204,7 +203,9 @@ def running(manifest: Path, home: Path) -> Iterator[tuple[subprocess.Popen[bytes
     )
     assert process.stdout is not None
     try:
-        yield process, process.stdout
+        wait_for_line(process.stdout, "the schedule begins")
+        pids = [int((home / f"replica-{index}" / "pid").read_text()) for index in range(4)]
+        yield process, process.stdout, pids
     finally:
         process.kill()
         process.wait(GONE_S)

@@ -28,13 +28,14 @@ from gridtokenx.host.keyfile import KeyRing, create_development_password
 from gridtokenx.host.settings import LinkSettings
 from gridtokenx.interchain.clients import ClientGenesis, ClientKind
 from gridtokenx.lab.chaos.replica import LabReplicaSettings
-from gridtokenx.lab.testnet.initialise import SCRYPT_N
 from gridtokenx.lab.testnet.processes import ProcessSpec
 from gridtokenx.ledger.identity import UNNAMED, derive_chain_id, render_genesis
 
 CHAIN: Final = "consortium"
 LOOPBACK: Final = "127.0.0.1"
 KEY: Final = "identity"
+SCRYPT_N: Final = 1_024
+"""The least: a generated password needs no slow derivation, and replicas start often."""
 OPENING_WATT: Final = 1_000_000
 _DAY_MS: Final = 86_400_000
 
