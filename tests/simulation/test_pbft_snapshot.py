@@ -1,10 +1,14 @@
 """State transfer in the simulated world: far-behind, cut off, lied to; the state is always the chain's."""
 
+import dataclasses
+import random
 from collections.abc import Iterable
 
 import msgspec
 import pytest
 from tests.simulation.pbft_cluster import CLIENTS, Cluster, Wrapper, transfer
+from tests.simulation.test_restored_nodes import Restorable, copy_of, is_released, put_back
+from tests.stages import spread
 
 from gridtokenx.core.codec import decode_own
 from gridtokenx.core.keys import sha256
@@ -119,7 +123,7 @@ class PartLiar(Wrapper):
     def lie(self, part: StatePart) -> StatePart:
         if part.bitmap:
             return StatePart(part.bitmap, bytes(len(part.hashes)), ())
-        leaf = part.leaves[0]
+        leaf = part.leaves[0] if part.leaves else StateLeaf(b"key", b"value")
         return StatePart(0, b"", (StateLeaf(leaf.key, leaf.value + b"0"), *part.leaves[1:]))
 
 
@@ -361,3 +365,35 @@ def test_what_waited_here_is_still_proposed_after_the_jump() -> None:
 def balance_nonce(cluster: Cluster, client: int) -> int | None:
     state = State(cluster.replica(0).head.state)
     return cluster.ledger.admission.standing(state, CLIENTS[client].public_key).next_nonce
+
+
+# -- stores that forgot ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", spread(range(20), 2))
+def test_who_forgot_everything_comes_by_snapshot_and_never_contradicts_itself(seed: int) -> None:
+    """An emptied store follows first; the cluster hears every vote of all lives."""
+    draw = random.Random(seed)
+    cluster = Restorable(
+        draw.choice([4, 7]),
+        seed,
+        timing=dataclasses.replace(TIMING, block_time_ms=100, window=draw.choice([1, 4])),
+        profile=LinkProfile(delay_ms=(1, 60), loss=draw.choice([0, 0.05]), reorder=0.2),
+        wrap={0: PartLiar} if draw.random() < 0.5 else {},
+    )
+    cluster.start()
+    node, empty = cluster.world.nodes[cluster.ids[2]], copy_of(SimulatedStore())
+    for nonce in range(4):
+        cluster.world.run_for(draw.randint(2_500, 5_000))
+        cluster.submit(1, transfer(0, nonce))
+        cluster.crash(2)
+        put_back(cluster.world, node.id, empty, "consortium")
+        cluster.restart(2)
+        if draw.random() < 0.5:
+            cluster.world.run_until(lambda: bool(base_height(node.store)), 20_000)
+    cluster.world.network.profile = LinkProfile()
+    assert cluster.world.run_until(lambda: is_released(cluster.world, node.id), 200_000)
+    assert base_height(node.store) > 0
+    cluster.crash(1)
+    others = [index for index in cluster.honest() if index != 1]
+    assert cluster.run_to(cluster.height(2) + 3, 60_000, others), "its vote counts again"
