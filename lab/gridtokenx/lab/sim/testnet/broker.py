@@ -80,7 +80,13 @@ class SimulatedBroker:
         end.on_closed = lambda _reason: self._lost(client)
 
     def _take(self, client: _Client, body: bytes) -> None:
-        match read(body):
+        try:
+            packet = read(body)
+        except RemoteFault as fault:
+            client.end.close(str(fault))
+            self._lost(client)
+            return
+        match packet:
             case Connect(_, will_topic, will):
                 client.will = (will_topic, will) if will_topic else None
             case Subscribe(number, filter_):
@@ -219,7 +225,13 @@ class SimulatedClient:
             del self._waiting[number]
 
     def _take(self, body: bytes) -> None:
-        match read(body):
+        try:
+            packet = read(body)
+        except RemoteFault as fault:
+            self._end.close(str(fault))
+            self._lost(str(fault))
+            return
+        match packet:
             case Acknowledge(number):
                 if number in self._waiting:
                     settle(self._waiting[number], None)

@@ -88,7 +88,12 @@ class SimulatedConnection:
             self._lost("done")
 
     def _take(self, body: bytes) -> None:
-        answer = decode(body, Answer, MAX_MESSAGE_BYTES)
+        try:
+            answer = decode(body, Answer, MAX_MESSAGE_BYTES)
+        except RemoteFault as fault:
+            self.close()
+            self._lost(str(fault))
+            return
         if answer.number in self._waiting:
             settle(self._waiting[answer.number], answer.reply)
 

@@ -39,6 +39,9 @@ class VirtualLoop:
         self._after: Final = after
         self._now_s: Final = now_s
         self._on_error: Final = on_error
+        self.tasks: Final[dict[asyncio.Task[Any], None]] = {}
+        """Those that have not ended. They are held here, so that those of a life that was killed are not
+        collected, which would let their coroutines run on."""
 
     @property
     def own(self) -> asyncio.AbstractEventLoop:
@@ -71,9 +74,9 @@ class VirtualLoop:
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
-        """Call something so many seconds from now."""
+        """Call something so many seconds from now; a wait is a millisecond at least, or none."""
         handle = asyncio.TimerHandle(self.time() + delay, callback, args, self.own, context)
-        delay_ms = max(0, ceil(delay * 1_000 - _NEARLY_NOTHING_MS))
+        delay_ms = max(1, ceil(delay * 1_000 - _NEARLY_NOTHING_MS)) if delay > 0 else 0
         self._after(delay_ms, lambda: self.run(handle))
         return handle
 
@@ -115,7 +118,10 @@ class VirtualLoop:
         context: contextvars.Context | None = None,
     ) -> "asyncio.Task[Any]":
         """A task of this loop."""
-        return asyncio.Task(coro, loop=self.own, name=name, context=context)
+        task = asyncio.Task(coro, loop=self.own, name=name, context=context)
+        self.tasks[task] = None
+        task.add_done_callback(self.tasks.pop)
+        return task
 
     def run_in_executor(
         self, _executor: Executor | None, func: Callable[..., T], *args: Any

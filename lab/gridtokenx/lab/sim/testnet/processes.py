@@ -71,6 +71,7 @@ class Life:
         self.clock: Final = NetworkClock(0, lambda: node.local_ms(wires.world.now))
         self.loop: Final = VirtualLoop(self.after, wires.now_s, self._failed)
         self._number = node.life
+        self._over = False
         self._grave: deque[Callable[[], None]] | None = None
 
     @property
@@ -83,6 +84,8 @@ class Life:
         if self._grave is not None:
             if not delay_ms:
                 self._grave.append(action)
+            return
+        if self._over:
             return
         self.wires.world.at(self.wires.world.now + delay_ms, partial(self.do, action))
 
@@ -101,6 +104,7 @@ class Life:
 
     def over(self) -> None:
         """This life has ended: the others hear that its connections have."""
+        self._over = True
         for end in tuple(self.ends):
             end.drop()
 
@@ -108,7 +112,7 @@ class Life:
         """After the run: let every coroutine end, whatever it waits for. No time passes any more."""
         self._grave = deque()
         for _ in range(_BURIALS):
-            for task in asyncio.all_tasks(self.loop.own):
+            for task in tuple(self.loop.tasks):
                 task.cancel()
             while self._grave:
                 self._grave.popleft()()
