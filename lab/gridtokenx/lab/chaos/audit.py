@@ -1,8 +1,8 @@
 """What the disks say after a run: every promise of PBFT, judged from the stores and what was heard.
 
 Law of the file: **nothing that a replica computed is believed.** The chain is executed again once, from
-genesis; every honest store must hold that chain, with a quorum's certificate of its own beside each
-block, and marks that are not below a vote that can be seen.
+genesis; every honest store must hold that chain (from its base on, if it took a state over), with a
+quorum's certificate of its own beside each block, and marks that are not below a vote that can be seen.
 
 ==============  =========================================================================
 checker         promise
@@ -39,7 +39,13 @@ from gridtokenx.lab.chaos.outcome import Finding
 from gridtokenx.lab.chaos.witness import contradictions
 from gridtokenx.lab.replay import Divergence, Replayed, open_chain_store, replay
 from gridtokenx.lab.verify.pbft import Walk
-from gridtokenx.ledger.records import STATE, final_height, load_block, load_finality
+from gridtokenx.ledger.records import (
+    STATE,
+    base_height,
+    final_height,
+    load_block,
+    load_finality,
+)
 
 _VERIFIER: Final = CachingVerifier(Ed25519Verifier())
 """Stores hold different quorums of the same votes."""
@@ -108,8 +114,9 @@ class Audit:
 
     def _judge(self, stores: Mapping[int, Store]) -> Iterator[tuple[str, str]]:
         heads = {index: final_height(store) or 0 for index, store in stores.items()}
-        longest = max(heads, key=lambda index: heads[index])
-        self.height = heads[longest]
+        whole = [index for index, store in stores.items() if not base_height(store)] or list(stores)
+        longest = max(whole, key=lambda index: heads[index])
+        self.height = max(heads.values())
         for index, head in heads.items():
             promised = self._claims.heights[index]
             if head < promised:
@@ -148,6 +155,11 @@ class Audit:
             yield "invariants", sentence
         for index, store in stores.items():
             if heads[index] < executed.height:
+                continue
+            if (
+                0 < executed.height < base_height(store)
+            ):  # taken over by snapshot: proved by what follows
+                walks[index].take(dataclasses.replace(replayed, proved=True))
                 continue
             block = load_block(store, executed.height)
             if block is None or block.hash != executed.hash:

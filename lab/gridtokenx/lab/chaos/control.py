@@ -44,7 +44,7 @@ class Control:
         self._report: Final = report
         self._directory: Final = Path(tempfile.mkdtemp(prefix="gtx-fault-"))
         self._replicas: dict[int, asyncio.StreamWriter] = {}
-        self._active: dict[int, tuple[wire.MessageFault, frozenset[int]]] = {}
+        self._active: dict[int, tuple[wire.InnerFault, frozenset[int]]] = {}
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -67,8 +67,8 @@ class Control:
             writer.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def begin(self, number: int, fault: wire.MessageFault, replicas: Iterable[int]) -> None:
-        """A fault of messages is in force at these replicas, also in their later lives."""
+    def begin(self, number: int, fault: wire.InnerFault, replicas: Iterable[int]) -> None:
+        """A fault inside of these replicas is in force, also in their later lives."""
         self._active[number] = (fault, frozenset(replicas))
         for index in self._active[number][1]:
             self._say(index, wire.Began(number, fault))

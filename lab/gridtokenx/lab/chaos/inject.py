@@ -22,6 +22,9 @@ from gridtokenx.lab.chaos.manifest import LiveFault, Treason
 from gridtokenx.lab.chaos.observe import Observer
 from gridtokenx.lab.faults import (
     Bandwidth,
+    ClockDrift,
+    ClockJump,
+    ClockOffset,
     Crash,
     Delay,
     Duplicate,
@@ -124,6 +127,8 @@ class Injector:
             case Pause(nodes=where):
                 nodes = self._resolve(where)
                 return nodes, self._is_enough(nodes), self._named("pause", nodes), self._stop(nodes)
+            case ClockOffset() | ClockDrift() | ClockJump():
+                return self._skew(number, fault)
             case Partition():
                 return self._cut(number, fault)
             case Treason(node=where):
@@ -185,6 +190,15 @@ class Injector:
         task = asyncio.ensure_future(job)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _skew(
+        self, number: int, fault: ClockOffset | ClockDrift | ClockJump
+    ) -> tuple[Iterable[int], bool, str, Undo]:
+        """Who cannot be believed about the time may not be able to lead."""
+        nodes = self._resolve(fault.nodes)
+        self._control.begin(number, msgspec.structs.replace(fault, nodes=tuple(nodes)), nodes)
+        what = self._named(kind_of(fault), nodes)
+        return nodes, self._is_enough(nodes), what, lambda: self._control.end(number)
 
     # -- links -------------------------------------------------------------------------------------
 

@@ -6,9 +6,7 @@ settings is a relay's; clients reach replicas directly.
 """
 
 import secrets
-import socket
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +14,7 @@ from typing import Final
 import msgspec
 
 from gridtokenx.consortium.chain import Account, Attestation, ConsortiumGenesis
+from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.gridtime import GridClock
 from gridtokenx.core.keys import Ed25519Signer, sha256
 from gridtokenx.core.units import WATT
@@ -28,6 +27,7 @@ from gridtokenx.host.keyfile import KeyRing, create_development_password
 from gridtokenx.host.settings import LinkSettings
 from gridtokenx.interchain.clients import ClientGenesis, ClientKind
 from gridtokenx.lab.chaos.replica import LabReplicaSettings
+from gridtokenx.lab.testnet.layout import is_free
 from gridtokenx.lab.testnet.processes import ProcessSpec
 from gridtokenx.ledger.identity import UNNAMED, derive_chain_id, render_genesis
 
@@ -37,6 +37,10 @@ KEY: Final = "identity"
 SCRYPT_N: Final = 1_024
 """The least: a generated password needs no slow derivation, and replicas start often."""
 OPENING_WATT: Final = 1_000_000
+_LOWEST_PORT: Final = 16_384
+_EPHEMERAL_PORT: Final = 32_768
+"""From here on Linux hands ports out."""
+_TRIES: Final = 64
 _DAY_MS: Final = 86_400_000
 
 
@@ -107,12 +111,19 @@ def name_of(index: int) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((LOOPBACK, 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+    """Consecutive ports that nobody listens on, and that the system gives to nobody unasked.
+
+    A replica that is down must find its port again; connections to others come from higher ones.
+
+    Raises:
+        LocalFault: there are none.
+    """
+    for _ in range(_TRIES):
+        first = _LOWEST_PORT + secrets.randbelow(_EPHEMERAL_PORT - _LOWEST_PORT - count)
+        ports = list(range(first, first + count))
+        if all(map(is_free, ports)):
+            return ports
+    raise LocalFault(f"no {count} free ports below {_EPHEMERAL_PORT} were found")
 
 
 def prepare(home: Path, replicas: int, accounts: int) -> Laid:

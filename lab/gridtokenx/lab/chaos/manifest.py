@@ -24,6 +24,9 @@ from gridtokenx.lab.faults import (
     Bandwidth,
     Behave,
     Behaviour,
+    ClockDrift,
+    ClockJump,
+    ClockOffset,
     Crash,
     Delay,
     Duplicate,
@@ -64,7 +67,19 @@ class Treason(Fault, frozen=True, tag="behave"):
 
 
 LiveFault: TypeAlias = (
-    Crash | Pause | Wipe | Partition | Delay | Bandwidth | Loss | Duplicate | Reorder | Treason
+    Crash
+    | Pause
+    | Wipe
+    | Partition
+    | Delay
+    | Bandwidth
+    | Loss
+    | Duplicate
+    | Reorder
+    | ClockOffset
+    | ClockDrift
+    | ClockJump
+    | Treason
 )
 KINDS: Final[dict[str, type[Fault]]] = {
     str(type_.__struct_config__.tag): type_ for type_ in get_args(LiveFault)

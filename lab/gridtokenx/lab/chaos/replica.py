@@ -2,7 +2,7 @@
 
 ::
 
-    links ──> driver ──> Interposed: Witness ─> Puppet(Replica) ─> Weather ──> driver ──> links
+    links ──> driver ──> Interposed: Witness ─> Skew(Puppet(Replica)) ─> Weather ──> driver ──> links
                               ^
                      control: the runner's socket, dialed from here
 
@@ -48,8 +48,9 @@ from gridtokenx.host.files import read_file
 from gridtokenx.host.replica import PbftChain, make_replica, serving_node
 from gridtokenx.host.role import open_role
 from gridtokenx.lab.chaos import wire
+from gridtokenx.lab.chaos.skew import ClockFault, Skew
 from gridtokenx.lab.chaos.witness import Witness
-from gridtokenx.lab.faults import Behave, OnLinks, Where
+from gridtokenx.lab.faults import Behave, ClockDrift, ClockJump, ClockOffset, OnLinks, Where
 from gridtokenx.lab.sim.links import rule_of
 from gridtokenx.lab.sim.network import DeliverAfter, DeliverEach, Drop, Envelope, Rule
 from gridtokenx.lab.sim.pbft.behaviours import TRICKS
@@ -219,6 +220,8 @@ class Interposed:
         self._acting: Final[list[Trick]] = []
         self._puppet: Final = Puppet(replica, settings.index, self._conspiracy, self._acting)
         self._on_moved: Final = on_moved
+        self._skew: Final = Skew()
+        self._clock_faults: dict[int, ClockFault] = {}
         self._view = -1
 
     def verification(self, message: Wire) -> Sequence[SignatureCheck] | Unknown:
@@ -231,29 +234,35 @@ class Interposed:
             return [held]
         if isinstance(event, Received):
             self.witness.note(event.verified.message)
-        effects = self._weather.apply(now, self._puppet.step(now, event))
+        effects = self._skew.back(now, self._puppet.step(self._skew.local_ms(now), event))
+        effects = self._weather.apply(now, effects)
         if self.replica.view != self._view:
             self._view = self.replica.view
             self._on_moved()
         return effects
 
-    def begin(self, number: int, fault: wire.MessageFault) -> None:
+    def begin(self, now: Instant, number: int, fault: wire.InnerFault) -> None:
         """A fault is in force here."""
-        if not isinstance(fault, Behave):
-            self._weather.begin(number, fault)
-        elif number not in self._tricks:
-            trick = TRICKS[fault.behaviour](fault, self._conspiracy)
-            trick.active = True
-            self._tricks[number] = trick
-            self._acting.append(trick)
+        match fault:
+            case Behave() if number not in self._tricks:
+                trick = TRICKS[fault.behaviour](fault, self._conspiracy)
+                trick.active = True
+                self._tricks[number] = trick
+                self._acting.append(trick)
+            case OnLinks():
+                self._weather.begin(number, fault)
+            case ClockOffset() | ClockDrift() | ClockJump():
+                self._clock_faults[number] = fault
+                self._skew.begin(now, fault)
 
-    def end(self, number: int) -> None:
+    def end(self, now: Instant, number: int) -> None:
         """And is no more."""
         self._weather.end(number)
-        trick = self._tricks.pop(number, None)
-        if trick is not None:
+        if (trick := self._tricks.pop(number, None)) is not None:
             trick.active = False
             self._acting.remove(trick)
+        if (fault := self._clock_faults.pop(number, None)) is not None:
+            self._skew.end(now, fault)
 
 
 # -- the process -----------------------------------------------------------------------------------
@@ -311,9 +320,9 @@ class _Process:
         async for line in wire.lines(reader):
             match line:
                 case wire.Began(number, fault):
-                    self._between.begin(number, fault)
+                    self._between.begin(self.role.clock.now_ms(), number, fault)
                 case wire.Over(number):
-                    self._between.end(number)
+                    self._between.end(self.role.clock.now_ms(), number)
                 case _:
                     raise LocalFault(f"control: {type(line).__name__} is not for a replica")
         raise LocalFault("the runner is gone; nothing acknowledged is lost")

@@ -85,7 +85,7 @@ class Run:
         draw = random.Random(f"gtx fault run: {manifest.seed}")  # noqa: S311 - repeatable on purpose
         self._relays: Final = Relays(self._laid.ports, draw)
         self._control: Final = Control(self, self.note)
-        self._processes: Final = Processes(self._laid.specs(), {}, self.note, PRELOADED)
+        self._processes: Final = Processes(self._laid.specs(), {}, self._report, PRELOADED)
         self._injector: Final = Injector(
             self._laid,
             self._processes,
@@ -163,6 +163,10 @@ class Run:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 while min(self._observer.heights) < UP_HEIGHT and not self._stop.is_set():
+                    if self._processes.failed:
+                        raise LocalFault(
+                            f"{', '.join(self._processes.failed)} cannot run; see above"
+                        )
                     self._changed.clear()
                     await self._changed.wait()
                 return
@@ -277,6 +281,11 @@ class Run:
         self._faults[number] = fault
         self._begin(number)
         return f"fault {number}: {self._injector.active[number]}"
+
+    def _report(self, line: str) -> None:
+        """What the supervisor says; a process that it gives up ends a start."""
+        self.note(line)
+        self._changed.set()
 
     def _on_changed(self) -> None:
         self._changed.set()

@@ -8,7 +8,7 @@ message    from, to               says
 =========  =====================  ====================================================
 Hello      replica -> runner      who it is; answered by all faults in force
 Seen       replica -> runner      its height, view and leader, whenever one changes
-Began      runner -> replica      a fault of its messages or of its honesty is in force
+Began      runner -> replica      a fault inside of its process is in force
 Over       runner -> replica      and is no more
 Ask        person -> runner       list, add or heal
 Told       runner -> person       the answer, for people
@@ -23,13 +23,24 @@ from typing import Final, TypeAlias
 import msgspec
 
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.lab.faults import Behave, Delay, Duplicate, Loss, Reorder
+from gridtokenx.lab.faults import (
+    Behave,
+    ClockDrift,
+    ClockJump,
+    ClockOffset,
+    Delay,
+    Duplicate,
+    Loss,
+    Reorder,
+)
 
 MAX_LINE: Final = 64 * 1024
 SOCKET: Final = "control"
 """Name of the socket in the run's private directory."""
-MessageFault: TypeAlias = Delay | Loss | Duplicate | Reorder | Behave
-"""What a replica's own process does to its messages."""
+InnerFault: TypeAlias = (
+    Delay | Loss | Duplicate | Reorder | Behave | ClockOffset | ClockDrift | ClockJump
+)
+"""What happens inside of a replica's own process: to its messages, its clock or its honesty."""
 
 
 class Line(msgspec.Struct, frozen=True, tag_field="say"):
@@ -57,7 +68,7 @@ class Began(Line, frozen=True, tag="began"):
     """A fault is in force."""
 
     number: int
-    fault: MessageFault
+    fault: InnerFault
 
 
 class Over(Line, frozen=True, tag="over"):

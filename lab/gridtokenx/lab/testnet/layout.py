@@ -194,7 +194,7 @@ class Layout:
         """
         for member in self.members:
             for port in (member.peer_port, member.http_port):
-                if port and not _is_free(port):
+                if port and not is_free(port):
                     raise LocalFault(
                         f"port {port} of {member.name} is in use: is another testnet running? "
                         "stop it, or choose others with [ports] in the manifest and --fresh"
@@ -235,7 +235,8 @@ def _members(manifest: Manifest, placement: Placement) -> Iterator[Member]:
     yield member("agents", "agents", listens=False)
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nobody listens on a port of this machine."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
