@@ -5,7 +5,6 @@ shifted back. So only the rules meet the wrong time, as they do in the simulator
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Final
 
 from gridtokenx.core.machine import Effect, Instant, SetTimer
@@ -57,7 +56,7 @@ class Skew:
         for effect in effects:
             if isinstance(effect, SetTimer):
                 wait_ms = (effect.at_ms - local_ms) * _MILLION // (_MILLION + self._drift_ppm)
-                yield replace(effect, at_ms=now + wait_ms)
+                yield SetTimer(effect.name, now + wait_ms)
             else:
                 yield effect
 
