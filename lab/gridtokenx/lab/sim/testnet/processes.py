@@ -10,6 +10,7 @@ partition therefore stalls it, and ends it after a while.
 
 import asyncio
 import hashlib
+import inspect
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
@@ -116,6 +117,13 @@ class Life:
                 task.cancel()
             while self._grave:
                 self._grave.popleft()()
+        for task in self.loop.tasks:
+            coro = task.get_coro()
+            if (
+                inspect.iscoroutine(coro)
+                and inspect.getcoroutinestate(coro) == inspect.CORO_CREATED
+            ):
+                coro.close()
 
     def _finished(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

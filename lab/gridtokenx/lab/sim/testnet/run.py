@@ -5,7 +5,7 @@ First anything may happen. Then all is healed, and within the bound every node o
 on, every packet that was under way has ended, and an interval that closed afterwards is settled.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import Final
@@ -25,7 +25,7 @@ from gridtokenx.lab.sim.pbft.run import stream
 from gridtokenx.lab.sim.store import SimulatedStore
 from gridtokenx.lab.sim.testnet.checkers import NetworkCheckers
 from gridtokenx.lab.sim.testnet.meddling import Meddler
-from gridtokenx.lab.sim.testnet.naming import CHAINS, DEVICES, node_names
+from gridtokenx.lab.sim.testnet.naming import BROKER, CHAINS, DEVICES, node_names
 from gridtokenx.lab.sim.testnet.network import Neighbourhood, Testnet, make_neighbourhood
 from gridtokenx.lab.sim.testnet.processes import Life, Process
 from gridtokenx.lab.sim.testnet.tally import Tally
@@ -343,10 +343,18 @@ class TestnetRun:
 
     def _voided(self) -> list[str]:
         """Promises that nobody gave."""
-        found = []
+        found = list(self._withheld())
         for chain in CHAINS:
             nodes = self.testnet.nodes[chain]
             bad = sum(self._numbers[process.id] in self.byzantine for process in nodes)
             if bad > max_faulty(len(nodes)):
                 found.append(f"{chain}: {bad} of {len(nodes)} nodes are Byzantine")
         return found
+
+    def _withheld(self) -> Iterator[str]:
+        """Those who are trusted for liveness, and break it: a behaviour does not heal."""
+        names = {self.testnet.processes[meddler.node].name for meddler in self._meddlers.values()}
+        if all(f"relayer-{each}" in names for each in range(self.network.bridge.relayers)):
+            yield "liveness: every relayer misbehaves"
+        for name in sorted(names & {BROKER, DEVICES}):
+            yield f"liveness: {name} misbehaves"
