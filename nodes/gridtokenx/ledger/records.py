@@ -88,7 +88,9 @@ def load_head(reader: Reader) -> ExecutedBlock | None:
     tree = load_state(reader)
     if tree.root != block.header.state_root:
         raise damaged(f"the stored state does not match block {block.height}")
-    return ExecutedBlock(block, tree, {}, load_events(reader, block.height))
+    # The opening's events are nobody's news, and there is one for every account.
+    events = load_events(reader, block.height) if block.height else ()
+    return ExecutedBlock(block, tree, {}, events)
 
 
 def load_state(reader: Reader) -> StateTree:

@@ -3,7 +3,7 @@
 `scripts/bench pbft` measures all parts, `--part` one of them, `--seconds 10` quickly:
 
 ==========  ====================================================================================
-n4          four replicas, 1 s blocks: single transfers, then memory
+n4          four replicas, 1 s blocks: single transfers
 n4-batches  the same, batches of 20 orders
 fast        four replicas, block time 0: throughput, and latency at 100 tx/s
 n21         twenty-one replicas, 1 s blocks: idle, then single transfers
@@ -100,7 +100,7 @@ class Bench:
         try:
             process.stdin.write(msgspec.json.encode(plan) + b"\n")
             assert await process.stdout.readline() == b"ready\n", "the load process failed"
-            before = await self.network.usage()
+            before = await self.network.usage(ended=False)
             process.stdin.write(b"go\n")
             report = msgspec.json.decode(await process.stdout.readline(), type=Report)
         finally:
@@ -108,7 +108,7 @@ class Bench:
                 process.stdin.close()
             await process.wait()
         self.sent += report.sent
-        return report, (await self.network.usage()).since(before)
+        return report, (await self.network.usage(ended=True)).since(before)
 
 
 @asynccontextmanager
@@ -130,7 +130,6 @@ async def _n4(options: Options) -> None:
         _tell_throughput("signed tx/s", report, N4_TX_PER_S, 1)
         _tell_latency(report, N4_P50_MS, N4_P95_MS)
         _tell_stages(usage, report, bench)
-        _tell_memory(bench.network)
         if options.maximum:
             await _search("signed tx/s", bench, N4_TX_PER_S, 1)
 
@@ -176,7 +175,7 @@ async def _n21(options: Options) -> None:
 
 
 async def _memory(options: Options) -> None:
-    async with network_of(Shape(4, BLOCK_MS, ACCOUNTS)) as bench:
+    async with network_of(Shape(4, BLOCK_MS, ACCOUNTS, stages=False)) as bench:
         await bench.load(10, min(options.seconds, 10))
         _tell_memory(bench.network)
 

@@ -67,6 +67,8 @@ class Shape:
     accounts: int
     meters: bool = False
     """Whether each account has a connection, and so may trade."""
+    stages: bool = True
+    """Whether processor time is counted by stage; the counting takes half a MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class PbftNetwork:
         self._authority = Authority.create("bench", seed("authority"))
         self._write()
         specs = [self._spec(index) for index in range(shape.replicas)]
-        self._processes = Processes(specs, {STAGES_VARIABLE: "1"}, print)
+        self._processes = Processes(specs, {STAGES_VARIABLE: "1"} if shape.stages else {}, print)
 
     # -- files -------------------------------------------------------------------------------------
 
@@ -165,14 +167,24 @@ class PbftNetwork:
                     raise LocalFault(f"the replicas do not become ready; see {self.home}")
                 await asyncio.sleep(0.2)
 
-    async def usage(self) -> Usage:
-        """What they have used so far."""
+    async def usage(self, *, ended: bool) -> Usage:
+        """What they have used so far; what it costs to tell the stages stays outside.
+
+        Args:
+            ended: whether what is measured lies before this call, and not behind it.
+        """
+        at_s, cpu_s = time.monotonic(), self._cpu_s()
         texts = [await asyncio.to_thread(_get, port, "/metrics") for port in self.http_ports]
         stages_s: dict[str, float] = {}
         for text in texts:
             for name, seconds in _STAGE.findall(text):
                 stages_s[name] = stages_s.get(name, 0.0) + float(seconds)
-        return Usage(time.monotonic(), sum(map(processor_time_s, self._pids())), stages_s)
+        if not ended:
+            at_s, cpu_s = time.monotonic(), self._cpu_s()
+        return Usage(at_s, cpu_s, stages_s)
+
+    def _cpu_s(self) -> float:
+        return sum(map(processor_time_s, self._pids()))
 
     def memory_mib(self) -> list[float]:
         """Memory that each replica alone has: pages shared with the fork server do not count."""

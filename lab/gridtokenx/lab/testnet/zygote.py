@@ -22,11 +22,14 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
+
+from gridtokenx.core.errors import RemoteFault
 
 PRELOADED: Final = (
     "gridtokenx.lab.cli",
@@ -55,9 +58,30 @@ def serve(more: Sequence[str] = ()) -> None:
     """
     for module in (*PRELOADED, *more):
         importlib.import_module(module)
+    _rehearse()
     gc.collect()
     gc.freeze()
     _Zygote().run()
+
+
+def _rehearse() -> None:
+    """Do once what every child does first: what libraries set up then is shared as well."""
+    from gridtokenx.core.codec import decode  # noqa: PLC0415 - these after the modules above
+    from gridtokenx.host import follow_messages, keyfile, security  # noqa: PLC0415
+    from gridtokenx.host.certificates import Authority, Role, pem  # noqa: PLC0415
+    from gridtokenx.pbft import messages  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory(prefix="gtx-rehearsal-") as directory:
+        home, seed = Path(directory), bytes(32)
+        keyfile.KeyRing.create(home, "rehearsal", scrypt_n=1024)
+        public_key = keyfile.KeyRing.open(home, "rehearsal").put("rehearsal", seed)
+        authority = Authority.create("rehearsal", seed)
+        (home / "ca.pem").write_bytes(pem(authority.certificate))
+        (home / "own.pem").write_bytes(pem(authority.issue(public_key, "rehearsal", Role.PEER)))
+        security.mutual_security(seed, home / "own.pem", home / "ca.pem")
+    for type_ in (messages.Message, follow_messages.Ask, follow_messages.Answer):
+        with contextlib.suppress(RemoteFault):
+            decode(b"", cast("type[object]", type_))  # builds the decoder, and refuses
 
 
 class _Zygote:
