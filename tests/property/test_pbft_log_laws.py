@@ -21,6 +21,7 @@ _votes = st.tuples(st.booleans(), st.integers(0, 20), st.integers(0, 3), st.samp
 def test_tallies_say_what_counting_all_kept_votes_says(
     size: int, votes: list[tuple[bool, int, int, bytes]]
 ) -> None:
+    first: list[CommitVote] = []
     validators = ValidatorSet(0, tuple(sha256(b"member %d" % i) for i in range(size)))
     log = VoteLog(_CHAIN, validators)
     slot = log.slot(1)
@@ -30,13 +31,15 @@ def test_tallies_say_what_counting_all_kept_votes_says(
             log.add_commit(Commit(CommitVote(0, view, 1, hash_), voter % size, signature))
         else:
             log.add_prepare(Prepare(Ballot(0, view, 1, hash_), voter % size, signature))
+        commits = Counter(commit.vote for commit in slot.commits.values())
+        first += [vote for vote, count in commits.items() if count >= validators.quorum]
+        proof = log.commit_certificate(slot)
+        assert ([] if proof is None else [proof.vote]) == first[:1], "once proved it stays proved"
+        assert proof is None or len(proof.signatures) == validators.quorum
         _check(slot, validators)
 
 
 def _check(slot: Slot, validators: ValidatorSet) -> None:
-    commits = Counter(commit.vote for commit in slot.commits.values())
-    decided = [vote for vote, count in commits.items() if count >= validators.quorum]
-    assert [slot.decided] == (decided or [None])
     prepares = Counter(
         prepare.ballot
         for prepare in slot.prepares.values()

@@ -8,7 +8,7 @@ from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.ledger.blocks import Block
 from gridtokenx.pbft.base import SILENCE
 from gridtokenx.pbft.log import Slot
-from gridtokenx.pbft.messages import Ballot, ViewChange
+from gridtokenx.pbft.messages import Ballot, CertifiedHeader, ViewChange
 from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.terms import Term
 from gridtokenx.pbft.turn import Turn
@@ -27,8 +27,8 @@ class FewVotes(ValidatorSet, frozen=True, dict=True):
 class OneCheckpointViews(Views):
     """Counts only those view-changes that name the highest checkpoint."""
 
-    def openable(self) -> tuple[ViewChange, ...] | None:
-        if super().openable() is None:
+    def openable(self, height: int) -> tuple[ViewChange, ...] | None:
+        if super().openable(height) is None:
             return None
         heights = {i: _checkpoint(change) for i, change in self.changes.items()}
         agreeing = [c for i, c in self.changes.items() if heights[i] == max(heights.values())]
@@ -91,6 +91,24 @@ class NeverUnlocks(Replica):
 
     def _locked_on_another(self, slot: Slot, ballot: Ballot) -> bool:
         return slot.prepared is not None and slot.prepared.header.hash != ballot.block_hash
+
+
+class TrustingViews(Views):
+    """Opens with whatever quorum is there first."""
+
+    def openable(self, height: int) -> tuple[ViewChange, ...] | None:
+        return super().openable(2**62)
+
+
+class AsksWhoProves(Replica):
+    """Ours, until it was found out: a proof is only a reason to ask its bearer for the block."""
+
+    def _work_in(self, term: Term) -> None:
+        super()._work_in(term)
+        self._views = TrustingViews(self._validators, self._me)
+
+    def _learn(self, head: CertifiedHeader) -> None:
+        """Forgets it."""
 
 
 class HearsOnlyVotes(Replica):

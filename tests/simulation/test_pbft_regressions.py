@@ -22,6 +22,7 @@ from tests.simulation.pbft_cluster import (
     validator_set,
 )
 from tests.simulation.pbft_naive import (
+    AsksWhoProves,
     CountsOneCheckpoint,
     FewVotes,
     HearsOnlyVotes,
@@ -33,7 +34,7 @@ from tests.simulation.pbft_naive import (
 from gridtokenx.core.codec import decode_own
 from gridtokenx.core.machine import Broadcast, Effect, NodeId, Send
 from gridtokenx.finality.certificates import CommitCertificate, verify_certificate
-from gridtokenx.lab.sim.network import Drop, Envelope, LinkProfile, Verdict
+from gridtokenx.lab.sim.network import DeliverAfter, Drop, Envelope, LinkProfile, Verdict
 from gridtokenx.lab.sim.pbft.variants import (
     NoPatience,
     NoPrepared,
@@ -42,6 +43,7 @@ from gridtokenx.lab.sim.pbft.variants import (
 )
 from gridtokenx.ledger.records import load_block, load_finality
 from gridtokenx.pbft.messages import (
+    Body,
     CertifiedBlocks,
     Commit,
     NewView,
@@ -196,11 +198,11 @@ def test_sawtooth_rfc_29_an_omitted_request_costs_the_leader_its_view(block_time
 # -- IBFT 1.0 and EIP-650 --------------------------------------------------------------------------
 
 
-def a_leader_equivocates(n: int, *, two_f_plus_one: bool) -> None:
+def a_leader_equivocates(n: int, seed: int, *, two_f_plus_one: bool) -> None:
     validators = validator_set(n)
     if two_f_plus_one:
         validators = FewVotes(validators.set_id, validators.members)
-    cluster = Cluster(n, wrap={0: Equivocator}, validators=validators)
+    cluster = Cluster(n, seed, wrap={0: Equivocator}, validators=validators)
     cluster.start()
     assert cluster.run_to(2, 60_000, cluster.honest())
     cluster.check_chains()
@@ -208,16 +210,24 @@ def a_leader_equivocates(n: int, *, two_f_plus_one: bool) -> None:
 
 @pytest.mark.parametrize("n", [5, 6, 21])
 def test_ibft_1_persistence_two_f_plus_one_is_no_quorum(n: int) -> None:
-    """IBFT 1.0 and sawtooth-pbft decide with 2f + 1: with n = 6 a primary splits the others 3 : 2.
+    """IBFT 1.0 and sawtooth-pbft decide with 2f + 1; ours takes (n + f) // 2 + 1.
 
-    Ours takes (n + f) // 2 + 1. At n = 5 one traitor's equivocation alone does not split; at 21 it does
-    not either (six would: `sim_variants/two-f-plus-one-of-21.toml`).
+    Six traitors of 21: `sim_variants/two-f-plus-one-of-21.toml`.
     """
     assert validator_set(n).quorum > 2 * validator_set(n).faulty + 1
-    a_leader_equivocates(n, two_f_plus_one=False)
-    if n == 6:
-        with pytest.raises(AssertionError, match="two blocks"):
-            a_leader_equivocates(n, two_f_plus_one=True)
+    a_leader_equivocates(n, 1, two_f_plus_one=False)
+
+
+def test_ibft_1_persistence_a_traitor_of_six_splits_the_rest() -> None:
+    """Within a few seeds: it depends on which side's votes arrive first."""
+
+    def few_seeds(*, two_f_plus_one: bool) -> None:
+        for seed in range(5):
+            a_leader_equivocates(6, seed, two_f_plus_one=two_f_plus_one)
+
+    few_seeds(two_f_plus_one=False)
+    with pytest.raises(AssertionError, match="two blocks"):
+        few_seeds(two_f_plus_one=True)
 
 
 def committed_by_one_then_cut_off(replica: type[Replica]) -> None:
@@ -284,6 +294,53 @@ def test_ibft_1_liveness_and_eip_650_revised_locks_on_different_blocks_do_not_de
     Here the certificate of the higher view wins: it proves that the lower one was never committed.
     """
     differs(two_are_locked_on_different_blocks, NeverUnlocks, "deadlock")
+
+
+# -- ours ------------------------------------------------------------------------------------------
+
+
+class KeepsItsProof(Wrapper):
+    """Gathers everybody's commits and gives none, nor any block; its view-changes come first."""
+
+    def change(self, effect: Effect) -> list[Effect]:
+        message = getattr(effect, "message", None)
+        return [] if isinstance(message, Commit | Body | CertifiedBlocks) else [effect]
+
+
+def a_traitor_alone_can_prove_what_is_committed(
+    window: int, traitor: int, replica: type[Replica]
+) -> None:
+    """It proves the highest block in every view-change, so that nobody may propose below it."""
+    timing = Timing(window=window, block_time_ms=200)
+    cluster = Cluster(4, wrap={traitor: KeepsItsProof}, replica=replica, timing=timing)
+    ids = cluster.ids
+
+    def script(envelope: Envelope) -> Verdict | None:
+        match envelope.message:
+            case Commit(vote) if vote.view == 0 and envelope.receiver != ids[traitor]:
+                return Drop()
+            case ViewChange():
+                return DeliverAfter(1 if envelope.sender == ids[traitor] else 20)
+        return None
+
+    cluster.world.network.rules.append(script)
+    cluster.start()
+    assert cluster.run_to(min(window, 3), 5_000, [traitor])
+    assert [cluster.height(i) for i in cluster.honest()] == [0, 0, 0]
+    assert cluster.run_to(6, 30_000, cluster.honest()), "everybody waits for its blocks"
+    cluster.check_chains()
+
+
+@pytest.mark.parametrize("traitor", [0, 1, 3])
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_block_that_a_traitor_alone_can_prove_stops_nobody(window: int, traitor: int) -> None:
+    """A proof of commitment in a view-change raises the floor; its bearer may be the only one that has it.
+
+    So it is taken for what it is, proof, by all that see it; and a new primary stands only on view-changes
+    whose heads it can serve itself.
+    """
+    run = partial(a_traitor_alone_can_prove_what_is_committed, window, traitor)
+    differs(run, AsksWhoProves, "everybody waits")
 
 
 # -- unordered reads -------------------------------------------------------------------------------

@@ -90,8 +90,8 @@ class Slot:
     """Of `prepares`, without those of the primaries of their views."""
     commit_tally: Tally[CommitVote] = field(default_factory=Tally)
     """Of `commits`."""
-    decided: CommitVote | None = None
-    """What a quorum of `commits` says; two cannot, for any two quorums share a replica."""
+    proof: CommitCertificate | None = None
+    """A quorum of commits for one block, counted or shown: proof, whatever its voters say later."""
 
     def accept(self, ballot: Ballot, signature: bytes) -> None:
         """This is the one proposal for the height in its view."""
@@ -226,15 +226,7 @@ class VoteLog:
 
     def commit_certificate(self, slot: Slot) -> CommitCertificate | None:
         """The proof that some block is committed here, if a quorum of commits matches."""
-        vote = slot.decided
-        if vote is None:
-            return None
-        signatures = [
-            IndexedSignature(index=replica, signature=commit.signature)
-            for replica, commit in sorted(slot.commits.items())
-            if commit.vote == vote
-        ]
-        return CommitCertificate(self._chain_id, vote, tuple(signatures[: self._validators.quorum]))
+        return slot.proof
 
     def _count_prepare(self, slot: Slot, replaced: Prepare | None, prepare: Prepare) -> None:
         if replaced is not None and not self._is_primarys(replaced):
@@ -246,11 +238,18 @@ class VoteLog:
         return prepare.replica == primary_of(prepare.ballot.view, self._validators)
 
     def _count_commit(self, slot: Slot, replaced: Commit | None, commit: Commit) -> None:
-        quorum = self._validators.quorum
-        if replaced is not None and slot.commit_tally.remove(replaced.vote) < quorum:
-            slot.decided = None if slot.decided == replaced.vote else slot.decided
-        if slot.commit_tally.add(commit.vote) >= quorum:
-            slot.decided = commit.vote
+        if replaced is not None:
+            slot.commit_tally.remove(replaced.vote)
+        if slot.commit_tally.add(commit.vote) >= self._validators.quorum and slot.proof is None:
+            slot.proof = self._certificate(slot, commit.vote)
+
+    def _certificate(self, slot: Slot, vote: CommitVote) -> CommitCertificate:
+        signatures = [
+            IndexedSignature(index=replica, signature=commit.signature)
+            for replica, commit in sorted(slot.commits.items())
+            if commit.vote == vote
+        ]
+        return CommitCertificate(self._chain_id, vote, tuple(signatures[: self._validators.quorum]))
 
     def _evidence(self, ballot: Ballot, domain: Domain, signature: bytes) -> SignedVote:
         return SignedVote(ballot.signed_bytes(domain, self._chain_id), signature)

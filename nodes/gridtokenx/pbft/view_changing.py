@@ -13,6 +13,8 @@ from gridtokenx.core.keys import Domain
 from gridtokenx.core.machine import (
     NodeId,
 )
+from gridtokenx.finality.certificates import CommitCertificate
+from gridtokenx.ledger.runtime import ExecutedBlock
 from gridtokenx.pbft.base import (
     BLOCK,
     NEW_VIEW,
@@ -75,6 +77,7 @@ class ViewChanging(StateTransfer):
         body = message.body
         author = self._validators.members[body.replica]
         if body.head is not None and body.head.header.height > self._head.height:
+            self._learn(body.head)
             self._sync.shows(author, body.head.header.height)
             self._fetch(turn)
         self._look_for_contradictions(turn, body.prepared)
@@ -95,6 +98,22 @@ class ViewChanging(StateTransfer):
                 ballot, signature = certificate.ballot, certificate.proposal
                 self._report(turn, self._log.contradicts(slot, ballot, signature))
 
+    def _learn(self, head: CertifiedHeader) -> None:
+        """Somebody proves a block committed: it is, though its other voters never heard so.
+
+        Those who voted for it have it. Without this only the one that shows the proof would be asked
+        for the block, and a faulty one does not answer.
+        """
+        height = head.header.height
+        if self._head.height < height <= self._head.height + self._timing.window:
+            slot = self._log.slot(height)
+            slot.proof = slot.proof or head.certificate
+
+    def _stand_on(self, turn: Turn, executed: ExecutedBlock, proof: CommitCertificate) -> None:
+        super()._stand_on(turn, executed, proof)
+        if not self._views.active:
+            self._consider_views(turn)
+
     def _consider_views(self, turn: Turn) -> None:
         """Leave, start the new-view timer, or open the view, as `views.py` says."""
         if not self.seated:
@@ -105,7 +124,7 @@ class ViewChanging(StateTransfer):
                 return
         if views.quorum_moved() and NEW_VIEW not in self._timers:
             self._set_timer(turn, NEW_VIEW, self._timing.patience_ms(max(0, views.attempts - 1)))
-        quorum = views.openable()
+        quorum = views.openable(self._head.height)
         if quorum is not None:
             self._open(turn, quorum)
 
@@ -210,5 +229,6 @@ class ViewChanging(StateTransfer):
         for change in body.view_changes:
             if change.body.head is not None:
                 author = self._validators.members[change.body.replica]
+                self._learn(change.body.head)
                 self._sync.shows(author, change.body.head.header.height)
         self._fetch(turn)

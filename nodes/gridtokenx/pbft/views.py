@@ -12,7 +12,8 @@ in view v   f + 1 suspect v or moved beyond it           leave for v + 1
 either      f + 1 moved beyond v                         leave for the smallest of their views
 left for v  a quorum moved to v or beyond                start the new-view timer (sawtooth #133)
 left for v  the new-view timer runs out                  leave for v + 1, with a doubled timeout
-left for v  primary of v, a quorum moved to exactly v    open v
+left for v  primary of v, a quorum moved to exactly v,
+            and this replica has what they committed     open v
 either      a valid new-view of a view >= v              enter it
 either      the last block of the period is committed    enter the next period's first view
 ==========  ===========================================  ==========================================
@@ -107,11 +108,20 @@ class Views:
         """Whether waiting for the new-view makes sense: a quorum is in this change or beyond."""
         return not self.active and len(self.changes) >= self._validators.quorum
 
-    def openable(self) -> tuple[ViewChange, ...] | None:
-        """The quorum of view-changes with which this replica may open the view."""
+    def openable(self, height: int) -> tuple[ViewChange, ...] | None:
+        """The quorum of view-changes with which this replica may open the view.
+
+        Only those whose heads it has committed itself: what the view stands on, everybody can then
+        fetch from its primary. A faulty one may prove a block that it alone can prove, and keep it.
+
+        Args:
+            height: of this replica's head.
+        """
         if self.active or self.primary != self._me:
             return None
-        return select_quorum(self.changes.values(), self.view, self._validators)
+        heads = ((change, change.body.head) for change in self.changes.values())
+        known = (c for c, head in heads if head is None or head.header.height <= height)
+        return select_quorum(known, self.view, self._validators)
 
     def _suspecting(self, now: Instant) -> set[int]:
         suspecting = {i for i, until in self._suspects.items() if until > now}
