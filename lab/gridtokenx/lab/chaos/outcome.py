@@ -69,6 +69,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Of all replicas, as far as their last lives tell."""
     memory_kib: int
     """Largest proportional set size of one replica."""
+    memory_growth_kib: int
+    """From the beginning of the schedule to its end, of the replica that lived through it and grew most."""
     load_average: float
     """Of the machine, over the last minute of the run."""
 

@@ -40,7 +40,7 @@ from gridtokenx.lab.chaos.observe import Observer
 from gridtokenx.lab.chaos.outcome import Finding, Outcome, percentile
 from gridtokenx.lab.chaos.wire import Ask, Seen, Told
 from gridtokenx.lab.sim.execute import commit
-from gridtokenx.lab.testnet.processes import Processes, last_lines
+from gridtokenx.lab.testnet.processes import Processes, last_lines, proportional_memory_kib
 
 CONTROL: Final = "control"
 """A file in the run's directory that says where its socket is."""
@@ -107,6 +107,9 @@ class Run:
         self._complete = False
         self._load_average = 0.0
         self._lasted_s = 0.0
+        self._memory_kib: dict[int, int] = {}
+        """Of each process when the schedule began, by its id."""
+        self._growth_kib = 0
 
     # -- the run -----------------------------------------------------------------------------------
 
@@ -177,6 +180,7 @@ class Run:
     def _begin_schedule(self) -> None:
         self._zero_s = time.monotonic()
         self._observer.start_clock()
+        self._memory_kib = {pid: proportional_memory_kib(pid) for pid in self._pids()}
         self.note(f"all replicas have block {UP_HEIGHT}; the schedule begins")
         loop = asyncio.get_running_loop()
         for number, fault in self._faults.items():
@@ -199,6 +203,15 @@ class Run:
         self._armed.clear()
         self._injector.heal()
         self.note("healed")
+        grown = [
+            proportional_memory_kib(pid) - self._memory_kib[pid]
+            for pid in self._pids()
+            if pid in self._memory_kib
+        ]
+        self._growth_kib = max(grown, default=0)
+
+    def _pids(self) -> list[int]:
+        return [each.pid for each in self._processes.watched.values() if each.pid is not None]
 
     async def _pass_time(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -351,6 +364,7 @@ class Run:
             duration_ms=round(self._lasted_s * 1_000),
             cpu_s=round(sum(each.cpu_s for each in watched), 1),
             memory_kib=max(each.peak_memory_kib for each in watched),
+            memory_growth_kib=self._growth_kib,
             load_average=round(self._load_average, 1),
         )
 
