@@ -188,6 +188,21 @@ async def send(client: aiomqtt.Client, device: Device, payload: bytes) -> None:
     await client.publish(reading_topic(ZONE, device.signer.public_key), payload, qos=1)
 
 
+async def test_a_device_registered_in_blocks_that_were_not_seen_is_known(tmp_path: Path) -> None:
+    """The node took a state over: its service hears of the last block only."""
+    async with broker(tmp_path) as port, Scene(port).running() as scene:
+        meter = Meter("meter")
+        async with scene.client(meter) as client:
+            await client.subscribe(watermark_topic(meter.device), qos=1)
+            await send(client, meter, meter.reading(0, 100).encoded)
+            await scene.until(lambda: scene.metrics.value("readings_kept") == 1)
+            scene.node.world.register(meter)
+            assert scene.node.commit() == []
+            await scene.node.submission()
+            scene.node.commit()
+            await scene.watermark(client, 1)
+
+
 async def test_a_reading_is_committed_and_its_watermark_comes_back(tmp_path: Path) -> None:
     """Sent before it was registered, kept, submitted on registration, committed, acknowledged."""
     async with broker(tmp_path) as port, Scene(port).running() as scene:

@@ -118,6 +118,7 @@ class OracleService:
         self._inbox: Final = Inbox()
         self._block: Final = asyncio.Event()
         self._arrived: Final = asyncio.Event()
+        self._height = node.head.height
         self._seated = self._has_seat(node.head)
         self._seat_changed: Final = asyncio.Event()
         self._link: Final = BrokerLink(
@@ -200,12 +201,19 @@ class OracleService:
         return validators_of(head.state).index_of(self._key) is not None
 
     def committed(self, executed: ExecutedBlock) -> None:
-        """A block is final and durable: call it for every one, in order."""
+        """A block is final and durable: call it for every one, in order.
+
+        Some are left out if the node took a state over: then all devices may be new.
+        """
         seated = self._has_seat(executed)
         if seated != self._seated:
             self._seated = seated
             self._seat_changed.set()
-        registered = self._watermarks.committed(executed)
+        if executed.height > self._height + 1:
+            registered = self._watermarks.connected(State(executed.state))
+        else:
+            registered = self._watermarks.committed(executed)
+        self._height = executed.height
         for key in registered:
             kept = self._intake.registered(key)
             if kept:

@@ -67,10 +67,16 @@ class Watermarks:
         self._buckets: dict[Bucket, dict[bytes, Watermark]] = {}
         self._dirty: dict[Bucket, None] = {}
 
-    def connected(self, state: State) -> None:
-        """A broker may have lost everything: publish for every device."""
-        for device in walk_devices(state, 0, ORDER.length(state)):
-            self._publish(state, device.registration.public_key)
+    def connected(self, state: State) -> list[bytes]:
+        """A broker may have lost everything, or blocks went by unseen: publish for every device.
+
+        Returns:
+            The keys of all active devices.
+        """
+        registrations = [each.registration for each in walk_devices(state, 0, ORDER.length(state))]
+        for registration in registrations:
+            self._publish(state, registration.public_key)
+        return [each.public_key for each in registrations if each.active]
 
     def heard(self, public_key: bytes, concentrator: bytes | None) -> None:
         """A device's reading came, by itself or through a concentrator: its answer goes there."""
