@@ -114,3 +114,9 @@ def test_links_and_processes_that_were_lost_take_longer() -> None:
     assert short == 16_000
     assert bounds.level_ms(PAUSE, 60_000, 2, TIMING) == short + 10_000
     assert bounds.level_ms(Crash(nodes=(0,)), 1_000, 2, TIMING) == short + 18_000
+
+
+def test_a_machine_without_a_free_processor_gets_more_slack_up_to_a_point() -> None:
+    assert bounds.slack_ms(0.5, 2) == bounds.slack_ms(2.0, 2) == bounds.SLACK_MS
+    assert bounds.slack_ms(4.0, 2) == 2 * bounds.SLACK_MS
+    assert bounds.slack_ms(500.0, 2) == bounds.MOST_SLACKS * bounds.SLACK_MS

@@ -18,7 +18,8 @@ that was sent after the end is in one::
         + 2 fetch timeouts                                 a question that is not answered, another that is
         + (blocks + 1) intervals + slack
 
-`slack` is what the machine may take for itself: it is the one number that no rule gives.
+`slack` is what the machine may take for itself: it is the one number that no rule gives. It is for a
+machine whose processors are free, and grows with the processes that wait for one (`slack_ms`).
 """
 
 from collections.abc import Collection
@@ -31,12 +32,26 @@ from gridtokenx.lab.faults import Crash, Fault, Wipe
 from gridtokenx.pbft.timing import Timing
 
 SLACK_MS: Final = 3_000
-"""For processes that wait for a processor, on a machine that runs all of them."""
+"""For processes that share processors with all others of the run."""
+MOST_SLACKS: Final = 5
+"""Beyond so many times that a run on this machine says nothing about time."""
 START_MS: Final = 5_000
 """For a process to be forked, open its store and derive its keys."""
 
 
-def goes_on_ms(hit: Collection[int], leader: int, replicas: int, timing: Timing) -> int:
+def slack_ms(load: float, processors: int) -> int:
+    """What the machine may take for itself.
+
+    Args:
+        load: processes that run or wait to, on average.
+        processors: how many there are.
+    """
+    return round(SLACK_MS * min(max(1.0, load / max(1, processors)), MOST_SLACKS))
+
+
+def goes_on_ms(
+    hit: Collection[int], leader: int, replicas: int, timing: Timing, slack: int = SLACK_MS
+) -> int:
     """From a fault's beginning until a block that was made since is final at a quorum.
 
     Args:
@@ -44,17 +59,20 @@ def goes_on_ms(hit: Collection[int], leader: int, replicas: int, timing: Timing)
         leader: who led when it began.
         replicas: how many there are.
         timing: the engine's waits.
+        slack: see `slack_ms`.
     """
     hurt = 0
     while (leader + hurt) % replicas in hit and hurt < replicas:
         hurt += 1
     if hurt == 0:
-        return 2 * timing.interval_ms + SLACK_MS
-    waits = timing.interval_ms + timing.retransmit_ms + timing.interval_ms + SLACK_MS
+        return 2 * timing.interval_ms + slack
+    waits = timing.interval_ms + timing.retransmit_ms + timing.interval_ms + slack
     return waits + sum(timing.patience_ms(attempt) for attempt in range(hurt))
 
 
-def level_ms(fault: Fault, lasted_ms: int, blocks: int, timing: Timing) -> int:
+def level_ms(
+    fault: Fault, lasted_ms: int, blocks: int, timing: Timing, slack: int = SLACK_MS
+) -> int:
     """From a fault's end until everybody is level and new work is done.
 
     Args:
@@ -62,9 +80,10 @@ def level_ms(fault: Fault, lasted_ms: int, blocks: int, timing: Timing) -> int:
         lasted_ms: for how long.
         blocks: how many more blocks are asked for.
         timing: the engine's waits.
+        slack: see `slack_ms`.
     """
     waits = 2 * timing.retransmit_ms + timing.view_timeout_ms + timing.interval_ms
-    waits += 2 * timing.fetch_timeout_ms + (blocks + 1) * timing.interval_ms + SLACK_MS
+    waits += 2 * timing.fetch_timeout_ms + (blocks + 1) * timing.interval_ms + slack
     return waits + _relink_ms(fault, lasted_ms)
 
 

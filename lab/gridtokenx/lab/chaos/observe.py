@@ -4,6 +4,7 @@ Law of the file: **what is seen is what replicas have acknowledged**, block by b
 they may have is judged afterwards, from their disks (`audit.py`).
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -188,7 +189,7 @@ class Observer:
         for watch in others:
             watch.disturbed_by.add(number)
             watch.promised = watch.promised and watch.went_on_s is not None
-        bound_ms = bounds.goes_on_ms(hurt, self.leader, self.replicas, self._timing)
+        bound_ms = bounds.goes_on_ms(hurt, self.leader, self.replicas, self._timing, _slack_ms())
         alone = not any(watch.ended_s is None for watch in others)
         self.watches.append(
             Watch(
@@ -214,7 +215,7 @@ class Observer:
                 watch.ended_s = watch.clock_s = now_s
                 watch.ended_height = self.height
                 watch.level_bound_ms = self._bound_ms or bounds.level_ms(
-                    watch.fault, lasted_ms, self._blocks, self._timing
+                    watch.fault, lasted_ms, self._blocks, self._timing, _slack_ms()
                 )
 
     def _undisturb(self, watch: Watch, number: int, now_s: float) -> None:
@@ -251,6 +252,14 @@ class Observer:
             views=(watch.level_view if level is not None else self.view) - watch.view,
             broken=watch.broken(now_s),
         )
+
+
+def _slack_ms() -> int:
+    try:
+        load = os.getloadavg()[0]
+    except OSError:  # this system does not tell
+        load = 0.0
+    return bounds.slack_ms(load, os.cpu_count() or 1)
 
 
 def _ms(seconds: float) -> int:
