@@ -65,7 +65,11 @@ def open_chain_store(directory: Path) -> Store:
 
 
 def replay(
-    chain: ChainFacts, reader: Reader, head: int | None = None, verifier: Verifier = ED25519
+    chain: ChainFacts,
+    reader: Reader,
+    head: int | None = None,
+    verifier: Verifier = ED25519,
+    full_checks: int = MAX_FULL_CHECKS,
 ) -> Iterator[Replayed]:
     """Re-execute a stored chain, block by block, genesis first.
 
@@ -74,6 +78,7 @@ def replay(
         reader: the stopped node's store.
         head: where to end, if not where the store says.
         verifier: checks signatures; only simulated chains have another.
+        full_checks: at about so many heights invariants are looked at, at most.
 
     Raises:
         Divergence: at the first block that does not follow from its parent, or at the end, if the
@@ -84,7 +89,7 @@ def replay(
     yield Replayed(parent, proved=True, broken=_broken(chain.ledger, parent), validators=validators)
     if head is None:
         return
-    step = max(1, head // MAX_FULL_CHECKS)
+    step = max(1, head // full_checks)
     read_set = validators_of(chain)
     proved = True
     for height in range(1, head + 1):

@@ -32,6 +32,7 @@ from gridtokenx.interchain.audit import conservation_gap
 from gridtokenx.interchain.packets import Delivered, Packet
 from gridtokenx.lab.replay import (
     ED25519,
+    MAX_FULL_CHECKS,
     Divergence,
     Replayed,
     decoded_events,
@@ -148,17 +149,22 @@ def stopped_chain(layout: Layout, facts: ChainFacts) -> StoppedChain:
     )
 
 
-def audit_chains(chains: Mapping[str, StoppedChain], verifier: Verifier = ED25519) -> Audit:
+def audit_chains(
+    chains: Mapping[str, StoppedChain],
+    verifier: Verifier = ED25519,
+    full_checks: int = MAX_FULL_CHECKS,
+) -> Audit:
     """Replay and judge the chains of a stopped network.
 
     Args:
         chains: by name.
         verifier: checks signatures; only simulated chains have another.
+        full_checks: see `replay`.
     """
     result = Audit()
     for name in REPLAYED:
         _compare_nodes(chains[name], result)
-        _replay_longest(chains[name], result, verifier)
+        _replay_longest(chains[name], result, verifier, full_checks)
     _judge_packets(result)
     _judge_certificates(result)
     return result
@@ -201,14 +207,16 @@ def _block_hashes(store: Reader) -> Iterator[tuple[int, bytes]]:
             yield height, block.hash
 
 
-def _replay_longest(chain: StoppedChain, result: Audit, verifier: Verifier) -> None:
+def _replay_longest(
+    chain: StoppedChain, result: Audit, verifier: Verifier, full_checks: int
+) -> None:
     name = chain.facts.name
     result.verdicts.look(f"{name}_reexecutes")
     result.verdicts.look(f"{name}_ledger")
     follower = _Follower(chain.facts, result)
     with chain.stores[_longest(chain)]() as store:
         try:
-            for replayed in replay(chain.facts, store, verifier=verifier):
+            for replayed in replay(chain.facts, store, None, verifier, full_checks):
                 follower.take(replayed)
             follower.finish()
         except Divergence as divergence:
