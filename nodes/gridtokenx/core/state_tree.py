@@ -267,12 +267,18 @@ class StateTree:
         Costs one hash per node that changes, however many changes meet in it, so a block applies
         all of its changes in one batch.
         """
-        ordered = sorted(map(_change, changes.keys(), changes.values()))
-        if not ordered:
+        if not changes:
             return self
-        batch, top = _Batch(ordered), self._placed()
-        new = batch.apply(top, 0, len(ordered), 0)
-        return self if new is top else StateTree(new, self._count + batch.added)
+        batch = _Batch(
+            sorted(
+                [
+                    ((path := sha256(key).digest()), _nibbles(path), key, value)
+                    for key, value in changes.items()
+                ]
+            )
+        )
+        top = batch.apply(self._top, 0, len(changes), 0)
+        return self if top is _SAME else StateTree(top, self._count + batch.added)
 
     def prove(self, key: bytes) -> StateProof:
         """Why this root holds `key`, or why it does not; the verifiers tell which."""
@@ -423,6 +429,10 @@ _NewLeaf: TypeAlias = tuple[bytes, bytes, _Leaf]
 """Path, hash, leaf."""
 
 
+_SAME: Final[_Placed] = (b"", b"")
+"""Stands for a node that no change makes another."""
+
+
 class _Batch:
     """One update: sorted changes, applied to the branches that they meet in."""
 
@@ -433,131 +443,120 @@ class _Batch:
         self.added = 0
         """Keys gained, less keys lost."""
 
-    def apply(self, old: _Placed | None, first: int, end: int, depth: int) -> _Placed | None:
-        """`old` after the changes first..end, all of which lead to it; itself if none matter."""
+    def apply(self, node: _Node | None, first: int, end: int, depth: int) -> _Placed | None:
+        """`node` after the changes first..end, all of which lead to it; `_SAME` if none matter."""
         changes = self._changes
         if end - first == 1:
-            return self._apply_one(old, changes[first], depth)
-        if old is None or isinstance(old[1], bytes):
-            return self._rebuild(old, first, end, depth)
-        edit = _Edit(old[1])
+            return self._apply_one(node, changes[first], depth)
+        if node is None or isinstance(node, bytes):
+            return self._rebuild(node, first, end, depth)
+        touched, bitmap = False, node[0][1] << 8 | node[0][2]
+        hashed, children = bytearray(node[0]), list[_Node](node)
         while first < end:
             nibble, start = changes[first][1][depth], first
+            first += 1
             while first < end and changes[first][1][depth] == nibble:
                 first += 1
-            child = edit.child(nibble)
+            index = (bitmap & _BELOW[nibble]).bit_count() + 1
+            child = children[index] if bitmap >> nibble & 1 else None
             new = self.apply(child, start, first, depth + 1)
-            if new is not child:
-                edit.put(nibble, new)
-        return edit.placed() if edit.touched else old
+            if new is not _SAME:
+                touched = True
+                bitmap = _put(bitmap, hashed, children, nibble, new)
+        return _shaped(bitmap, hashed, children) if touched else _SAME
 
-    def _apply_one(self, old: _Placed | None, change: _Change, depth: int) -> _Placed | None:
+    def _apply_one(self, node: _Node | None, change: _Change, depth: int) -> _Placed | None:
         """One change, without recursion: this is where most of a large batch ends up."""
-        top = None if old is None else old[1]
-        leaf, steps = _descend(top, change[1][depth:])
-        new = self._replace_leaf(leaf, change, depth + len(steps))
-        if new is _SAME:
-            return old
-        while steps:
-            new = _with_child(*steps.pop(), new)
+        steps: list[_Step] = []
+        nibbles = change[1]
+        while isinstance(node, tuple):
+            nibble = nibbles[depth]
+            bitmap = node[0][1] << 8 | node[0][2]
+            index = (bitmap & _BELOW[nibble]).bit_count()
+            steps.append((node, nibble, index))
+            node = node[1 + index] if bitmap >> nibble & 1 else None
+            depth += 1
+        new = self._replace_leaf(node, change, depth)
+        if new is not _SAME:
+            while steps:
+                new = _with_child(*steps.pop(), new)
         return new
 
     def _replace_leaf(self, leaf: _Leaf | None, change: _Change, depth: int) -> _Placed | None:
         """What stands where a way ends: nothing, this key's leaf, or another key's."""
         path, _, key, value = change
-        head = _head(key)
+        head = len(key).to_bytes(_LENGTH, "big") + key
         own = leaf is not None and leaf.startswith(head)
         if value is None:
             self.added -= own
             return None if own else _SAME
+        new = head + value
+        if leaf == new:
+            return _SAME
+        placed = sha256(_LEAF + path + sha256(value).digest()).digest(), new
         if leaf is None or own:
-            if leaf is not None and leaf[len(head) :] == value:
-                return _SAME
             self.added += not own
-            return _leaf_hash(path, value), head + value
+            return placed
         self.added += 1
-        return _build([_as_new(leaf), (path, *_leaf(path, key, value))], depth)
+        return _build([_as_new(leaf), (path, *placed)], depth)
 
-    def _rebuild(self, old: _Placed | None, first: int, end: int, depth: int) -> _Placed | None:
+    def _rebuild(self, leaf: _Leaf | None, first: int, end: int, depth: int) -> _Placed | None:
         """Several changes where at most one leaf stood."""
-        leaf = None if old is None else old[1]
-        assert leaf is None or isinstance(leaf, bytes), "a branch is edited"
         leaves: list[_NewLeaf] = []
+        gone = False
         for path, _, key, value in self._changes[first:end]:
             if leaf is not None and leaf.startswith(_head(key)):
                 if value == _value(leaf):
                     continue
-                self.added -= 1
-                leaf = None
+                leaf, gone = None, True
             if value is not None:
                 leaves.append((path, *_leaf(path, key, value)))
-        self.added += len(leaves)
+        if not leaves and not gone:
+            return _SAME
+        self.added += len(leaves) - gone
         if leaf is not None:
-            if not leaves:
-                return old
             leaves.append(_as_new(leaf))
         return _build(leaves, depth) if leaves else None
 
 
-_SAME: Final[_Placed] = (b"", b"")
-"""Stands for what stays as it is."""
+def _put(
+    bitmap: int, hashed: bytearray, children: list[_Node], nibble: int, new: _Placed | None
+) -> int:
+    """Put, insert or take away one child of a branch that is being changed; its new bitmap."""
+    index = (bitmap & _BELOW[nibble]).bit_count() + 1
+    at = _HASHES + HASH_BYTES * (index - 1)
+    if bitmap >> nibble & 1:
+        if new is not None:
+            hashed[at : at + HASH_BYTES] = new[0]
+            children[index] = new[1]
+            return bitmap
+        del hashed[at : at + HASH_BYTES], children[index]
+    elif new is not None:
+        hashed[at:at] = new[0]
+        children.insert(index, new[1])
+    else:
+        return bitmap
+    return bitmap ^ 1 << nibble
 
 
-class _Edit:
-    """A branch that several changes meet in, while its children change."""
-
-    __slots__ = ("_bitmap", "_children", "_hashes", "touched")
-
-    def __init__(self, branch: _Branch) -> None:
-        self._bitmap = _bitmap(branch)
-        self._hashes = bytearray(branch[0])
-        self._children: list[_Node] = list(branch)
-        self.touched = False
-
-    def child(self, nibble: int) -> _Placed | None:
-        """What is there now."""
-        if not self._bitmap >> nibble & 1:
-            return None
-        index = (self._bitmap & _BELOW[nibble]).bit_count()
-        at = _HASHES + HASH_BYTES * index
-        return bytes(self._hashes[at : at + HASH_BYTES]), self._children[index + 1]
-
-    def put(self, nibble: int, new: _Placed | None) -> None:
-        """Put, insert or take away one child."""
-        self.touched = True
-        index = (self._bitmap & _BELOW[nibble]).bit_count()
-        at, held = _HASHES + HASH_BYTES * index, self._bitmap >> nibble & 1
-        if new is None:
-            del (
-                self._hashes[at : at + HASH_BYTES * held],
-                self._children[index + 1 : index + 1 + held],
-            )
-        else:
-            self._hashes[at : at + HASH_BYTES * held] = new[0]
-            self._children[index + 1 : index + 1 + held] = (new[1],)
-        if (new is not None) != held:
-            self._bitmap ^= 1 << nibble
-
-    def placed(self) -> _Placed | None:
-        """The branch in canonical shape: nothing, or a leaf alone, is no branch."""
-        children = self._children
-        if len(children) == 1:
-            return None
-        if len(children) == 2 and isinstance(children[1], bytes):
-            return bytes(self._hashes[_HASHES:]), children[1]
-        self._hashes[1:_HASHES] = self._bitmap.to_bytes(2, "big")
-        return _branch(bytes(self._hashes), children)
+def _shaped(bitmap: int, hashed: bytearray, children: list[_Node]) -> _Placed | None:
+    """A changed branch in canonical shape: nothing, or a leaf alone, is no branch."""
+    if len(children) == 1:
+        return None
+    if len(children) == 2 and isinstance(children[1], bytes):
+        return bytes(hashed[_HASHES:]), children[1]
+    hashed[1:_HASHES] = bitmap.to_bytes(2, "big")
+    return _branch(bytes(hashed), children)
 
 
 def _with_child(branch: _Branch, nibble: int, index: int, new: _Placed | None) -> _Placed | None:
     """A branch with one child exchanged; the common case apart, because it is the hottest."""
     hashed = branch[0]
-    if new is None or len(branch) == 2 or not (hashed[1] << 8 | hashed[2]) >> nibble & 1:
-        edit = _Edit(branch)
-        edit.put(nibble, new)
-        return edit.placed()
-    at = _HASHES + HASH_BYTES * index
     children: list[_Node] = list(branch)
+    if new is None or len(branch) == 2 or not (hashed[1] << 8 | hashed[2]) >> nibble & 1:
+        changed = bytearray(hashed)
+        return _shaped(_put(_bitmap(branch), changed, children, nibble, new), changed, children)
+    at = _HASHES + HASH_BYTES * index
     children[index + 1] = new[1]
     return _branch(hashed[:at] + new[0] + hashed[at + HASH_BYTES :], children)
 
@@ -603,11 +602,6 @@ def _leaf_hash(path: bytes, value: bytes) -> bytes:
 
 def _branch_hash(bitmap: int, hashes: bytes) -> bytes:
     return sha256(_BRANCH + bitmap.to_bytes(2, "big") + hashes).digest()
-
-
-def _change(key: bytes, value: bytes | None) -> _Change:
-    path = sha256(key).digest()
-    return path, _nibbles(path), key, value
 
 
 def _nibbles(path: bytes) -> bytes:
