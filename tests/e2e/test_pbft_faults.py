@@ -23,7 +23,7 @@ pytestmark = pytest.mark.e2e
 __all__ = ["alone"]
 
 ROOT = Path(__file__).parents[2]
-STORM_21 = ROOT / "compose" / "manifests" / "faults-storm-21.toml"
+MANIFESTS = ROOT / "compose" / "manifests"
 UP_S = 90.0
 GONE_S = 15.0
 FIGURES = 25
@@ -41,65 +41,11 @@ fetch_timeout_ms = 600
 transactions_per_s = 10
 clients = 20
 """
-EACH_KIND = """
-name = "each-kind"
-{quick}
-[safety]
-duration_ms = 11_500
-
-[[fault]]
-kind = "crash"
-nodes = ["leader"]
-for_ms = 700
-
-[[fault]]
-kind = "pause"
-nodes = ["leader"]
-at_ms = 2_000
-for_ms = 1_200
-
-[[fault]]
-kind = "partition"
-shape = "isolate"
-nodes = ["leader"]
-at_ms = 4_000
-for_ms = 1_200
-
-[[fault]]
-kind = "partition"
-nodes = [0, 1]
-at_ms = 6_000
-for_ms = 800
-
-[[fault]]
-kind = "loss"
-share = 0.3
-messages = ["Prepare", "Commit"]
-at_ms = 7_500
-for_ms = 500
-
-[[fault]]
-kind = "delay"
-delay_ms = 40
-jitter_ms = 40
-senders = [0]
-at_ms = 8_800
-for_ms = 500
-
-[[fault]]
-kind = "behave"
-node = "leader"
-behaviour = "equivocate"
-at_ms = 10_000
-for_ms = 1_000
-"""
 Outcome = dict[str, Any]
 
 
 def test_each_kind_of_fault_is_recovered_from(tmp_path: Path) -> None:
-    manifest = tmp_path / "manifest.toml"
-    manifest.write_text(EACH_KIND.format(quick=QUICK), encoding="utf-8")
-    outcome = run_to_its_end(manifest, tmp_path, limit_s=200)
+    outcome = run_to_its_end(MANIFESTS / "faults-each-kind.toml", tmp_path, limit_s=200)
     faults = outcome["faults"]
     assert [fault["kind"] for fault in faults] == [
         "crash", "pause", "partition", "partition", "loss", "delay", "behave",
@@ -148,7 +94,7 @@ def test_nothing_outlives_a_killed_run_not_even_what_is_stopped(tmp_path: Path) 
 def test_five_minutes_of_21_replicas_with_four_faults_a_minute(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    outcome = run_to_its_end(STORM_21, tmp_path, limit_s=1_100, seed=1)
+    outcome = run_to_its_end(MANIFESTS / "faults-storm-21.toml", tmp_path, limit_s=1_100, seed=1)
     assert len(outcome["faults"]) == 20
     kinds = [fault["kind"] for fault in outcome["faults"]]
     assert {kind: kinds.count(kind) for kind in kinds} == dict.fromkeys(
