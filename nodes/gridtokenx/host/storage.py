@@ -17,6 +17,7 @@ A record lives in LMDB's only table under ``len(table) ‖ table ‖ key``; its 
 import asyncio
 import contextlib
 import fcntl
+import functools
 import os
 import queue
 import struct
@@ -123,7 +124,8 @@ class DirectoryLock:
 @dataclass(slots=True)
 class _Batch:
     number: int
-    writes: tuple[Write, ...]
+    records: list[tuple[bytes, bytes | None]]
+    """Whole keys, and values as submitted."""
     size: int
     done: Callable[[], None]
 
@@ -244,17 +246,16 @@ class Store:
         """Queue one atomic batch; `done` is called on this event loop once it is durable."""
         if self._writer is None:
             self._start_writer()
-        batch_writes = tuple(writes)
-        self._submitted += 1
-        size = 0
-        for write in batch_writes:
-            full = _full_key(write.table, write.key)
-            self._overlay[full] = (self._submitted, write.value)
-            size += len(full) + len(write.value or b"")
+        self._submitted = number = self._submitted + 1
+        records = [(_full_key(write.table, write.key), write.value) for write in writes]
+        overlay, size = self._overlay, 0
+        for full, value in records:
+            overlay[full] = (number, value)
+            size += len(full) + (0 if value is None else len(value))
         self._pending_bytes += size
         if self._pending_bytes > _PENDING_BYTES:
             self._below_bound.clear()
-        self._queue.put(_Batch(self._submitted, batch_writes, size, done))
+        self._queue.put(_Batch(number, records, size, done))
 
     async def write(self, writes: Iterable[Write]) -> None:
         """`submit`, and wait until it is durable."""
@@ -438,7 +439,8 @@ class Store:
             LocalFault: it cannot be written.
         """
         assert self._writer is None, "the writer thread owns all write transactions"
-        group = [_Batch(0, writes, 0, lambda: None)]
+        records = [(_full_key(write.table, write.key), write.value) for write in writes]
+        group = [_Batch(0, records, 0, lambda: None)]
         try:
             with contextlib.suppress(lmdb.MapFullError):
                 return self._write_group(group)
@@ -504,12 +506,11 @@ class Store:
     def _write_group(self, group: list[_Batch]) -> None:
         with self._env.begin(write=True) as transaction:
             for batch in group:
-                for write in batch.writes:
-                    full = _full_key(write.table, write.key)
-                    if write.value is None:
+                for full, value in batch.records:
+                    if value is None:
                         transaction.delete(full)
                     else:
-                        transaction.put(full, _checksum(full, write.value) + write.value)
+                        transaction.put(full, _checksum(full, value) + value)
             crash_point("storage.inside_commit")
 
     def _grow(self) -> None:
@@ -524,14 +525,13 @@ class Store:
             self._env.set_mapsize(min(size * 2, self._limits.maximum_bytes))
 
     def _on_durable(self, group: list[_Batch]) -> None:
-        last = group[-1].number
+        last, overlay = group[-1].number, self._overlay
         for batch in group:
             self._pending_bytes -= batch.size
-            for write in batch.writes:
-                full = _full_key(write.table, write.key)
-                entry = self._overlay.get(full)
+            for full, _ in batch.records:
+                entry = overlay.get(full)
                 if entry is not None and entry[0] <= last:
-                    del self._overlay[full]
+                    del overlay[full]
         if self._pending_bytes <= _PENDING_BYTES // 2:
             self._below_bound.set()
         for batch in group:
@@ -602,10 +602,17 @@ def _copy(environment: lmdb.Environment, directory: Path, target: Path) -> None:
 
 
 def _full_key(table: str, key: bytes) -> bytes:
+    if len(key) > MAX_KEY_BYTES:
+        raise AssertionError(f"table {table!r}: a key of {len(key)} bytes is too long")
+    return _table_prefix(table) + key
+
+
+@functools.cache
+def _table_prefix(table: str) -> bytes:
     name = table.encode()
-    if len(name) > 24 or len(key) > MAX_KEY_BYTES:
-        raise AssertionError(f"table {table!r}: name or key of {len(key)} bytes is too long")
-    return bytes((len(name),)) + name + key
+    if len(name) > 24:
+        raise AssertionError(f"table {table!r}: its name is too long")
+    return bytes((len(name),)) + name
 
 
 def _checksum(full: bytes, value: bytes) -> bytes:
