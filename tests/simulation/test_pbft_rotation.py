@@ -6,6 +6,8 @@ import pytest
 from tests.simulation.members_cluster import MembersCluster, add
 from tests.simulation.pbft_cluster import Censor, Cluster, Silent, transfer
 
+from gridtokenx.lab.sim.execute import execute
+from gridtokenx.lab.sim.manifest import parse
 from gridtokenx.lab.sim.network import Envelope, LinkProfile
 from gridtokenx.ledger.records import load_block
 from gridtokenx.pbft.messages import Status, Suspect, ViewChange
@@ -128,3 +130,34 @@ def test_who_was_away_for_many_periods_comes_back_with_its_vote() -> None:
     height = cluster.height(0)
     assert cluster.run_to(height + 5, 30_000, [0, 1, 3]), "now its vote is needed"
     cluster.check_chains()
+
+
+@pytest.mark.slow
+def test_light_clients_relayers_and_markets_do_not_notice() -> None:
+    """The whole network, with two chains whose leaders rotate, one of which loses a leader for a while."""
+    outcome = execute(parse(NETWORK), 7)
+    assert outcome.verdict == "ok", outcome.finding
+    assert outcome.views >= 1, "the one that was down cost an attempt"
+    assert outcome.summary is not None
+    delivered = {name: route["delivered"] for name, route in outcome.summary["packets"].items()}
+    assert delivered["oracle-consortium"] >= 1
+    assert delivered["consortium-oracle"] >= 1
+
+
+NETWORK = """
+name = "rotating"
+[testnet.devices]
+households = 2
+profile_days = 1
+[testnet.consortium]
+rotation_blocks = 3
+[testnet.oracle]
+rotation_blocks = 2
+[safety]
+duration_ms = 50000
+[[fault]]
+kind = "crash"
+nodes = ["consortium-1"]
+at_ms = 10000
+for_ms = 9000
+"""

@@ -40,8 +40,13 @@ def primary_of(view: int, validators: ValidatorSet) -> int:
 
     Ours differs: each period begins with the next replica, whatever happened in the one before.
     """
+    return turn_of(view) % validators.size
+
+
+def turn_of(view: int) -> int:
+    """Whose turn a view is, modulo the set's size."""
     period, attempt = divmod(view, PERIOD_VIEWS)
-    return (period + attempt) % validators.size
+    return period + attempt
 
 
 def blocks_of(setting: int | UnsetType) -> int:
