@@ -16,6 +16,7 @@ from gridtokenx.core.codec import Wire
 from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.keys import Domain
 from gridtokenx.core.machine import Received, Unknown, Verified
+from gridtokenx.core.state_tree import StateLeaf, StatePart
 from gridtokenx.core.types import UINT63_MAX
 from gridtokenx.finality.certificates import CommitCertificate, CommitVote, IndexedSignature
 from gridtokenx.ledger.blocks import Block, Header
@@ -26,12 +27,18 @@ from gridtokenx.pbft.messages import (
     CertifiedBlock,
     CertifiedBlocks,
     CertifiedHeader,
+    Checkpoint,
     Commit,
     FetchBlocks,
     FetchBody,
+    FetchPart,
+    FetchSnapshot,
+    Part,
     Prepare,
     PreparedCertificate,
     PrePrepare,
+    ProvenHandover,
+    Snapshot,
     Status,
     Suspect,
     Transactions,
@@ -116,6 +123,15 @@ class Traitor:
             lambda: CertifiedBlocks(self.number(), (CertifiedBlock(block, self.certificate()),)),
             lambda: CertifiedBlocks(self.number(), ()),
             lambda: Body(block),
+            lambda: FetchSnapshot(draw.choice([0, 5]), self.number()),
+            lambda: Snapshot(
+                (ProvenHandover(self.header(), self.certificate(), bench.validators),)[
+                    : draw.randrange(2)
+                ],
+                draw.choice([None, Checkpoint(block, self.certificate(), ())]),
+            ),
+            lambda: FetchPart(self.number(), bytes(draw.randrange(256) for _ in range(3))),
+            lambda: Part(self.number(), b"", StatePart(0, b"", (StateLeaf(b"a", self.hash()),))),
             lambda: Transactions((transfer(0, self.number()), transfer(1, 0, amount=0))),
         ]
         return draw.choice(makers)()

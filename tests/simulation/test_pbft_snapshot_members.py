@@ -1,5 +1,6 @@
 """State transfer across handovers: who joins late believes the newest set, and nobody that left."""
 
+import dataclasses
 from collections.abc import Iterable
 
 import pytest
@@ -20,7 +21,7 @@ from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.lab.sim.network import Drop, Envelope, LinkProfile, Verdict
 from gridtokenx.ledger.blocks import Header
 from gridtokenx.ledger.records import base_height, load_block, load_finality, load_head
-from gridtokenx.pbft.messages import FetchSnapshot, ProvenHandover, Snapshot
+from gridtokenx.pbft.messages import FetchSnapshot, PrePrepare, ProvenHandover, Snapshot
 from gridtokenx.pbft.snapshot import SNAPSHOT
 from gridtokenx.pbft.terms import TERMS, Term
 from gridtokenx.pbft.timing import Timing
@@ -124,6 +125,33 @@ def test_a_snapshot_in_transfer_survives_a_kill_with_its_handovers() -> None:
     cluster.crash(7, keep=99)
     assert any(True for _ in store.scan(SNAPSHOT, b"handover/"))
     assert joined(cluster, 7)
+
+
+def test_the_block_that_ends_a_set_may_be_the_checkpoint() -> None:
+    """The chain stands at its set's last block: whoever takes that state over is in the next set."""
+    cluster = MembersCluster(4, 6, timing=dataclasses.replace(TIMING, checkpoint_blocks=1))
+    cluster.start(*range(4))
+    assert cluster.settle(20, 60_000)
+
+    def nothing_of_the_next_set(envelope: Envelope) -> Verdict | None:
+        message = envelope.message
+        later = isinstance(message, PrePrepare) and message.block.header.set_id > 0
+        return Drop() if later else None
+
+    cluster.world.network.rules.append(nothing_of_the_next_set)
+    assert cluster.hand_over(add(4), 60_000)
+    last = cluster.newest.height
+    assert cluster.run_to(last, 10_000, range(4))
+    cluster.start(4)
+    assert cluster.world.run_until(lambda: cluster.height(4) == last, 30_000)
+    assert base_height(cluster.world.nodes[key(4)].store) == last
+    assert cluster.replica(4).validators == cluster.sets[1]
+    assert cluster.replica(4).seated
+    cluster.crash(4, keep=99)
+    cluster.start(4)
+    cluster.world.network.rules.pop()
+    assert cluster.settle(3, 60_000)
+    check_disk(cluster, 4)
 
 
 # -- who may be believed ---------------------------------------------------------------------------

@@ -374,6 +374,7 @@ class Offers:
         self._open: _Question | None = None
         self._next_ms: Instant = 0
         self._asked: Counter[NodeId] = Counter()
+        self._awaited: set[NodeId] = set()
 
     def ask(self, peers: Iterable[NodeId], now: Instant) -> NodeId | None:
         """Whom to ask now, of those that may have something: the one that was asked least often."""
@@ -384,6 +385,7 @@ class Offers:
             return None
         peer = min(able, key=lambda each: self._asked[each])
         self._asked[peer] += 1
+        self._awaited.add(peer)
         self._open = _Question(peer, now + self._timeout_ms)
         self._next_ms = now + self._timeout_ms
         return peer
@@ -393,10 +395,12 @@ class Offers:
         return self._open is not None and self._asked[self._open.peer] == 1
 
     def answered(self, peer: NodeId) -> bool:
-        """Take note of an answer; False if nobody asked for it."""
-        if self._open is None or self._open.peer != peer:
+        """Take note of an answer, be it late; False if nobody asked for it."""
+        if peer not in self._awaited:
             return False
-        self._open = None
+        self._awaited.discard(peer)
+        if self._open is not None and self._open.peer == peer:
+            self._open = None
         return True
 
     def go_on(self) -> None:

@@ -139,11 +139,12 @@ class StateTransfer(CatchUp):
         return [peer for peer in self._sync.claimants(height) if peer not in self._barred]
 
     def _fetch_deadline_ms(self) -> Instant | None:
-        transfer = self._transfer
-        waits = [
-            self._offers.deadline_ms(),
-            super()._fetch_deadline_ms() if transfer is None else transfer.deadline_ms(),
-        ]
+        """Of what is looked at now: a question whose end nobody looks at would end for ever."""
+        waits = [self._offers.deadline_ms()]
+        if self._transfer is not None:
+            waits.append(self._transfer.deadline_ms())
+        elif not self._offers.worth_waiting():
+            waits.append(super()._fetch_deadline_ms())
         return min((each for each in waits if each is not None), default=None)
 
     # -- taking over -------------------------------------------------------------------------------
