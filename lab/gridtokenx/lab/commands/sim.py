@@ -10,13 +10,13 @@ import click
 import msgspec
 
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.lab.commands.sim_report import report, save, save_run
+from gridtokenx.lab.commands.sim_report import report, save, save_run, write
 from gridtokenx.lab.report.page import Told
 from gridtokenx.lab.sim.draw import resolve
 from gridtokenx.lab.sim.execute import commit, execute, tell
 from gridtokenx.lab.sim.explore import SCOPE, count, scenarios, scope
 from gridtokenx.lab.sim.figure import MEASURES, draw, read_series, table
-from gridtokenx.lab.sim.manifest import Manifest, dump, load
+from gridtokenx.lab.sim.manifest import Manifest, dump, load, parse
 from gridtokenx.lab.sim.outcome import Outcome
 from gridtokenx.lab.sim.pbft.variants import VARIANTS
 from gridtokenx.lab.sim.shrink import Shrinker
@@ -177,7 +177,7 @@ def sweep_command(
     show_default=True,
     help="Try every smaller schedule with so many more seeds.",
 )
-def shrink(  # noqa: PLR0913, PLR0917 - one argument per option
+def shrink(
     manifest_path: Path,
     seed: int,
     name: str | None,
@@ -190,6 +190,8 @@ def shrink(  # noqa: PLR0913, PLR0917 - one argument per option
 
     Every step is written down at once: an interrupted search goes on with `gtx sim shrink` of that file.
     """
+    if name is not None:
+        parse(f"name = {msgspec.json.encode(name).decode()}", "of --name")
     resolved = resolve(load(manifest_path), seed)
     outcome = execute(resolved, seed)
     if not outcome.failed or outcome.finding is None:
@@ -199,7 +201,7 @@ def shrink(  # noqa: PLR0913, PLR0917 - one argument per option
     name = name or f"{outcome.finding.checker}-{resolved.name}-{resolved.seed}"
     path = into / f"{name}.toml"
     shrinker = Shrinker(resolved, outcome, runs, other_seeds=other_seeds, most_s=60 * minutes)
-    bar = _Bar(runs, 0, "runs")
+    bar = _Bar(runs, 0)
 
     def keep(done: int, best: Manifest) -> None:
         bar.clear()
@@ -291,9 +293,8 @@ def _keep_scenario(base: Manifest, views: int, sides: int, outcome: Outcome, int
     found = next(m for m in scenarios(base, views, sides) if m.name == outcome.name)
     about = outcome.finding.detail if outcome.finding is not None else ""
     kept = msgspec.structs.replace(found, about=about, expect="violation")
-    into.mkdir(parents=True, exist_ok=True)
     path = into / f"{kept.name}.toml"
-    path.write_text(dump(kept), encoding="utf-8")
+    write(path, dump(kept))
     click.echo(f"kept: {path}; make it smaller: gtx sim shrink {path}")
 
 
@@ -377,14 +378,12 @@ def _summary(path: Path, outcomes: Sequence[Outcome], wall_s: float) -> None:
 def _keep(
     directory: Path, manifest: Manifest, outcome: Outcome, timeline: list[tuple[int, str]]
 ) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
     recorded = msgspec.structs.replace(manifest, trace=outcome.trace)
-    (directory / "run.toml").write_text(dump(recorded), encoding="utf-8")
-    (directory / "outcome.json").write_bytes(
-        msgspec.json.format(msgspec.json.encode(outcome), indent=2) + b"\n"
-    )
+    write(directory / "run.toml", dump(recorded))
+    told = msgspec.json.format(msgspec.json.encode(outcome), indent=2)
+    write(directory / "outcome.json", told.decode() + "\n")
     lines = [msgspec.json.encode({"at_ms": at_ms, "what": what}) for at_ms, what in timeline]
-    (directory / "timeline.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+    write(directory / "timeline.jsonl", "".join(line.decode() + "\n" for line in lines))
     click.echo(f"kept in {directory}: run.toml, outcome.json, timeline.jsonl")
 
 
@@ -411,18 +410,27 @@ class _Bar:
 
     def step(self, failed: int) -> None:
         """One more is done."""
-        self._done += 1
+        self.at(self._done + 1, f"  {failed} violations")
+
+    def at(self, done: int, note: str = "") -> None:
+        """So many are done."""
+        self._done = done
         if not self._shown:
             return
         filled = _BAR * self._done // max(1, self._total)
         rate = (self._done - self._first) / max(0.001, time.perf_counter() - self._started)
-        left_s = (self._total - self._done) / rate
+        left_s = (self._total - self._done) / max(0.001, rate)
         click.echo(
             f"\r[{'#' * filled}{'.' * (_BAR - filled)}] {self._done}/{self._total}"
-            f"  {rate:.2f} runs/s  {left_s:.0f} s left  {failed} violations ",
+            f"  {rate:.2f} runs/s  {left_s:.0f} s left{note} ",
             nl=False,
             err=True,
         )
+
+    def clear(self) -> None:
+        """Make room for a line."""
+        if self._shown:
+            click.echo("\r\x1b[K", nl=False, err=True)
 
     def end(self) -> None:
         """Leave the line."""

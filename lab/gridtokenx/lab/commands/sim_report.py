@@ -58,7 +58,7 @@ def save_run(path: Path, told: Told) -> None:
     save(path, lambda where: where.write_text(run_page(told), encoding="utf-8"))
 
 
-def save(path: Path, write: Callable[[Path], object]) -> None:
+def save(path: Path, make: Callable[[Path], object], *, say: bool = True) -> None:
     """Write a file and say so.
 
     Raises:
@@ -66,10 +66,20 @@ def save(path: Path, write: Callable[[Path], object]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path)
+        make(path)
     except OSError as error:
         raise LocalFault(f"{path}: cannot be written: {error.strerror or error}") from None
-    click.echo(f"written: {path}")
+    if say:
+        click.echo(f"written: {path}")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file, without a word.
+
+    Raises:
+        LocalFault: it cannot be written.
+    """
+    save(path, lambda where: where.write_text(text, encoding="utf-8"), say=False)
 
 
 def _read(path: Path) -> Swept:

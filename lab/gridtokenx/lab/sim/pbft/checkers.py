@@ -37,6 +37,7 @@ from gridtokenx.lab.sim.world import SimulatedNode
 from gridtokenx.ledger.records import final_height, load_finality
 from gridtokenx.ledger.runtime import ExecutedBlock, InvalidBlock, Ledger
 from gridtokenx.pbft.membership import validators_of
+from gridtokenx.pbft.messages import set_of
 
 _KEPT_PROOFS: Final = 256
 
@@ -113,6 +114,12 @@ class Checkers:
     def emitted(self, index: int, message: Wire) -> None:
         """An honest replica sends a message."""
         self._check_view(index, message)
+        of_set = set_of(message)
+        if of_set is not None and of_set not in self.sets:
+            raise Violation(
+                "durability",
+                f"replica {index} speaks in set {of_set}, which no committed block announces",
+            )
         vote = vote_in(message, self.sets)
         if vote is None:
             return

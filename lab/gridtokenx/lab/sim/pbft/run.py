@@ -49,6 +49,8 @@ from gridtokenx.pbft.rotation import PERIOD_VIEWS, primary_of
 _SENT_TO: Final = 2
 """Clients hand a transaction to so many replicas, as agents do."""
 _RETRIES: Final = 32
+_MOST_STEPS: Final = 20_000
+"""Steps of all machines at one moment; the largest chain takes some hundreds."""
 _GOVERN_MS: Final = 1_500
 """How often operators look at the chain."""
 
@@ -119,6 +121,7 @@ class PbftRun:
         self._at = (0, 0)
         self._views = 0
         self._healed_ms = -1
+        self._moment, self._steps = START_MS, 0
         self._block_points: list[BlockPoint] = []
         self._view_points: list[ViewPoint] = []
         self._sent = 0
@@ -288,6 +291,7 @@ class PbftRun:
 
     def _on_stepped(self, node: SimulatedNode) -> None:
         index = self._index[node.id]
+        self._check_pace(index)
         if index in self.byzantine:
             return
         replica = replica_in(node)
@@ -301,6 +305,14 @@ class PbftRun:
             self._note_view(*at)
         elif self.injector.watches:
             self.injector.observe()
+
+    def _check_pace(self, index: int) -> None:
+        """Time must pass: a machine that sets timers to now for ever stops the world."""
+        if self.world.now != self._moment:
+            self._moment, self._steps = self.world.now, 0
+        self._steps += 1
+        if self._steps > _MOST_STEPS:
+            raise Violation("survival", f"replica {index} spins: {_MOST_STEPS} steps in no time")
 
     def _note_block(self, executed: ExecutedBlock, latencies_ms: list[int]) -> None:
         point = BlockPoint(
