@@ -91,6 +91,10 @@ class Observer:
         self.view = 0
         self.leader = 0
         self.longest_pause_s = 0.0
+        self.blocks: Final[list[tuple[int, float]]] = []
+        """Heights, and when a quorum had acknowledged each."""
+        self.views: Final[list[tuple[int, float]]] = []
+        """Views, and when an honest replica was first in each."""
         self.on_changed: Callable[[], None] = lambda: None
         self._timing: Final = timing
         self._blocks: Final = blocks
@@ -119,6 +123,7 @@ class Observer:
         self.heights[index] = max(self.heights[index], seen.height)
         if seen.view > self.view and index not in self.byzantine:
             self.view, self.leader = seen.view, seen.leader
+            self.views.append((self.view, time.monotonic()))
             self._note(f"view {self.view}, replica {self.leader} leads")
         self._look()
 
@@ -135,6 +140,7 @@ class Observer:
         now_s = time.monotonic()
         height = sorted(self.heights, reverse=True)[self._needed - 1]
         if height > self._quorum_height:
+            self.blocks.extend((new, now_s) for new in range(self._quorum_height + 1, height + 1))
             self._quorum_height = height
             if self._quorum_at_s is not None:
                 self.longest_pause_s = max(self.longest_pause_s, now_s - self._quorum_at_s)

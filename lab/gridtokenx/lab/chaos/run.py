@@ -40,6 +40,7 @@ from gridtokenx.lab.chaos.observe import Observer
 from gridtokenx.lab.chaos.outcome import Finding, Outcome, percentile
 from gridtokenx.lab.chaos.wire import Ask, Seen, Told
 from gridtokenx.lab.sim.execute import commit
+from gridtokenx.lab.sim.history import Band, BlockPoint, History, ViewPoint
 from gridtokenx.lab.testnet.processes import Processes, last_lines, proportional_memory_kib
 
 CONTROL: Final = "control"
@@ -110,6 +111,7 @@ class Run:
         self._memory_kib: dict[int, int] = {}
         """Of each process when the schedule began, by its id."""
         self._growth_kib = 0
+        self._healed_ms = -1
 
     # -- the run -----------------------------------------------------------------------------------
 
@@ -202,6 +204,7 @@ class Run:
             alarm.cancel()
         self._armed.clear()
         self._injector.heal()
+        self._healed_ms = round((time.monotonic() - self._zero_s) * 1_000)
         self.note("healed")
         grown = [
             proportional_memory_kib(pid) - self._memory_kib[pid]
@@ -368,6 +371,47 @@ class Run:
             load_average=round(self._load_average, 1),
         )
 
+    def history(self) -> History:
+        """What happened, to be drawn."""
+        observer, zero_s = self._observer, self._zero_s
+        latencies: dict[int, list[int]] = {}
+        for done in self._load.acknowledged:
+            latencies.setdefault(done.height, []).append(done.latency_ms)
+        since = [(height, at_s) for height, at_s in observer.blocks if at_s >= zero_s]
+        return History(
+            bands=tuple(
+                Band(
+                    number=each.number,
+                    kind=each.kind,
+                    about=each.what,
+                    starts_ms=each.began_ms,
+                    ends_ms=each.ended_ms,
+                )
+                for each in observer.outcomes(zero_s)
+            ),
+            blocks=tuple(
+                BlockPoint(
+                    at_ms=round((at_s - zero_s) * 1_000),
+                    height=height,
+                    transactions=len(latencies.get(height, ())),
+                    latency_ms=percentile(latencies.get(height, []), 50),
+                )
+                for height, at_s in since
+            ),
+            views=tuple(
+                ViewPoint(
+                    at_ms=round((at_s - zero_s) * 1_000),
+                    set_id=0,
+                    view=view,
+                    members=tuple(range(observer.replicas)),
+                )
+                for view, at_s in observer.views
+                if at_s >= zero_s
+            ),
+            healed_ms=self._healed_ms,
+            ended_ms=round(self._lasted_s * 1_000),
+        )
+
     def _voided(self, traitors: int) -> tuple[str, ...]:
         replicas = self._manifest.chain.replicas
         tolerated = max_faulty(replicas)
@@ -376,7 +420,7 @@ class Run:
         return (f"safety, liveness: {traitors} Byzantine of {replicas}, {tolerated} tolerated",)
 
 
-def execute(manifest: Manifest, home: Path, note: Note) -> Outcome:
+def execute(manifest: Manifest, home: Path, note: Note) -> tuple[Outcome, History]:
     """Run a resolved manifest and judge it.
 
     Args:
@@ -396,7 +440,7 @@ def execute(manifest: Manifest, home: Path, note: Note) -> Outcome:
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         run = runner.run(go())
     run.note("judging what the disks hold")
-    return run.judge()
+    return run.judge(), run.history()
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

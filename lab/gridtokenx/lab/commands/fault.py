@@ -15,6 +15,7 @@ from gridtokenx.host.process import serve
 from gridtokenx.lab.chaos import control
 from gridtokenx.lab.chaos.manifest import KINDS, Manifest, dump, load, parse, resolve
 from gridtokenx.lab.chaos.outcome import FaultOutcome, Outcome
+from gridtokenx.lab.chaos.page import page
 from gridtokenx.lab.chaos.replica import LabReplicaSettings, run_lab_replica
 from gridtokenx.lab.chaos.run import CONTROL, encode, execute
 from gridtokenx.lab.chaos.wire import Ask
@@ -56,8 +57,8 @@ def run(
     Prints seed, commit and everything that was drawn before it starts, then the timeline, then a line
     for each fault, then the verdict; exit code 1 if a promise was broken. Without MANIFEST four replicas
     run until Ctrl-C, for faults that you add by hand (`gtx fault add`). Ctrl-C ends any run early and
-    judges what there is; nothing is left running. With --out it keeps run.toml, outcome.json and
-    timeline.jsonl.
+    judges what there is; nothing is left running. With --out it keeps run.toml, outcome.json,
+    timeline.jsonl and report.html.
     """
     manifest = OPEN_END if manifest_path is None else load(manifest_path)
     resolved = resolve(manifest, seed)
@@ -73,9 +74,10 @@ def run(
 
     directory = home or Path(tempfile.mkdtemp(prefix="gtx-fault-home-"))
     try:
-        outcome = execute(resolved, directory, note)
+        outcome, history = execute(resolved, directory, note)
         if out is not None:
             _keep(out, resolved, outcome, timeline)
+            (out / "report.html").write_text(page(resolved, outcome, history), encoding="utf-8")
     finally:
         if home is None:
             shutil.rmtree(directory, ignore_errors=True)
@@ -213,4 +215,4 @@ def _keep(
     (directory / "outcome.json").write_bytes(encode(outcome))
     lines = [msgspec.json.encode({"at_ms": at_ms, "what": what}) for at_ms, what in timeline]
     (directory / "timeline.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
-    click.echo(f"kept in {directory}: run.toml, outcome.json, timeline.jsonl")
+    click.echo(f"kept in {directory}: run.toml, outcome.json, timeline.jsonl, report.html")

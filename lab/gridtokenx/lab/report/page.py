@@ -49,13 +49,13 @@ def run_page(told: Told) -> str:
     """One run."""
     outcome = told.outcome
     parts = [
-        _header(f"{outcome.name}, seed {outcome.seed}", told.manifest.about),
-        _tiles(_run_tiles(outcome)),
+        header(f"{outcome.name}, seed {outcome.seed}", told.manifest.about),
+        tiles(_run_tiles(outcome)),
         *_findings(outcome),
         *_run_body(told),
-        _footer(f"commit {outcome.commit}, trace {outcome.trace}"),
+        footer(f"commit {outcome.commit}, trace {outcome.trace}"),
     ]
-    return _document(f"{outcome.name}, seed {outcome.seed}", parts)
+    return document(f"{outcome.name}, seed {outcome.seed}", parts)
 
 
 def sweep_page(records: Sequence[Swept], told: Told | None, why: str) -> str:
@@ -69,11 +69,11 @@ def sweep_page(records: Sequence[Swept], told: Told | None, why: str) -> str:
     outcomes = [outcome for record in records for outcome in record.outcomes]
     names = " against ".join(record.name for record in records)
     parts = [
-        _header(names, _about(records)),
-        _tiles(_sweep_tiles(outcomes)),
+        header(names, _about(records)),
+        tiles(_sweep_tiles(outcomes)),
         "<h2>What was promised, and what happened</h2>",
         f'<div class="pair"><div class="card">{verdicts(outcomes)}</div>',
-        f'<div class="card">{_table(*_record_rows(records))}</div></div>',
+        f'<div class="card">{table(*_record_rows(records))}</div></div>',
         *_failures(outcomes),
         "<h2>Distributions</h2>",
         f'<div class="pair">{"".join(_distributions(records))}</div>',
@@ -83,24 +83,29 @@ def sweep_page(records: Sequence[Swept], told: Told | None, why: str) -> str:
         parts += [f"<h2>{escape(why)}: {escape(where)}</h2>", *_findings(told.outcome)]
         parts += _run_body(told)
     commits = ", ".join(dict.fromkeys(record.head.commit for record in records))
-    parts.append(_footer(f"commit {commits}"))
-    return _document(names, parts)
+    parts.append(footer(f"commit {commits}"))
+    return document(names, parts)
 
 
 # -- one run ---------------------------------------------------------------------------------------
 
 
-def _run_body(told: Told) -> list[str]:
-    drawing = Timeline(told.history, told.outcome).draw()
-    shown = {band.kind for band in told.history.bands}
+def timeline(drawing: Timeline) -> list[str]:
+    """One run over its time, with a key to the colours of its faults."""
     keys = "".join(
         f'<span><i style="background: var(--{family})"></i>{escape(_LEGEND[family])}</span>'
         for family, kinds in FAMILIES.items()
-        if shown & set(kinds)
+        if drawing.kinds & set(kinds)
     )
+    card = f'<div class="card"><p class="legend">{keys}</p>{drawing.draw()}</div>'
+    return ["<h2>Timeline</h2>", card]
+
+
+def _run_body(told: Told) -> list[str]:
+    finding = told.outcome.finding
+    broken = None if finding is None else (finding.at_ms, finding.checker)
     return [
-        "<h2>Timeline</h2>",
-        f'<div class="card"><p class="legend">{keys}</p>{drawing}</div>',
+        *timeline(Timeline(told.history, told.outcome.name, broken)),
         "<h2>Everything that was drawn</h2>",
         (
             '<div class="card"><details><summary>The resolved manifest: <code>gtx sim replay</code>'
@@ -183,8 +188,8 @@ def _failures(outcomes: Sequence[Outcome]) -> list[str]:
         assert outcome.finding is not None, "a failed run has a finding"
         found = outcome.finding
         rows.append([str(outcome.seed), found.checker, f"{found.at_ms / 1000:.3f} s", found.detail])
-    table = _table(["seed", "promise", "at", "what happened"], rows)
-    return ["<h2>Violations</h2>", f'<div class="card">{table}</div>']
+    listed = table(["seed", "promise", "at", "what happened"], rows)
+    return ["<h2>Violations</h2>", f'<div class="card">{listed}</div>']
 
 
 def _distributions(records: Sequence[Swept]) -> Iterable[str]:
@@ -220,19 +225,23 @@ def _verdict_class(outcome: Outcome) -> str:
     return {"ok": "good", "violation": "bad"}.get(outcome.verdict, "warn")
 
 
-def _header(title: str, about: str) -> str:
+def header(title: str, about: str) -> str:
+    """What a page is about."""
     return f"<header><h1>{escape(title)}</h1><p>{escape(about)}</p></header>"
 
 
-def _tiles(tiles: Sequence[tuple[str, str, str]]) -> str:
+def tiles(numbers: Sequence[tuple[str, str, str]]) -> str:
+    """Numbers that come first: kind (good, bad, warn), value, name."""
     inside = "".join(
         f'<div class="tile {kind}"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
-        for kind, value, name in tiles
+        for kind, value, name in numbers
     )
     return f'<section class="tiles">{inside}</section>'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of plain text."""
+
     def cells(row: Sequence[str], tag: str) -> str:
         return "".join(f"<{tag}>{escape(each)}</{tag}>" for each in row)
 
@@ -240,11 +249,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _footer(text: str) -> str:
-    return f"<footer>gtx sim, {escape(text)}</footer>"
+def footer(text: str, tool: str = "gtx sim") -> str:
+    """What made the page, and of what."""
+    return f"<footer>{escape(tool)}, {escape(text)}</footer>"
 
 
-def _document(title: str, parts: Iterable[str]) -> str:
+def document(title: str, parts: Iterable[str]) -> str:
+    """The whole page."""
     inside = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -8,7 +8,6 @@ from typing import Final
 
 from gridtokenx.lab.report.svg import Point, box, dot, drawing, path, rule, seconds, text, ticks
 from gridtokenx.lab.sim.history import Band, BlockPoint, History
-from gridtokenx.lab.sim.outcome import Outcome
 
 WIDTH: Final = 1120.0
 _LEFT: Final = 176.0
@@ -38,12 +37,24 @@ class Timeline:
 
     Args:
         history: what happened.
-        outcome: how it ended.
+        name: of the run.
+        broken: when a promise broke, and which; None: none did.
+        axis: what the time is counted in.
     """
 
-    def __init__(self, history: History, outcome: Outcome) -> None:
+    def __init__(
+        self,
+        history: History,
+        name: str,
+        broken: tuple[int, str] | None = None,
+        axis: str = "virtual seconds",
+    ) -> None:
         self._history = history
-        self._outcome = outcome
+        self._name = name
+        self._broken = broken
+        self._axis_name = axis
+        self.kinds = frozenset(band.kind for band in history.bands)
+        """Of the faults that are shown."""
         self._end_ms = max(1, history.ended_ms)
         self._bands = list(history.bands)[:_MOST_LANES]
         self._y = _TOP
@@ -60,7 +71,7 @@ class Timeline:
         bottom = self._y
         parts = [*self._axis(bottom), *self._shades(bottom), *lanes, *charts]
         parts += self._moments(bottom)
-        return drawing(WIDTH, bottom + 34, parts, f"timeline of {self._outcome.name}")
+        return drawing(WIDTH, bottom + 34, parts, f"timeline of {self._name}")
 
     def _x(self, at_ms: float) -> float:
         return _LEFT + (WIDTH - _LEFT - _RIGHT) * min(at_ms, self._end_ms) / self._end_ms
@@ -181,15 +192,15 @@ class Timeline:
             x = self._x(value * 1000)
             yield rule(x, _TOP - 6, x, bottom)
             yield text(x, bottom + 16, f"{value:g}", "small", "middle")
-        yield text(WIDTH - _RIGHT, bottom + 30, "virtual seconds", "small", "end")
+        yield text(WIDTH - _RIGHT, bottom + 30, self._axis_name, "small", "end")
 
     def _moments(self, bottom: float) -> Iterator[str]:
         """Where everything is healed, and where a promise broke."""
         if self._history.healed_ms >= 0:
             yield from self._moment(self._history.healed_ms, bottom, "healed", "healed")
-        finding = self._outcome.finding
-        if finding is not None:
-            yield from self._moment(finding.at_ms, bottom, "broken", finding.checker)
+        if self._broken is not None:
+            at_ms, checker = self._broken
+            yield from self._moment(at_ms, bottom, "broken", checker)
 
     def _moment(self, at_ms: int, bottom: float, kind: str, name: str) -> Iterator[str]:
         x = self._x(at_ms)
