@@ -31,6 +31,8 @@ from gridtokenx.ledger.tokens import Allocation, Tokens, Transfer
 from gridtokenx.ledger.transactions import Transaction, sign_transaction
 from gridtokenx.pbft.messages import (
     Ballot,
+    Body,
+    CertifiedBlocks,
     Commit,
     NewView,
     Prepare,
@@ -268,6 +270,14 @@ class Silent(Wrapper):
 
     def change(self, effect: Effect) -> list[Effect]:
         return [] if isinstance(effect, Send | Broadcast) else [effect]
+
+
+class Hoarder(Wrapper):
+    """Gathers everybody's commits and gives none, nor any block: it alone can prove what is decided."""
+
+    def change(self, effect: Effect) -> list[Effect]:
+        message = getattr(effect, "message", None)
+        return [] if isinstance(message, Commit | Body | CertifiedBlocks) else [effect]
 
 
 class Censor(Wrapper):

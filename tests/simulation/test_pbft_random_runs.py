@@ -11,6 +11,7 @@ from tests.simulation.pbft_cluster import (
     Censor,
     Cluster,
     Equivocator,
+    Hoarder,
     Shouter,
     Silent,
     ledger,
@@ -43,7 +44,9 @@ class FixedSet(Life[Cluster]):
             seed,
             timing=self.timing(),
             profile=self.profile(),
-            wrap={i: draw.choice([Equivocator, Silent, Shouter, Censor]) for i in traitors},
+            wrap={
+                i: draw.choice([Equivocator, Silent, Shouter, Censor, Hoarder]) for i in traitors
+            },
             rotation_blocks=self.rotation(),
         )
 

@@ -15,6 +15,7 @@ from tests.simulation.pbft_cluster import (
     Censor,
     Cluster,
     Equivocator,
+    Hoarder,
     Silent,
     Wrapper,
     dropping,
@@ -43,7 +44,6 @@ from gridtokenx.lab.sim.pbft.variants import (
 )
 from gridtokenx.ledger.records import load_block, load_finality
 from gridtokenx.pbft.messages import (
-    Body,
     CertifiedBlocks,
     Commit,
     NewView,
@@ -299,20 +299,12 @@ def test_ibft_1_liveness_and_eip_650_revised_locks_on_different_blocks_do_not_de
 # -- ours ------------------------------------------------------------------------------------------
 
 
-class KeepsItsProof(Wrapper):
-    """Gathers everybody's commits and gives none, nor any block; its view-changes come first."""
-
-    def change(self, effect: Effect) -> list[Effect]:
-        message = getattr(effect, "message", None)
-        return [] if isinstance(message, Commit | Body | CertifiedBlocks) else [effect]
-
-
 def a_traitor_alone_can_prove_what_is_committed(
     window: int, traitor: int, replica: type[Replica]
 ) -> None:
     """It proves the highest block in every view-change, so that nobody may propose below it."""
     timing = Timing(window=window, block_time_ms=200)
-    cluster = Cluster(4, wrap={traitor: KeepsItsProof}, replica=replica, timing=timing)
+    cluster = Cluster(4, wrap={traitor: Hoarder}, replica=replica, timing=timing)
     ids = cluster.ids
 
     def script(envelope: Envelope) -> Verdict | None:
