@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gridtokenx.core.codec import Wire, decode_own, encode
 from gridtokenx.core.state_tree import StateTree
 from gridtokenx.core.types import UInt63
 from gridtokenx.ledger.state import Log, Map, State, store_key
@@ -63,6 +64,42 @@ def test_logs_keep_order_and_do_not_mix(left, right) -> None:
     log.clear(state, "left")
     assert list(log.walk(state, "left")) == []
     assert list(log.walk(state, "right")) == right
+    assert log.drain(state, "right") == right
+    assert list(log.walk(state, "right")) == []
+    assert state.changes() == {}, "neither way leaves anything behind"
+
+
+class Pair(Wire, frozen=True):
+    left: UInt63
+    right: tuple[UInt63, ...]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["put", "delete", "save", "back", "foreign"]), st.integers(0, 3))
+    )
+)
+def test_what_a_map_remembers_is_what_the_bytes_say(script: list[tuple[str, int]]) -> None:
+    """Values come from memory as long as the key has the bytes that they were made of."""
+    pairs = Map("test.pair", Pair)
+    tree = StateTree.empty().update({pairs.key(n): encode(Pair(n, (n,))) for n in range(3)})
+    state, saved = State(tree, {pairs.key(0): encode(Pair(0, (0,)))}), []
+    for number, (word, at) in enumerate(script):
+        key = pairs.key(at)
+        if word == "put":
+            pairs.put(state, Pair(number, (at,)), at)
+        elif word == "delete":
+            pairs.delete(state, at)
+        elif word == "foreign":
+            state.put(key, encode(Pair(number, ())))
+        elif word == "save":
+            saved.append(state.savepoint())
+        elif saved:
+            state.rollback(saved.pop())
+        raw = state.get(key)
+        assert pairs.get(state, at) == (None if raw is None else decode_own(raw, Pair))
+    written = tree.update(state.changes())
+    assert all(state.get(pairs.key(n)) == written.get(pairs.key(n)) for n in range(4))
 
 
 def test_a_map_forgets_and_defaults() -> None:

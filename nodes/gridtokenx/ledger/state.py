@@ -292,6 +292,19 @@ class Log(Generic[T]):
             self._items.delete(state, *parts, index)
         self._lengths.delete(state, *parts)
 
+    def drain(self, state: State, *parts: KeyPart) -> list[T]:
+        """All entries of one list in order, which is empty then."""
+        # A key of several parts is the joined keys of its parts.
+        start, drained = self._items.key(*parts), list[T]()
+        for index in range(self.length(state, *parts)):
+            key = start + store_key(index)
+            value = self._items.get_at(state, key)
+            if value is not None:
+                drained.append(value)
+                state.put(key, None)
+        self._lengths.delete(state, *parts)
+        return drained
+
     def length_key(self, *parts: KeyPart) -> bytes:
         """The state key of the length, for proofs."""
         return self._lengths.key(*parts)

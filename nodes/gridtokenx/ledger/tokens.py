@@ -154,6 +154,8 @@ class Tokens(Module):
 
     @staticmethod
     def _take(store: Map[int], state: State, amount: int, *key: bytes | str) -> None:
+        if amount == 0:
+            return
         at = store.key(*key)
         held = store.get_at(state, at) or 0
         if not 0 <= amount <= held:

@@ -513,13 +513,13 @@ class Market(Module):
 
     def _take_book(self, ctx: Context, zone: int, interval: int) -> list[Order]:
         """Empty a product: its open orders, of which nothing remains in state."""
-        accounts = list(self._accounts.walk(ctx.state, zone, interval))
-        desks = [self.desks.read(ctx.state, (), account, zone, interval) for account in accounts]
-        for account in accounts:
-            self.desks.delete(ctx.state, account, zone, interval)
-        self._accounts.clear(ctx.state, zone, interval)
+        orders: list[Order] = []
+        for account in self._accounts.drain(ctx.state, zone, interval):
+            at = self.desks.key(account, zone, interval)
+            orders += self.desks.get_at(ctx.state, at) or ()
+            self.desks.delete_at(ctx.state, at)
         self.books.delete(ctx.state, zone, interval)
-        return sorted((order for desk in desks for order in desk), key=lambda o: o.order_id)
+        return sorted(orders, key=lambda order: order.order_id)
 
     def _release(self, state: State, account: bytes, amount_uwatt: int) -> None:
         if amount_uwatt:

@@ -19,6 +19,7 @@ the default fund, then borne pro rata by those who receive for contracts in the 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Annotated, Final
 
 from msgspec import Meta
@@ -340,10 +341,11 @@ class Settlement(Module):
         """Contracts and imbalance of everyone with a position or a meter."""
         interval, positions = draft.interval, draft.book(state, self._positions, draft.interval)
         net_wh = _by_holder(metered)
+        prices_in = cache(lambda zone: self._market.prices(state, zone, interval))
         for holder in sorted(positions.keys() | net_wh.keys()):
             zone, account = holder.zone, holder.account
             position = positions.get(holder, NO_POSITION)
-            prices = self._market.prices(state, zone, interval)
+            prices = prices_in(zone)
             actual_wh = net_wh.get(holder, 0) if draft.is_metered else position.net_wh
             difference = imbalance(actual_wh, position.net_wh)
             draft.batch.add(account, contract_lines(interval, zone, position, prices))
@@ -524,11 +526,12 @@ class Settlement(Module):
         state = ctx.state
         missing = debit_uwatt - self._take_balance(state, account, debit_uwatt)
         missing -= self._take_margins(state, draft, account, missing)
+        if not missing:
+            return 0, 0
         bond = min(missing, self._tokens.locked(state, WATT_DENOM, account, BOND))
         self._tokens.seize(state, WATT_DENOM, account, BOND, CLEARING, bond)
         missing -= bond
-        if missing or bond:
-            self._participants.suspend_for(ctx, account, "default")
+        self._participants.suspend_for(ctx, account, "default")
         to_utility = min(missing, draft.batch.owed_to_utility(account))
         for_contracts = missing - to_utility
         for_contracts -= self._take_balance(state, DEFAULT_FUND, for_contracts)
@@ -543,6 +546,8 @@ class Settlement(Module):
         return missing
 
     def _take_balance(self, state: State, account: bytes, wanted: int) -> int:
+        if not wanted:
+            return 0
         amount = min(wanted, self._tokens.balance(state, WATT_DENOM, account))
         self._tokens.move(state, WATT_DENOM, account, CLEARING, amount)
         return amount
