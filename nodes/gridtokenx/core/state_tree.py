@@ -224,14 +224,6 @@ class StateTree:
         """The tree that holds nothing."""
         return cls()
 
-    @classmethod
-    def of(cls, items: Iterable[tuple[bytes, bytes]]) -> "StateTree":
-        """The tree that holds these pairs, of different keys; a part of them in memory at a time."""
-        tree, pairs = cls(), iter(items)
-        while batch := dict(itertools.islice(pairs, _LOAD)):
-            tree = tree.update(batch)
-        return tree
-
     def __len__(self) -> int:
         return self._count
 
@@ -346,8 +338,6 @@ class StateTree:
 
 _LENGTH: Final = 2
 """Bytes of a leaf before its key."""
-_LOAD: Final = 8_192
-"""Keys of a stored state that are added at once."""
 
 
 def _head(key: bytes) -> bytes:
