@@ -34,6 +34,7 @@ OTHER_VARIABLES: Final = frozenset(
         "GTX_BUNDLE",
         "GTX_CLOCK",
         "GTX_CONFIG",
+        "GTX_COUNT_CPU",
         "GTX_CRASH_AT",
         "GTX_EXPORT_PASSWORD",
         "GTX_HOME",

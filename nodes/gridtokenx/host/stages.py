@@ -1,7 +1,7 @@
 """Where a node's processor time goes, by stage; only where somebody asks for it.
 
 Law of the file: **a nanosecond is counted once, and nothing at all is done without the variable.**
-With ``GTX_STAGES=1`` the methods below are wrapped when the process starts; each call reads the
+With ``GTX_COUNT_CPU=1`` the methods below are wrapped when the process starts; each call reads the
 thread's clock twice (about a microsecond in all), and a stage stands still while another one runs
 inside it. What the event loop's thread spends outside of all of them is the loop itself, which with
 uvloop contains TLS and the sockets; what other threads spend is the store's writer.
@@ -26,7 +26,7 @@ from gridtokenx.ledger.runtime import Ledger
 from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.requests import Requests
 
-VARIABLE: Final = "GTX_STAGES"
+VARIABLE: Final = "GTX_COUNT_CPU"
 LOOP: Final = "tls"
 WRITER: Final = "disk thread"
 
@@ -132,4 +132,4 @@ def count_stages(metrics: Metrics) -> None:
     stages.watch_collector()
     for name in stages.names():
         metrics.gauge("stage_seconds", functools.partial(stages.seconds, name), stage=name)
-    metrics.describe("stage_seconds", "Processor time by stage (only with GTX_STAGES=1).")
+    metrics.describe("stage_seconds", "Processor time by stage (only with GTX_COUNT_CPU=1).")
