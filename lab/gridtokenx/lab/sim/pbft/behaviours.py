@@ -313,9 +313,25 @@ class BogusNewView(Trick):
         match saying.message:
             case NewView(body) if self.conspiracy.leads(puppet.index, body.set_id, body.view):
                 bogus = self.draw.choice((self._forgets, self._biased, self._own))(puppet, body)
-                return [Saying(saying.to, self.conspiracy.new_view(puppet.index, bogus))]
+                opened = Saying(saying.to, self.conspiracy.new_view(puppet.index, bogus))
+                forgotten = body.proposals[:1] if not bogus.proposals else ()
+                rivals = [self._rival(puppet.index, each.ballot) for each in forgotten]
+                return [opened, *(Saying(saying.to, said) for pair in rivals for said in pair)]
             case _:
                 return [saying]
+
+    def _rival(self, index: int, ballot: Ballot) -> tuple[Wire, ...]:
+        """In the place of a block that should be proposed again, one of its own, and a vote for it."""
+        conspiracy = self.conspiracy
+        block = conspiracy.proposed(ballot.block_hash)
+        rival = block and conspiracy.rebuild(block, ballot.view, 1, empty=self.draw.random() < 0.5)
+        if not rival:
+            return ()
+        vote = CommitVote(
+            set_id=ballot.set_id, view=ballot.view, height=rival.height, block_hash=rival.hash
+        )
+        proposal = conspiracy.pre_prepare(index, ballot.view, rival)
+        return proposal, conspiracy.commit(index, vote)
 
     def _forgets(self, _puppet: Puppet, body: NewViewBody) -> NewViewBody:
         """What should be proposed again is not."""

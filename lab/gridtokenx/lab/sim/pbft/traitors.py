@@ -130,6 +130,11 @@ class Conspiracy:
         if isinstance(message, PrePrepare):
             self.hashes.append(message.block.hash)
 
+    def proposed(self, hash_: bytes) -> Block | None:
+        """A block that was proposed lately, as a traitor heard it."""
+        heard = (message.block for message in self.heard if isinstance(message, PrePrepare))
+        return next((block for block in heard if block.hash == hash_), None)
+
     # -- seats -----------------------------------------------------------------------------------
 
     def seat(self, index: int, set_id: int) -> int | None:

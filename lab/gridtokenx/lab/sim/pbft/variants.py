@@ -25,9 +25,8 @@ from gridtokenx.finality.certificates import CommitCertificate, IndexedSignature
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.ledger.blocks import Block
 from gridtokenx.ledger.runtime import ExecutedBlock, InvalidBlock, Proposal
-from gridtokenx.pbft.base import SILENCE
 from gridtokenx.pbft.log import Slot
-from gridtokenx.pbft.messages import NewView, PreparedCertificate, PrePrepare, ViewChange
+from gridtokenx.pbft.messages import NewView, PreparedCertificate, ViewChange
 from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.requests import Application
 from gridtokenx.pbft.terms import Term
@@ -120,16 +119,6 @@ class NoRequestTimer(Replica):
 
     def _on_request_timer(self, turn: Turn) -> None:
         """Nobody waits for anything."""
-
-
-class ContentWithProposals(Replica):
-    """A proposal ends its patience, decided or not (sawtooth #68 and #87: the lost commit timer)."""
-
-    def _accept_fresh(
-        self, turn: Turn, slot: Slot, message: PrePrepare, parent: ExecutedBlock
-    ) -> None:
-        super()._accept_fresh(turn, slot, message, parent)
-        self._cancel_timer(turn, SILENCE)
 
 
 class NeverCatchesUp(Replica):
@@ -239,7 +228,6 @@ VARIANTS: Final = {
         _variant("never-catches-up", NeverCatchesUp),
         _variant("no-silence-timer", NoSilenceTimer),
         _variant("no-request-timer", NoRequestTimer),
-        _variant("content-with-proposals", ContentWithProposals),
         _variant("says-it-once", SaysItOnce),
         _variant("no-patience", NoPatience),
     )

@@ -1,0 +1,166 @@
+"""`gtx sim report`: one page that needs nothing else, and files for programs."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from gridtokenx.lab import cli
+from gridtokenx.lab.report.svg import ticks
+from gridtokenx.lab.sim.manifest import parse
+from gridtokenx.lab.sim.outcome import Outcome
+from gridtokenx.lab.sim.sweep import Record, read_record
+
+CRASH = """
+name = "crash"
+about = "A leader <falls>."
+[workload]
+transactions_per_s = 2
+[safety]
+duration_ms = 6000
+[liveness]
+bound_ms = 20000
+blocks = 1
+[[fault]]
+kind = "crash"
+nodes = ["leader"]
+at_height = 2
+for_ms = 2000
+"""
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+def gtx(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["sim", *arguments])
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("record")
+    (home / "crash.toml").write_text(CRASH)
+    path = home / "crash.jsonl"
+    arguments = ("--seeds", "0..2", "--jobs", "1", "--record", str(path))
+    assert gtx("sweep", str(home / "crash.toml"), *arguments) == 0
+    return path
+
+
+class Page(HTMLParser):
+    """Checks that every tag is closed, and collects what is fetched from elsewhere."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Opened and closed at once."""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_a_page_needs_nothing_else_and_says_how_to_make_it_again(
+    record: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "deep" / "report.html"
+    assert gtx("report", str(record), "--out", str(out)) == 0
+    text = out.read_text()
+    assert Page(text).fetched == []
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert "A leader &lt;falls&gt;." in text
+    assert "The slowest recovery" in text
+    assert "crash leader" in text
+    assert "healed" in text
+    assert read_record(record)[0].commit in text
+
+
+def test_programs_read_the_same(record: Path, tmp_path: Path) -> None:
+    paths = {kind: tmp_path / f"runs.{kind}" for kind in ("json", "xml", "jsonl")}
+    files = ("--json", str(paths["json"]), "--junit", str(paths["xml"]))
+    table = ("--table", str(paths["jsonl"]), "--no-run", "--out", str(tmp_path / "page.html"))
+    assert gtx("report", str(record), *files, *table) == 0
+    (said,) = json.loads(paths["json"].read_text())
+    assert (said["summary"]["runs"], len(said["runs"])) == (3, 3)
+    assert parse(said["manifest"]).name == "crash"
+    suite = ET.fromstring(paths["xml"].read_text())[0]
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "0")
+    rows = [json.loads(line) for line in paths["jsonl"].read_text().splitlines()]
+    assert [row["seed"] for row in rows] == [0, 1, 2]
+    assert rows[0]["finding_checker"] == ""
+
+
+def test_one_run_is_drawn(tmp_path: Path) -> None:
+    manifest, out = tmp_path / "crash.toml", tmp_path / "one.html"
+    manifest.write_text(CRASH)
+    assert gtx("run", str(manifest), "--seed", "7", "--quiet", "--report", str(out)) == 0
+    text = out.read_text()
+    Page(text)
+    assert "crash, seed 7" in text
+    assert text.count("<svg") == 1
+
+
+def test_slips_are_one_line(
+    record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = {
+        ("--seed", "99"): "seed 99 is not in the record",
+        ("--table", str(tmp_path / "runs.csv")): "a table is named .parquet or .jsonl",
+        ("--out", "/proc/none/report.html"): "cannot be written",
+    }
+    for arguments, said in cases.items():
+        assert gtx("report", str(record), "--out", str(tmp_path / "x.html"), *arguments) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert len(error.splitlines()) == 1
+    assert gtx("report", str(tmp_path / "none.jsonl")) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_record_whole(record: Path, tmp_path: Path) -> None:
+    """`/dev/full` takes nothing: what was there stays, and the fault says how to go on."""
+    manifest = parse(CRASH)
+    kept = Record(tmp_path / "kept.jsonl", manifest)
+    outcomes = read_record(record)[1]
+    kept.add(outcomes[0])
+    before = (tmp_path / "kept.jsonl").read_bytes()
+    full = Record(tmp_path / "kept.jsonl", manifest)
+    (tmp_path / "kept.jsonl").rename(tmp_path / "moved.jsonl")
+    (tmp_path / "kept.jsonl").symlink_to("/dev/full")
+    with pytest.raises(Exception, match="the 1 runs before are kept"):
+        full.add(outcomes[1])
+    assert full.outcomes.keys() == {0}
+    assert (tmp_path / "moved.jsonl").read_bytes() == before
+
+
+def test_a_damaged_record_is_named(record: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.jsonl"
+    lines = record.read_bytes().split(b"\n")
+    damaged.write_bytes(b"\n".join([lines[0], b'{"seed": 1}', *lines[2:]]))
+    with pytest.raises(Exception, match="line 2: no outcome of a run"):
+        read_record(damaged)
+
+
+def test_ticks_are_round_and_reach() -> None:
+    for most in (0.07, 1, 1.6, 9, 10, 47, 1_234, 98_765):
+        found = ticks(most, 5)
+        assert found[0] == 0
+        assert 2 <= len(found) <= 6
+        assert most * 0.5 < found[-1] <= most * 1.000001
+
+
+def test_an_outcome_is_what_a_record_keeps(record: Path) -> None:
+    outcomes = read_record(record)[1]
+    assert all(isinstance(outcome, Outcome) for outcome in outcomes)
+    assert [outcome.seed for outcome in outcomes] == [0, 1, 2]
