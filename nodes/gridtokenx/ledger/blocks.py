@@ -4,13 +4,13 @@ The state root in a header is the root *after* the block, because proposals are 
 they are voted on: a certified header is at once a proof base for its own outcome.
 """
 
-from functools import cached_property
 from typing import Annotated, Final
 
 from msgspec import Meta
 
 from gridtokenx.core.codec import Wire, encode
 from gridtokenx.core.keys import sha256
+from gridtokenx.core.lazy import lazy
 from gridtokenx.core.merkle import merkle_root
 from gridtokenx.core.types import Blob, Hash32, Height, Index16, Millis, UInt63
 from gridtokenx.ledger.transactions import Transaction
@@ -48,7 +48,7 @@ class Header(Wire, frozen=True, dict=True):
     digest: Annotated[bytes, Meta(max_length=256)]
     """Consensus-specific: the public chain's slot claim; empty under PBFT."""
 
-    @cached_property
+    @lazy
     def hash(self) -> bytes:
         """The block's identity."""
         return sha256(b"header", encode(self))
@@ -60,7 +60,7 @@ class Block(Wire, frozen=True, dict=True):
     header: Header
     transactions: Annotated[tuple[Transaction, ...], Meta(max_length=MAX_BLOCK_TRANSACTIONS)]
 
-    @cached_property
+    @lazy
     def transaction_root(self) -> bytes:
         """The root of its transactions, which the header must carry."""
         return transaction_root(self.transactions)

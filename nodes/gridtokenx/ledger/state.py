@@ -152,40 +152,37 @@ class Map(Generic[T]):
     The methods that end in `_at` take a whole key (of `key`), for those who read and write one.
     """
 
-    __slots__ = ("_decode", "_is_small", "_key", "prefix")
+    __slots__ = ("_decode", "_is_small", "key", "prefix")
 
     def __init__(self, prefix: str, type_: type[T]) -> None:
         self.prefix: Final = prefix.encode() + b":"
         # A transaction comes back to the keys of its sender again and again, and all of them to a few.
-        self._key: Final = lru_cache(maxsize=_RECENT_KEYS)(self._make_key)
+        self.key: Final = lru_cache(maxsize=_RECENT_KEYS)(self._make_key)
+        """(*parts) -> the state key: what a proof of this value is about."""
         self._decode: Final = reader_of(type_)
         self._is_small: Final = type_ in (int, bytes, bool)
         """Decoding costs no more than looking for what was decoded."""
 
-    def key(self, *parts: KeyPart) -> bytes:
-        """The state key: what a proof of this value is about."""
-        return self._key(*parts)
-
     def get(self, state: State, *parts: KeyPart) -> T | None:
         """The value, or None."""
-        return self.get_at(state, self._key(*parts))
+        return self.get_at(state, self.key(*parts))
 
     def read(self, state: State, default: T, *parts: KeyPart) -> T:
         """The value, or `default`."""
-        value = self.get_at(state, self._key(*parts))
+        value = self.get_at(state, self.key(*parts))
         return default if value is None else value
 
     def has(self, state: State, *parts: KeyPart) -> bool:
         """Whether there is a value."""
-        return state.get(self._key(*parts)) is not None
+        return state.get(self.key(*parts)) is not None
 
     def put(self, state: State, value: T, *parts: KeyPart) -> None:
         """Set the value."""
-        self.put_at(state, value, self._key(*parts))
+        self.put_at(state, value, self.key(*parts))
 
     def delete(self, state: State, *parts: KeyPart) -> None:
         """Forget the value; nothing happens if there is none."""
-        self.delete_at(state, self._key(*parts))
+        self.delete_at(state, self.key(*parts))
 
     def get_at(self, state: State, key: bytes) -> T | None:
         """The value at a key, or None."""

@@ -6,7 +6,6 @@ signature) is first-class: the signature check is the dearest part of a transact
 """
 
 from collections.abc import Sequence
-from functools import cached_property
 from hashlib import sha256
 from typing import Annotated, Final
 
@@ -14,6 +13,7 @@ from msgspec import Meta
 
 from gridtokenx.core.codec import Wire, decode, encode
 from gridtokenx.core.keys import Domain, Signer, signed_bytes
+from gridtokenx.core.lazy import lazy
 from gridtokenx.core.machine import SignatureCheck
 from gridtokenx.core.types import (
     UINT63_MAX,
@@ -55,12 +55,12 @@ class Transaction(Wire, frozen=True, dict=True):
     signature: SignatureBytes
     """Ed25519 over the domain tag, the chain id and the encoded body."""
 
-    @cached_property
+    @lazy
     def id(self) -> bytes:
         """Hash of the body: signing again does not make another transaction."""
         return sha256(b"transaction" + self.encoded_body).digest()
 
-    @cached_property
+    @lazy
     def encoded(self) -> bytes:
         """The canonical bytes: a leaf of the block's transaction tree."""
         return encode(self)
