@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import random
+import resource
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
+from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab.chaos.links import Relays
 from gridtokenx.lab.faults import Bandwidth, Delay
 
@@ -189,3 +191,18 @@ async def test_bandwidth_takes_its_time() -> None:
         writer.write(bytes(30_000))
         await asyncio.wait_for(there.readexactly(30_000), QUICK_S)
         assert time.monotonic() - began >= 0.29
+
+
+async def test_too_few_open_files_are_told_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 600))
+    with pytest.raises(LocalFault, match=r"1772 open files are needed .* allows 600"):
+        await Relays(range(1, 22), random.Random(0)).start()
+    raised: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4_096))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
+    relays = Relays([1, 1], random.Random(0))
+    await relays.start()
+    await relays.close()
+    assert raised == [(518, 4_096)]

@@ -11,18 +11,23 @@ come about. What waits when the link heals goes on in order.
 
 import asyncio
 import random
+import resource
 import socket
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, cast
 
+from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab.faults import Bandwidth, Delay
 
 LOOPBACK: Final = "127.0.0.1"
 _HELD_BYTES: Final = 256 * 1024
 """So much waits in a relay; then the sender's own buffers fill, as TCP's window does."""
 _BACKLOG: Final = 16
+_FILES_PER_PAIR: Final = 3
+"""A listener, and two ends of a connection; both ends of a pair may dial."""
+_OTHER_FILES: Final = 512
 Pair = tuple[int, int]
 """(sender, receiver), by index."""
 
@@ -70,7 +75,12 @@ class Relays:
         self.connecting: Final[set[asyncio.Task[None]]] = set()
 
     async def start(self) -> Mapping[Pair, int]:
-        """Listen for every ordered pair; returns the ports by (dialer, listener)."""
+        """Listen for every ordered pair; returns the ports by (dialer, listener).
+
+        Raises:
+            LocalFault: the system allows too few open files.
+        """
+        _allow_files(_FILES_PER_PAIR * len(self.ways) + _OTHER_FILES)
         loop, ports = asyncio.get_running_loop(), dict[Pair, int]()
         for pair in self.ways:
             listener = socket.create_server((LOOPBACK, 0), backlog=_BACKLOG)
@@ -272,3 +282,15 @@ class _End(asyncio.Protocol):
         self._queue.clear()
         if self._transport is not None:
             self._transport.abort()
+
+
+def _allow_files(needed: int) -> None:
+    """Raise this process's limit of open files, as far as that needs no privilege."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise LocalFault(
+                f"{needed} open files are needed for the links of all pairs, the system allows {hard}:"
+                " raise the limit (ulimit -Hn), or take fewer replicas"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
