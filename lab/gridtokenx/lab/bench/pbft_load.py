@@ -34,7 +34,7 @@ from gridtokenx.host.follow_messages import MAX_SUBMITTED, Submit, Submitted
 from gridtokenx.host.logs import NullLogger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.settings import LinkSettings
-from gridtokenx.lab.bench.pbft_network import GRID_EPOCH_MS, LOADER, seed, signer
+from gridtokenx.lab.bench.pbft_network import GRID_EPOCH_MS, LOADER, buys, seed, signer
 from gridtokenx.ledger.tokens import Transfer
 from gridtokenx.ledger.transactions import Transaction, sign_transaction
 
@@ -123,16 +123,16 @@ def _transfer(signers: Sequence[Ed25519Signer], number: int) -> list[Wire]:
 
 
 def _orders(own: Ed25519Signer, nonce: int) -> list[Wire]:
-    """An account buys or sells for good, by its key: orders of both sides would be refused."""
-    buys = own.public_key[0] & 1
+    """Two price steps in each of the next half hours."""
+    buyer = buys(own.public_key)
     first = interval_at(GRID_EPOCH_MS) + 1
     return [
         PlaceOrder(
             client_order_id=nonce * ORDERS + product * ORDERS_PER_PRODUCT + step,
             zone=0,
             interval=first + product,
-            side=Side.BUY if buys else Side.SELL,
-            limit_uwatt_per_kwh=4_500_000 - 100_000 * step if buys else 2_500_000 + 100_000 * step,
+            side=Side.BUY if buyer else Side.SELL,
+            limit_uwatt_per_kwh=4_500_000 - 100_000 * step if buyer else 2_500_000 + 100_000 * step,
             energy_wh=100 + 10 * step,
         )
         for product in range(PRODUCTS)

@@ -10,7 +10,7 @@ import re
 import socket
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,11 @@ def seed(name: str, index: int = 0) -> bytes:
 def signer(name: str, index: int = 0) -> Ed25519Signer:
     """One of the benchmark's own keys."""
     return Ed25519Signer(seed(name, index))
+
+
+def buys(account: bytes) -> bool:
+    """Whether an account buys; the others sell: nobody may have open orders of both sides."""
+    return bool(account[0] & 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +201,7 @@ class PbftNetwork:
 
 def _genesis(shape: Shape, replicas: Sequence[Ed25519Signer]) -> ConsortiumGenesis:
     keys = [signer("account", index).public_key for index in range(shape.accounts)]
-    meters = [signer("meter", index).public_key for index in range(shape.accounts * shape.meters)]
-    devices = tuple(
-        Device(public_key=meter, owner=owner, zone=0, kind=DeviceKind.METER, rating_w=RATING_W)
-        for meter, owner in zip(meters, keys, strict=False)
-    )
+    devices = tuple(_devices(keys)) if shape.meters else ()
     made = ConsortiumGenesis(
         chain_id=bytes(32),
         validators=tuple(one.public_key for one in replicas),
@@ -219,6 +220,15 @@ def _genesis(shape: Shape, replicas: Sequence[Ed25519Signer]) -> ConsortiumGenes
         clients=(_stranger("oracle", ClientKind.PBFT),),
     )
     return structs.replace(made, chain_id=derive_chain_id(made))
+
+
+def _devices(accounts: Sequence[bytes]) -> Iterator[Device]:
+    """A meter for everyone, and panels for those who sell."""
+    for index, owner in enumerate(accounts):
+        kinds = (DeviceKind.METER,) if buys(owner) else (DeviceKind.METER, DeviceKind.SOLAR)
+        for kind in kinds:
+            key = signer(kind.name, index).public_key
+            yield Device(public_key=key, owner=owner, zone=0, kind=kind, rating_w=RATING_W)
 
 
 def _stranger(name: str, kind: ClientKind) -> ClientGenesis:
