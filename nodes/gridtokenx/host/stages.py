@@ -47,7 +47,7 @@ STAGES: Final[dict[str, tuple[tuple[type, tuple[str, ...]], ...]]] = {
     "disk": ((Store, ("submit", "_on_durable")),),
     "consensus": ((Replica, ("step", "verification")),),
     "messages": (
-        (Link, ("data_received", "_take_frame", "send_frame")),
+        (Link, ("data_received",)),
         (Driver, ("_take", "_show")),
     ),
     "clients": ((FollowService, ("_look_up", "_reply")),),
