@@ -189,6 +189,33 @@ def test_former_members_cannot_speak_for_what_follows_their_end() -> None:
     assert key(0) in victim._barred
 
 
+def test_former_members_cannot_lead_around_a_set_that_is_known() -> None:
+    """All of the first set sign another end of it, and so on up to a set that nobody knows yet."""
+    cluster = grown()
+    newcomer = cluster.chain.replica(cluster.world.nodes[key(7)].store, 7, TIMING)
+    whole, now = cluster.replica(3), cluster.world.now
+    first = next(iter(whole._handovers_from(0)))
+    lies, before = [], cluster.sets[0]
+    for set_id in range(1, 4):
+        following = ValidatorSet(set_id, cluster.sets[0].members)
+        fields = {**_fields(first.header), "height": 100 * set_id, "set_id": set_id - 1}
+        header = Header(**{**fields, "next_set_hash": following.hash})
+        lies.append(ProvenHandover(header, forged(header, before, range(4)), following))
+        before = following
+    newcomer._sync.claim(key(3), 10_000)
+    for handovers, fault in (((first,), None), (tuple(lies), "wrong-next-set")):
+        now += 5_000
+        newcomer._offers._awaited.add(key(3))
+        message = Snapshot(handovers, None)
+        assert all(
+            VERIFIER.verify(c.public_key, c.message, c.signature) for c in checks(newcomer, message)
+        )
+        effects = newcomer.step(now, Received(Verified(key(3), message)))
+        assert [e.reason for e in effects if hasattr(e, "reason")] == ([fault] if fault else [])
+        assert sorted(newcomer._terms) == [0, 1]
+        assert newcomer._terms[1].validators == cluster.sets[1]
+
+
 def test_a_chain_of_handovers_is_checked_link_by_link() -> None:
     cluster = grown()
     newcomer = cluster.chain.replica(cluster.world.nodes[key(7)].store, 7, TIMING)

@@ -153,6 +153,7 @@ class StateTransfer(CatchUp):
         if not self._offers.answered(sender):
             return
         try:
+            self._check_sets(message)
             for handover in message.handovers:
                 self._cross(turn, handover)
             if message.checkpoint is not None:
@@ -165,6 +166,19 @@ class StateTransfer(CatchUp):
         elif message.checkpoint is not None and self._is_better(message.checkpoint):
             self._begin(turn, message.checkpoint)
         self._fetch(turn)
+
+    def _check_sets(self, message: Snapshot) -> None:
+        """Whether the way goes through the sets that are known here, as far as they are.
+
+        A set that has ended may sign another end today: then another set follows in the answer.
+        """
+        for handover in message.handovers:
+            following = handover.next_set
+            known = self._terms.get(following.set_id)
+            if known is not None and known.validators != following:
+                raise MessageFault(
+                    "wrong-next-set", f"set {following.set_id} is known here, and another"
+                )
 
     def _cross(self, turn: Turn, handover: ProvenHandover) -> None:
         """Know the next set: its keys can be named from now on."""
