@@ -17,6 +17,7 @@ from gridtokenx.core.errors import GridTokenXError, RemoteFault
 from gridtokenx.core.keys import Ed25519Verifier, Verifier
 from gridtokenx.core.machine import Reader
 from gridtokenx.core.state_tree import StateTree
+from gridtokenx.core.units import ceil_div
 from gridtokenx.finality.proofs import FinalityProof, verify_finality
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.host.chains import ChainFacts
@@ -89,7 +90,7 @@ def replay(
     yield Replayed(parent, proved=True, broken=_broken(chain.ledger, parent), validators=validators)
     if head is None:
         return
-    step = max(1, head // full_checks)
+    step = max(1, ceil_div(head, full_checks))
     read_set = validators_of(chain)
     proved = True
     for height in range(1, head + 1):

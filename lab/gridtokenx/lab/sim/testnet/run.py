@@ -36,7 +36,7 @@ from gridtokenx.ledger.records import final_height
 from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.rotation import PERIOD_VIEWS, turn_of
 
-_FULL_CHECKS: Final = 60
+_FULL_CHECKS: Final = 40
 """At so many heights of each chain the ledgers' invariants are looked at: they walk the whole state."""
 _LEADING: Final = "consortium"
 """Of the three chains the one that `leader`, heights and views in faults are about."""
