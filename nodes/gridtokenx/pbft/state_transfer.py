@@ -152,6 +152,7 @@ class StateTransfer(CatchUp):
     def _on_snapshot(self, turn: Turn, sender: NodeId, message: Snapshot) -> None:
         if not self._offers.answered(sender):
             return
+        known = max(self._terms)
         try:
             self._check_sets(message)
             for handover in message.handovers:
@@ -161,7 +162,7 @@ class StateTransfer(CatchUp):
         except MessageFault:
             self._barred.add(sender)
             raise
-        if message.handovers and message.checkpoint is None:
+        if max(self._terms) > known and message.checkpoint is None:
             self._offers.go_on()
         elif message.checkpoint is not None and self._is_better(message.checkpoint):
             self._begin(turn, message.checkpoint)
