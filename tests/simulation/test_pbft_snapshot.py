@@ -75,7 +75,7 @@ def check_disk(cluster: Cluster, index: int) -> int:
     return base
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", spread(range(8), 2))
 def test_who_is_far_behind_takes_a_state_and_goes_on_by_blocks(seed: int) -> None:
     cluster = Cluster(seed=seed, timing=TIMING)
     lagging(cluster)
@@ -177,7 +177,7 @@ LIARS = (PartLiar, Denier, Mute, OfferLiar)
 
 
 @pytest.mark.parametrize("liar", LIARS)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", spread(range(4), 1))
 def test_a_liar_costs_only_time(liar: type[Wrapper], seed: int) -> None:
     cluster = Cluster(seed=seed, timing=TIMING, wrap={1: liar})
     lagging(cluster)
@@ -185,7 +185,7 @@ def test_a_liar_costs_only_time(liar: type[Wrapper], seed: int) -> None:
     assert catches_up(cluster, 3, 60_000) >= 28
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", spread(range(4), 1))
 def test_f_liars_of_all_kinds_cost_only_time(seed: int) -> None:
     wrap = dict(zip((1, 2, 3, 4), LIARS, strict=True))
     cluster = Cluster(n=13, seed=seed, timing=TIMING, wrap=wrap)
@@ -219,7 +219,7 @@ def staged(cluster: Cluster, index: int) -> int:
 
 
 @pytest.mark.parametrize("torn", [False, True])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", spread(range(8), 2))
 def test_who_is_killed_in_the_midst_goes_on_with_what_it_has(seed: int, *, torn: bool) -> None:
     cluster = Cluster(seed=seed, timing=TIMING)
     lagging(cluster)
@@ -277,7 +277,7 @@ def test_every_crash_point_leaves_the_old_state_or_the_new_one() -> None:
 
 
 def test_a_torn_adoption_is_finished_by_the_next_life() -> None:
-    for cut in range(1, 22, 3):
+    for cut in spread(range(1, 22), 5):
         cluster = Cluster(seed=2, timing=TIMING)
         lagging(cluster)
         cluster.restart(3)
@@ -306,7 +306,7 @@ def marks(cluster: Cluster, index: int) -> dict[bytes, tuple[int, int, int]]:
     return {key: decode_own(raw, Mark).position for key, raw in records}
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", spread(range(6), 2))
 def test_a_voter_that_was_paused_under_load_votes_again_and_forgets_no_vote(seed: int) -> None:
     """The cluster itself fails if anybody contradicts a vote of an earlier life."""
     cluster = Cluster(

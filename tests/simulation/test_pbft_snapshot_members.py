@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import pytest
 from tests.simulation.members_cluster import MembersCluster, add, key, remove, replace
 from tests.simulation.pbft_cluster import CHAIN_ID, VERIFIER, signer, transfer
+from tests.stages import spread
 
 import gridtokenx.pbft.state_transfer as engine
 from gridtokenx.core.codec import decode_own
@@ -74,7 +75,7 @@ def check_disk(cluster: MembersCluster, index: int) -> None:
     assert not list(store.scan(SNAPSHOT))
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", spread(range(6), 1))
 def test_an_observer_joins_by_snapshot_and_gets_a_seat(seed: int) -> None:
     cluster = grown(seed, profile=LinkProfile(delay_ms=(1, 60), loss=0.03))
     base = joined(cluster, 7, 60_000)

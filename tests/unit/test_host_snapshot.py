@@ -88,8 +88,10 @@ async def test_a_node_that_took_a_state_over_says_what_it_has(net: Net) -> None:
     with pytest.raises(RemoteFault, match="no-handover"):
         node.history.handover(1)
 
+    await clients_go_past_it_for_old_blocks_and_trust_it_for_new_ones(net)
 
-async def test_clients_go_past_it_for_old_blocks_and_trust_it_for_new_ones(net: Net) -> None:
+
+async def clients_go_past_it_for_old_blocks_and_trust_it_for_new_ones(net: Net) -> None:
     async with following(net, [NEW, 1]) as follower:
         head = await follower.wait_beyond(net.nodes[NEW].history.base)
         assert head.header.set_id == 1, "from genesis, through all blocks, by another node"
