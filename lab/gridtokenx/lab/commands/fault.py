@@ -43,7 +43,8 @@ def command() -> None:
 @click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False),
-    help="An empty directory for the chain, which stays.  [default: a temporary one]",
+    help="An empty directory for the chain, which stays.  [default: a temporary one, which stays only if"
+    " something went wrong]",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Keep what was found here."
@@ -73,14 +74,17 @@ def run(
             click.echo(f"{at_ms / 1000:10.3f} s  {line}")
 
     directory = home or Path(tempfile.mkdtemp(prefix="gtx-fault-home-"))
+    outcome = None
     try:
         outcome, history = execute(resolved, directory, note)
-        if out is not None:
-            _keep(out, resolved, outcome, timeline)
-            (out / "report.html").write_text(page(resolved, outcome, history), encoding="utf-8")
     finally:
-        if home is None:
+        if home is None and (outcome is None or outcome.failed):
+            click.echo(f"what there is of the chain is left in {directory}")
+        elif home is None:
             shutil.rmtree(directory, ignore_errors=True)
+    if out is not None:
+        _keep(out, resolved, outcome, timeline)
+        (out / "report.html").write_text(page(resolved, outcome, history), encoding="utf-8")
     for line in told(outcome):
         click.echo(line)
     return 1 if outcome.failed else 0

@@ -1,0 +1,49 @@
+"""`gtx fault`: what it refuses before anything starts, and how keys on the command line become a fault."""
+
+from pathlib import Path
+
+import pytest
+from tests.unit.gtx_command import Gtx, gtx
+
+from gridtokenx.lab.chaos.manifest import Treason, parse
+from gridtokenx.lab.commands.fault import _as_toml
+from gridtokenx.lab.faults import Crash, Loss, Partition
+
+__all__ = ["gtx"]
+
+
+def test_a_run_is_refused_before_anything_starts(gtx: Gtx, tmp_path: Path) -> None:
+    gtx("fault", "run", "none.toml").refused("none.toml", "cannot be read")
+    manifest = tmp_path / "run.toml"
+    manifest.write_text('[[fault]]\nkind = "crash"\nnodes = [7]\n', encoding="utf-8")
+    gtx("fault", "run", manifest).refused("node 7 does not exist")
+    manifest.write_text("[safety]\nduration_ms = 1\n", encoding="utf-8")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "mine").touch()
+    assert "is not empty" in gtx("fault", "run", manifest, "--home", tmp_path / "home").err
+    assert (tmp_path / "home" / "mine").exists()
+
+
+def test_nobody_answers_where_no_run_is(gtx: Gtx, tmp_path: Path) -> None:
+    gtx("fault", "list", tmp_path).refused("no run of")
+    (tmp_path / "control").write_text(str(tmp_path / "gone"), encoding="utf-8")
+    gtx("fault", "heal", tmp_path).refused("no run answers")
+
+
+def test_a_replica_without_its_runner_does_not_start(gtx: Gtx, tmp_path: Path) -> None:
+    said = gtx("fault", "replica", "--config", tmp_path / "none.toml")
+    assert said.code == 2
+    assert "replica" not in gtx("fault", "--help").out.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "fault"),
+    [
+        ("crash", ("nodes=leader,2", "for_ms=500"), Crash(nodes=("leader", 2), for_ms=500)),
+        ("partition", ("shape=one-way", "nodes=1"), Partition(shape="one-way", nodes=(1,))),
+        ("loss", ("share=0.5", "messages=Prepare"), Loss(share=0.5, messages=("Prepare",))),
+        ("behave", ("node=leader", "behaviour=silent"), Treason(node="leader", behaviour="silent")),
+    ],
+)
+def test_keys_and_values_are_a_fault(kind: str, values: tuple[str, ...], fault: object) -> None:
+    assert parse(_as_toml(kind, values)).fault == (fault,)
