@@ -50,8 +50,8 @@ _SKEW_MS: Final = 2_000
 MAX_EXCUSES: Final = 32
 """Blocks whose time does not count for one transaction: more than a full pool of plain ones takes."""
 
-MAX_REMEMBERED: Final = 50_000
-"""Keys of state that submissions may have read since the last block."""
+MAX_REMEMBERED: Final = 10_000
+"""Keys of state that submissions may have read since the last block, beside those that it changed."""
 
 _Load = tuple[int, int, int]
 """Transactions, bytes and weight."""
@@ -178,7 +178,8 @@ class Requests:
         It remembers what was read, within a bound: strangers may ask for any account.
         """
         state = self._state
-        if state is None or state.tree is not executed.state or state.remembered > MAX_REMEMBERED:
+        bound = len(executed.changes) + MAX_REMEMBERED
+        if state is None or state.tree is not executed.state or state.remembered > bound:
             state = self._state = State(executed.state, executed.changes)
             self._standings.clear()
         return state
