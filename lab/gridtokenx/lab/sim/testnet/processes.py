@@ -224,7 +224,7 @@ class Wires:
             near, far = End(self, life, to), End(self, host, life.node.id)
             near.peer, far.peer = far, near
             listener(far)
-            self.travel(to, life.node.id, b"welcome", lambda: accepted(near))
+            self.travel(to, life.node.id, b"welcome", lambda: accepted(near), lambda: None)
 
         def refused() -> None:
             fault = RemoteFault("unreachable", "nobody listens there")
