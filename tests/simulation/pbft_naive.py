@@ -111,6 +111,14 @@ class AsksWhoProves(Replica):
         """Forgets it."""
 
 
+class Hurried(Replica):
+    """Gives every answer the same time, however often that was too short."""
+
+    def _fetch(self, turn: Turn) -> None:
+        self._sync._late.clear()
+        super()._fetch(turn)
+
+
 class HearsOnlyVotes(Replica):
     """A replica that the leader leaves out learns of nothing: it waits for a checkpoint."""
 

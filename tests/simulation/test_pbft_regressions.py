@@ -27,6 +27,7 @@ from tests.simulation.pbft_naive import (
     CountsOneCheckpoint,
     FewVotes,
     HearsOnlyVotes,
+    Hurried,
     LeavesAlone,
     NeverUnlocks,
     TimesOnlyPreparing,
@@ -333,6 +334,22 @@ def test_a_block_that_a_traitor_alone_can_prove_stops_nobody(window: int, traito
     """
     run = partial(a_traitor_alone_can_prove_what_is_committed, window, traitor)
     differs(run, AsksWhoProves, "everybody waits")
+
+
+def answers_take_longer_than_the_timeout(replica: type[Replica]) -> None:
+    """A replica is down for a while, on a network whose round trip is longer than `fetch_timeout_ms`."""
+    cluster = Cluster(4, replica=replica, profile=LinkProfile(delay_ms=(1_500, 1_750)))
+    cluster.world.start(*cluster.ids[:3])
+    assert cluster.run_to(20, 600_000, [0, 1, 2])
+    cluster.restart(3)
+    height = cluster.height(0)
+    assert cluster.run_to(height, 60_000, [3]), "it lags for ever"
+    cluster.check_chains()
+
+
+def test_a_laggard_catches_up_on_a_network_slower_than_its_questions_wait() -> None:
+    """Each answer came after its question was given up, and was thrown away; found by a swarm."""
+    differs(answers_take_longer_than_the_timeout, Hurried, "it lags for ever")
 
 
 # -- unordered reads -------------------------------------------------------------------------------

@@ -429,6 +429,21 @@ def test_a_peer_that_does_not_answer_is_replaced_and_then_asked_last() -> None:
     assert not sync.answer(PEERS[2], CertifiedBlocks(1, tuple(CHAIN[:16]))), "nobody asked it"
 
 
+def test_a_peer_that_is_late_has_twice_the_time_the_next_time() -> None:
+    """Or nobody would ever catch up on a network that is slower than the timeout."""
+    sync, now, waits = Sync(1_000), 0, []
+    for _ in range(8):
+        sync.claim(b"slow", 5)
+        ((peer, question),) = sync.questions(0, now)
+        assert (peer, question.first) == (b"slow", 1)
+        deadline_ms = sync.deadline_ms()
+        assert deadline_ms is not None
+        waits.append(deadline_ms - now)
+        now = deadline_ms
+        assert sync.questions(0, now) == [], "not before it says anew where it is"
+    assert waits == [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 32_000, 32_000]
+
+
 def test_claims_cannot_make_it_ask_or_keep_without_bound() -> None:
     sync = Sync(1_000)
     for index in range(1_000):

@@ -4,6 +4,9 @@ Law of the file: **a lying peer costs only time.** Blocks are believed for their
 for their sender. A peer that does not answer, or answers with nothing, is not asked again until it
 says anew where it is, and then after those that failed less often. At most `RANGES` questions are
 open, and at most that many ranges are kept, so memory is bounded whatever is claimed.
+
+The time that a peer has doubles each time that it was late (as of 4.5.2): on a network slower than the
+timeout every answer would come too late, and whoever lags would do so for ever.
 """
 
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from gridtokenx.pbft.messages import FETCH_BLOCKS, CertifiedBlock, CertifiedBloc
 
 RANGES: Final = 4
 _MAX_PEERS: Final = 256
+_MOST_DOUBLINGS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class Sync:
         self._open: dict[int, _Question] = {}
         self._arrived: dict[int, tuple[NodeId, CertifiedBlock]] = {}
         self._failures: dict[NodeId, int] = {}
+        self._late: dict[NodeId, int] = {}
         self._lacking: dict[NodeId, int] = {}
         self._turn = 0
 
@@ -81,7 +86,8 @@ class Sync:
                 peer = self._pick(first)
                 if peer is None:
                     break
-                self._open[first] = _Question(peer, first, count, now + self._timeout_ms)
+                patience_ms = self._timeout_ms << min(self._late.get(peer, 0), _MOST_DOUBLINGS)
+                self._open[first] = _Question(peer, first, count, now + patience_ms)
                 asked.append((peer, FetchBlocks(first=first, count=count)))
                 first += count
         return asked
@@ -153,5 +159,7 @@ class Sync:
             late = question.deadline_ms <= now
             if late:
                 self._fail(question.peer)
+                if question.peer in self._late or len(self._late) < _MAX_PEERS:
+                    self._late[question.peer] = self._late.get(question.peer, 0) + 1
             if late or first + question.count <= head + 1:
                 del self._open[first]
