@@ -68,9 +68,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     cpu_s: float
     """Of all replicas, as far as their last lives tell."""
     memory_kib: int
-    """Largest proportional set size of one replica."""
+    """Largest proportional set size of one replica; pages of its store that it has read count."""
     memory_growth_kib: int
-    """From the beginning of the schedule to its end, of the replica that lived through it and grew most."""
+    """Without those pages, from the beginning of the schedule to its end, of the replica that lived
+    through it and grew most."""
     load_average: float
     """Of the machine, over the last minute of the run."""
 

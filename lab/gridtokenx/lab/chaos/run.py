@@ -41,7 +41,7 @@ from gridtokenx.lab.chaos.outcome import Finding, Outcome, percentile
 from gridtokenx.lab.chaos.wire import Ask, Seen, Told
 from gridtokenx.lab.sim.execute import commit
 from gridtokenx.lab.sim.history import Band, BlockPoint, History, ViewPoint
-from gridtokenx.lab.testnet.processes import Processes, last_lines, proportional_memory_kib
+from gridtokenx.lab.testnet.processes import Processes, last_lines
 
 CONTROL: Final = "control"
 """A file in the run's directory that says where its socket is."""
@@ -182,7 +182,7 @@ class Run:
     def _begin_schedule(self) -> None:
         self._zero_s = time.monotonic()
         self._observer.start_clock()
-        self._memory_kib = {pid: proportional_memory_kib(pid) for pid in self._pids()}
+        self._memory_kib = {pid: _own_memory_kib(pid) for pid in self._pids()}
         self.note(f"all replicas have block {UP_HEIGHT}; the schedule begins")
         loop = asyncio.get_running_loop()
         for number, fault in self._faults.items():
@@ -207,7 +207,7 @@ class Run:
         self._healed_ms = round((time.monotonic() - self._zero_s) * 1_000)
         self.note("healed")
         grown = [
-            proportional_memory_kib(pid) - self._memory_kib[pid]
+            _own_memory_kib(pid) - self._memory_kib[pid]
             for pid in self._pids()
             if pid in self._memory_kib
         ]
@@ -441,6 +441,17 @@ def execute(manifest: Manifest, home: Path, note: Note) -> tuple[Outcome, Histor
         run = runner.run(go())
     run.note("judging what the disks hold")
     return run.judge(), run.history()
+
+
+def _own_memory_kib(pid: int) -> int:
+    """What a process holds itself, without its store's pages; 0 where the system does not tell."""
+    try:
+        with Path(f"/proc/{pid}/smaps_rollup").open(encoding="ascii") as rollup:
+            return next(
+                (int(line.split()[1]) for line in rollup if line.startswith("Pss_Anon:")), 0
+            )
+    except OSError:
+        return 0
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

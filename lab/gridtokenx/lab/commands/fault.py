@@ -183,7 +183,7 @@ def told(outcome: Outcome) -> list[str]:
     lines.append(
         f"longest pause between blocks {outcome.longest_pause_ms} ms; replicas took"
         f" {outcome.cpu_s / max(1.0, seconds):.2f} core, the largest {outcome.memory_kib / 1024:.0f}"
-        f" MiB (grown by {outcome.memory_growth_kib / 1024:.1f} MiB); the machine's load was"
+        f" MiB (growth without its store {outcome.memory_growth_kib / 1024:.1f} MiB); the machine's load was"
         f" {outcome.load_average}"
     )
     if outcome.byzantine:
