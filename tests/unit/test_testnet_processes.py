@@ -269,7 +269,7 @@ sides = [["public-0", "agents"], ["oracle-3"]]
     [
         ('testnet = "nowhere.toml"', "write the network out"),
         ("[testnet]\n[chain]\nreplicas = 7", "[chain] is about one chain"),
-        ("[testnet]\n[swarm]", "[swarm] is about one chain"),
+        ("[testnet]\n[byzzfuzz]", "[byzzfuzz] is about one chain"),
         ("[testnet.devises]\nhouseholds = 3", "did you mean 'devices'?"),
         ('[testnet]\n[[fault]]\nkind = "crash"\nnodes = ["oracle-9"]', "oracle-9"),
         ('[testnet]\n[[fault]]\nkind = "crash"\nnodes = [99]', "node 99 does not exist"),

@@ -57,6 +57,7 @@ from gridtokenx.lab.sim.manifest import (
 )
 from gridtokenx.lab.sim.pbft.run import stream
 from gridtokenx.lab.sim.plots import Plotter
+from gridtokenx.lab.sim.testnet.naming import names
 from gridtokenx.pbft.membership import MIN_MEMBERS
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -104,12 +105,25 @@ def resolve(manifest: Manifest, seed: int) -> Manifest:
     if manifest.seed is not None:
         return manifest
     draw = stream(seed, "manifest")
-    if manifest.swarm is not None:
+    if manifest.testnet is not None and manifest.swarm is not None:
+        manifest = _network(manifest, manifest.swarm, names(manifest.testnet), draw)
+    elif manifest.swarm is not None:
         manifest = _some_damage(_swarm(manifest, manifest.swarm, draw), manifest.swarm, draw)
     elif manifest.byzzfuzz is not None:
         manifest = _byzzfuzz(manifest, manifest.byzzfuzz, draw)
     manifest = _choose_core(manifest, draw)
     return msgspec.structs.replace(manifest, seed=seed, swarm=None, byzzfuzz=None)
+
+
+def _network(
+    manifest: Manifest, swarm: Swarm, processes: Sequence[str], draw: random.Random
+) -> Manifest:
+    """Faults of a whole network: of any process, and no treason among its nodes."""
+    usable = [each for each in swarm.features if each != "members"]
+    features = [each for each in usable if draw.random() < 0.5] or usable[:1]
+    schedule = _Schedule(draw, len(processes), manifest.safety.duration_ms, ())
+    faults = schedule.faults(features, swarm.faults) if features else ()
+    return msgspec.structs.replace(manifest, fault=(*manifest.fault, *faults))
 
 
 def _choose_core(manifest: Manifest, draw: random.Random) -> Manifest:

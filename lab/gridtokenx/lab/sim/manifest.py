@@ -296,7 +296,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
 def _network_problems(manifest: Manifest, network: Testnet) -> Iterator[str]:
     """What is said of one chain means nothing to a network of three."""
     usual = Manifest()
-    for name in ("chain", "workload", "swarm", "byzzfuzz", "change"):
+    for name in ("chain", "workload", "byzzfuzz", "change"):
         if getattr(manifest, name) != getattr(usual, name):
             yield f"[{name}] is about one chain; it cannot be used with testnet"
     if manifest.liveness.core != "all":
