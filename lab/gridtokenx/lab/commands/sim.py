@@ -30,9 +30,19 @@ MANIFEST = click.argument("manifest_path", metavar="MANIFEST", type=click.Path(p
 
 @click.group()
 def command() -> None:
-    """Run chains in virtual time: seeded, exactly repeatable, with faults and traitors.
+    r"""Run chains in virtual time: seeded, exactly repeatable, with faults and traitors.
 
     The same seed on the same commit is the same run, to the last bit of its trace hash.
+
+    \b
+    one run, and a picture of it  gtx sim run MANIFEST --seed 7 --report run.html
+    many, resumable               gtx sim sweep MANIFEST --seeds 0..999 --record runs.jsonl
+    what they showed              gtx sim report runs.jsonl --out report.html
+    one that failed, made small   gtx sim shrink MANIFEST --seed 123
+    a small scope, all of it      gtx sim explore
+
+    Exit code 1: a promise was broken; 2: a slip in the command or manifest. How to write a manifest:
+    docs/researcher-guide.md.
     """
 
 

@@ -96,6 +96,7 @@ _TREASONS: Final[tuple[tuple[Behaviour, ...], ...]] = (
     ),
 )
 """By what they are after: the decision, progress, the view, the block."""
+_VIEW_LIES: Final = ("stale-view-change", "malformed-view-change", "bogus-new-view")
 _AMNESIA: Final = 0.15
 """In so many runs with disk faults one of the traitors is an honest replica on a lying disk."""
 
@@ -166,10 +167,11 @@ def _swarm(manifest: Manifest, swarm: Swarm, draw: random.Random) -> Manifest:
         safety = msgspec.structs.replace(manifest.safety, duration_ms=duration_ms // 3)
         manifest, duration_ms = msgspec.structs.replace(manifest, safety=safety), duration_ms // 3
     drawer = _Schedule(draw, chain.nodes, duration_ms, traitors)
-    plotter = Plotter(draw, drawer.honest, duration_ms, chain.block_time_ms, timeout_ms)
     most = draw.choice((min(2, swarm.faults), swarm.faults // 2, swarm.faults))
     faults = [*drawer.treason(swarm), *(drawer.faults(features, most) if features else ())]
-    for _ in range(draw.randint(0, swarm.plots)):
+    lies = any(isinstance(each, Behave) and each.behaviour in _VIEW_LIES for each in faults)
+    plotter = Plotter(draw, drawer.honest, duration_ms, chain.block_time_ms, timeout_ms, lies=lies)
+    for _ in range(draw.randint(min(1, swarm.plots) if lies else 0, swarm.plots)):
         faults.extend(plotter.plot(members=bool(changes)))
     return msgspec.structs.replace(
         manifest,

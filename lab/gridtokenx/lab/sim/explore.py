@@ -78,10 +78,11 @@ def scope(base: Manifest) -> Manifest:
     Raises:
         LocalFault: it has faults, or draws some.
     """
-    if base.fault or base.swarm is not None or base.byzzfuzz is not None:
+    drawn = base.swarm is not None or base.byzzfuzz is not None
+    if base.fault or base.change or base.chain.observers or drawn:
         raise LocalFault(
             f"manifest {base.name}: exploring goes through all faults of its scope; leave out"
-            " [[fault]], [swarm] and [byzzfuzz]"
+            " [[fault]], [[change]], observers, [swarm] and [byzzfuzz]"
         )
     return base
 

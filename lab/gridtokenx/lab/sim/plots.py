@@ -9,6 +9,7 @@ plot                  what it is after
 quick restart         whoever restarts before its view ends, with a vote in flight
 lost promise          a crash between saying something and having written it
 lone commit           one replica that alone knows a decision, cut off from those who go on
+stolen view           the same, until a traitor that lies about views leads one
 lost view change      a view change whose messages are lost
 cut at a view change  sides that change views apart, or without the next leader
 fallen leaders        one leader after the other, so that timeouts grow
@@ -33,6 +34,7 @@ from gridtokenx.lab.faults import (
     Where,
 )
 
+_STOLEN: Final = 0.6
 _ROLES: Final[tuple[Where, ...]] = ("leader", "next-leader")
 
 
@@ -45,6 +47,7 @@ class Plotter:
         duration_ms: of the safety phase.
         interval_ms: between two blocks, about.
         patience_ms: of a replica whose leader is silent.
+        lies: whether a traitor lies when views change: then a decision is often open meanwhile.
     """
 
     def __init__(
@@ -54,15 +57,21 @@ class Plotter:
         duration_ms: int,
         interval_ms: int,
         patience_ms: int,
+        *,
+        lies: bool = False,
     ) -> None:
         self._draw = draw
         self._honest = list(honest)
         self._duration_ms = duration_ms
         self._interval_ms = interval_ms
         self._patience_ms = patience_ms
+        self._lies = lies
 
     def plot(self, *, members: bool) -> Iterator[AnyFault]:
         """One of them; that of handovers only if the set changes."""
+        if self._lies and self._draw.random() < _STOLEN:
+            yield from self.stolen_view()
+            return
         plots = [*_PLOTS, Plotter.handover] if members else _PLOTS
         yield from self._draw.choice(plots)(self)
 
@@ -110,6 +119,15 @@ class Plotter:
             yield Crash(nodes=(one,), at_ms=apart_ms, for_ms=length_ms + 2_000)
         else:
             yield Partition(shape="isolate", nodes=(one,), at_ms=apart_ms, for_ms=length_ms + 2_000)
+
+    def stolen_view(self) -> Iterator[AnyFault]:
+        """A lone commit that lasts until every replica has led in its turn, the liar too."""
+        at_ms, one = self._time() // 2, self._one()
+        others = tuple(i for i in self._honest if i != one)
+        length_ms, apart_ms = 20 * self._patience_ms, at_ms + self._interval_ms + 300
+        if others:
+            yield Loss(receivers=others, messages=("Commit",), at_ms=at_ms, for_ms=length_ms)
+        yield Partition(shape="isolate", nodes=(one,), at_ms=apart_ms, for_ms=length_ms + 2_000)
 
     def lost_view_change(self) -> Iterator[AnyFault]:
         """The leader is gone, and so are some of the messages that would replace it."""

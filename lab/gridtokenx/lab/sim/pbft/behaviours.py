@@ -312,7 +312,8 @@ class BogusNewView(Trick):
     def say(self, puppet: Puppet, saying: Saying) -> Iterable[Saying]:
         match saying.message:
             case NewView(body) if self.conspiracy.leads(puppet.index, body.set_id, body.view):
-                bogus = self.draw.choice((self._forgets, self._biased, self._own))(puppet, body)
+                ways = (self._forgets, self._forgets, self._biased, self._own)
+                bogus = self.draw.choice(ways)(puppet, body)
                 opened = Saying(saying.to, self.conspiracy.new_view(puppet.index, bogus))
                 forgotten = body.proposals[:1] if not bogus.proposals else ()
                 rivals = [self._rival(puppet.index, each.ballot) for each in forgotten]

@@ -52,6 +52,7 @@ from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.rotation import primary_of
 
 _REMEMBERED: Final = 256
+_BLOCKS: Final = 64
 _VOLUNTEERS: Final = 0.05
 """In so many of its steps a traitor that may speak at any time does."""
 
@@ -115,6 +116,7 @@ class Conspiracy:
         self.draw: Final = draw
         self.heard: Final[deque[Wire]] = deque(maxlen=_REMEMBERED)
         self.hashes: Final[deque[bytes]] = deque(maxlen=_REMEMBERED)
+        self._blocks: Final[dict[bytes, Block]] = {}
         self.rivals: Final[dict[tuple[int, int], tuple[Block, Block, frozenset[int]]]] = {}
         """By (view, height): two blocks, and who is to believe the second."""
 
@@ -129,11 +131,13 @@ class Conspiracy:
         self.heard.append(message)
         if isinstance(message, PrePrepare):
             self.hashes.append(message.block.hash)
+            self._blocks[message.block.hash] = message.block
+            if len(self._blocks) > _BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
 
     def proposed(self, hash_: bytes) -> Block | None:
         """A block that was proposed lately, as a traitor heard it."""
-        heard = (message.block for message in self.heard if isinstance(message, PrePrepare))
-        return next((block for block in heard if block.hash == hash_), None)
+        return self._blocks.get(hash_)
 
     # -- seats -----------------------------------------------------------------------------------
 
