@@ -147,6 +147,27 @@ def test_a_chain_that_is_down_as_a_whole_catches_up() -> None:
     assert outcome.summary["settlements"]["intervals"] >= 2
 
 
+FORGETFUL = """
+[[fault]]
+kind = "wipe"
+nodes = ["public-2", "consortium-1", "oracle-3"]
+at_ms = 15000
+for_ms = 5000
+"""
+
+
+def test_nodes_that_lost_their_disks_fetch_everything_again() -> None:
+    outcome = execute(network(FORGETFUL), 4)
+    assert outcome.verdict == "ok", outcome.finding
+    assert len(outcome.byzantine) == 3
+
+
+@pytest.mark.parametrize("seed", spread(range(10), 1))
+def test_drawn_faults_are_survived(seed: int) -> None:
+    outcome = execute(network("[swarm]\nfaults = 6", seconds=45), seed)
+    assert outcome.verdict == "ok", outcome.finding
+
+
 MEDDLERS = """
 [[fault]]
 kind = "behave"

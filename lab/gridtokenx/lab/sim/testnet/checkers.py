@@ -46,10 +46,12 @@ class PublicCheckers:
 
     Args:
         genesis: block 0.
+        dishonest: indices of validators that may contradict themselves; honest ones pass that on.
     """
 
-    def __init__(self, genesis: ExecutedBlock) -> None:
+    def __init__(self, genesis: ExecutedBlock, dishonest: frozenset[int]) -> None:
         self.newest = genesis
+        self._dishonest: Final = dishonest
         self._hashes: Final[dict[int, bytes]] = {0: genesis.hash}
         self._said: Final[dict[tuple[int, int, int, int], bytes]] = {}
         self._authored: Final[dict[tuple[int, int, int], bytes]] = {}
@@ -80,6 +82,8 @@ class PublicCheckers:
         match message:
             case Votes(votes):
                 for vote in votes:
+                    if vote.authority in self._dishonest:
+                        continue
                     subject = (vote.set_id, vote.authority, vote.round, vote.stage)
                     if self._said.setdefault(subject, vote.target_hash) != vote.target_hash:
                         raise Violation("contradiction", f"(set, voter, round, stage) {subject}")
@@ -122,7 +126,9 @@ class NetworkCheckers:
     ) -> None:
         self._numbers: Final = numbers
         self._byzantine: Final = byzantine
-        self.public: Final = PublicCheckers(facts["public"].genesis_block)
+        members = facts["public"].validators.members
+        dishonest = (seat for seat, key in enumerate(members) if numbers[key] in byzantine)
+        self.public: Final = PublicCheckers(facts["public"].genesis_block, frozenset(dishonest))
         self.pbft: Final = {
             name: PbftCheckers(
                 facts[name].ledger,
