@@ -1,10 +1,10 @@
 """The runner's end of the control connections: replicas report and are told, people ask.
 
-The socket is a file in a directory of its own that only its owner can enter; nothing listens on a port.
+The socket is a file that only its owner can open; nothing listens on a port.
 """
 
 import asyncio
-import shutil
+import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,6 +12,9 @@ from typing import Final, Protocol
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab.chaos import wire
+
+_LONGEST_PATH: Final = 100
+"""Of a socket; systems allow 104 bytes or a few more."""
 
 
 class ControlHandler(Protocol):
@@ -37,27 +40,29 @@ class Control:
     Args:
         handler: hears everything.
         report: told of what should not happen.
+        home: the run's directory.
     """
 
-    def __init__(self, handler: ControlHandler, report: Callable[[str], None]) -> None:
+    def __init__(self, handler: ControlHandler, report: Callable[[str], None], home: Path) -> None:
         self._handler: Final = handler
         self._report: Final = report
-        self._directory: Final = Path(tempfile.mkdtemp(prefix="gtx-fault-"))
+        near = home.absolute() / wire.SOCKET
+        self._is_far: Final = len(os.fsencode(near)) > _LONGEST_PATH
+        self.path: Final = (
+            Path(tempfile.mkdtemp(prefix="gtx-fault-")) / wire.SOCKET if self._is_far else near
+        )
+        """Where the socket is: in the run's directory, unless that has too long a name for one."""
         self._replicas: dict[int, asyncio.StreamWriter] = {}
         self._active: dict[int, tuple[wire.InnerFault, frozenset[int]]] = {}
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
-
-    @property
-    def path(self) -> Path:
-        """Where the socket is: short enough for one, whatever the home's name."""
-        return self._directory / wire.SOCKET
 
     async def start(self) -> None:
         """Take connections."""
         self._server = await asyncio.start_unix_server(
             self._serve, self.path, limit=wire.MAX_LINE, backlog=128
         )
+        self.path.chmod(0o600)
 
     async def close(self) -> None:
         """Let go of everybody: a replica that still lives ends."""
@@ -65,7 +70,9 @@ class Control:
             self._server.close()
         for writer in tuple(self._writers):
             writer.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self.path.unlink(missing_ok=True)
+        if self._is_far:
+            self.path.parent.rmdir()
 
     def begin(self, number: int, fault: wire.InnerFault, replicas: Iterable[int]) -> None:
         """A fault inside of these replicas is in force, also in their later lives."""

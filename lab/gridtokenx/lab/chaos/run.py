@@ -85,7 +85,7 @@ class Run:
         )
         draw = random.Random(f"gtx fault run: {manifest.seed}")  # noqa: S311 - repeatable on purpose
         self._relays: Final = Relays(self._laid.ports, draw)
-        self._control: Final = Control(self, self.note)
+        self._control: Final = Control(self, self.note, home)
         self._processes: Final = Processes(self._laid.specs(), {}, self._report, PRELOADED)
         self._injector: Final = Injector(
             self._laid,

@@ -35,8 +35,8 @@ from gridtokenx.lab.faults import (
 )
 
 MAX_LINE: Final = 64 * 1024
-SOCKET: Final = "control"
-"""Name of the socket in the run's private directory."""
+SOCKET: Final = "control.socket"
+"""Name of the runner's socket."""
 InnerFault: TypeAlias = (
     Delay | Loss | Duplicate | Reorder | Behave | ClockOffset | ClockDrift | ClockJump
 )
