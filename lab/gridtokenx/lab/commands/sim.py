@@ -81,6 +81,8 @@ def run(
     if seconds is not None:
         phase = msgspec.structs.replace(manifest.safety, duration_ms=1_000 * seconds)
         manifest = msgspec.structs.replace(manifest, safety=phase)
+    if report_path is not None and manifest.testnet is not None:
+        raise LocalFault("--report draws runs of one chain; this one is of a whole network")
     resolved = resolve(manifest, seed)
     _head(resolved)
     timeline: list[tuple[int, str]] = []
@@ -93,9 +95,7 @@ def run(
     started = time.perf_counter()
     outcome, history = tell(resolved, seed, note)
     _verdict(outcome, time.perf_counter() - started)
-    if report_path is not None:
-        if history is None:
-            raise LocalFault("--report draws runs of one chain; this one is of a whole network")
+    if report_path is not None and history is not None:
         save_run(report_path, Told(manifest=resolved, outcome=outcome, history=history))
     if out is not None:
         _keep(out, resolved, outcome, timeline)

@@ -174,6 +174,8 @@ def _plainer(manifest: Manifest) -> Iterator[Manifest]:
     for name in ("loss", "duplicate", "reorder"):
         if getattr(manifest.network, name):
             yield replace(manifest, network=replace(manifest.network, **{name: 0.0}))
+    if manifest.testnet is not None:
+        return  # the rest is about one chain
     if workload.transactions_per_s:
         yield replace(manifest, workload=replace(workload, transactions_per_s=0))
     for name in _HABITS:
