@@ -202,15 +202,28 @@ class Checkers:
         self._proved[executed.hash, raw] = proof
         return proof
 
-    def _execute(self, executed: ExecutedBlock) -> None:
+    def _again(self, executed: ExecutedBlock) -> ExecutedBlock:
+        """The block, executed apart from all replicas.
+
+        An honest replica may take over the state of a block below which no honest one has committed:
+        a traitor alone held the proofs. What is below is then never seen, and its certificate is
+        all that there is to judge.
+        """
         parent = self._chain.get(executed.height - 1)
         if parent is None:
-            raise Violation("validity", f"height {executed.height} before its parent")
+            if executed.state.root != executed.header.state_root:
+                raise Violation("validity", f"height {executed.height}: a state of another root")
+            return executed
         try:
-            again = self._ledger.execute(parent, executed.block)
+            return self._ledger.execute(parent, executed.block)
         except InvalidBlock as fault:
             raise Violation("validity", f"height {executed.height}: {fault.detail}") from None
-        self._chain[executed.height] = self.newest = again
+
+    def _execute(self, executed: ExecutedBlock) -> None:
+        again = self._again(executed)
+        self._chain[executed.height] = again
         self._chain.pop(executed.height - 2, None)
+        if again.height > self.newest.height:
+            self.newest = again
         for sentence in self._ledger.check_invariants(again.state):
             raise Violation("invariants", f"height {executed.height}: {sentence}")
