@@ -20,7 +20,7 @@ from gridtokenx.lab.sim.pbft.variants import VARIANTS
 
 MANIFESTS = Path(__file__).parent / "sim_variants"
 GENERAL = Path(__file__).parents[2] / "compose/manifests/sim-swarm.toml"
-PLAIN = 4
+PLAIN = 2
 """Of how many variants the plain stage runs the general swarm."""
 MOST = 300
 """Seeds of the general swarm that catch every variant."""
@@ -28,11 +28,10 @@ SWARM = {
     "two-f-plus-one": 37,
     "no-prepared": 20,
     "sends-first": 21,
-    "forgets-marks": 13,
+    "forgets-marks": 5,
     "weak-commit": 0,
     "believes-leader": 77,
-    "trusts-new-view": 0,
-    "believes-certificates": 40,
+    "believes-certificates": 9,
     "never-catches-up": 1,
     "no-silence-timer": 30,
     "no-request-timer": 88,
@@ -40,6 +39,9 @@ SWARM = {
     "no-patience": 4,
 }
 """Variant: a seed of the general swarm that catches it."""
+RARE = {"trusts-new-view"}
+"""Not caught below `MOST`: a decision that one replica alone knows must be open in the very view that a
+liar opens. Its own sweep, four seeds long, makes it so."""
 CAUGHT = {
     "two-f-plus-one": (20, {"agreement"}),
     "two-f-plus-one-of-21": (3, {"agreement"}),
@@ -78,7 +80,7 @@ def test_the_general_swarm_catches_it(
 
 
 def test_the_general_swarm_knows_every_variant() -> None:
-    assert set(SWARM) == set(VARIANTS) - {Chain().variant}
+    assert set(SWARM) | RARE == set(VARIANTS) - {Chain().variant}
 
 
 def manifest(name: str) -> Manifest:
