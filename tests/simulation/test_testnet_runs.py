@@ -76,7 +76,6 @@ def test_the_same_seed_is_the_same_trace_in_another_process() -> None:
     )
     manifest = network(crash, seconds=10)
     here = execute(manifest, 7).trace
-    assert execute(manifest, 8).trace != here
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         input=dump(manifest),
@@ -113,7 +112,7 @@ for_ms = 12000
 """
 
 
-@pytest.mark.parametrize("seed", spread(range(4), 2))
+@pytest.mark.parametrize("seed", spread(range(4), 1))
 def test_a_crash_in_each_chain_and_a_partition_are_survived(seed: int) -> None:
     outcome = execute(network(ONE_OF_EACH.format(seed=seed), seconds=60), seed)
     assert outcome.verdict == "ok", outcome.finding
