@@ -45,7 +45,7 @@ liar opens. Its own sweep, four seeds long, makes it so."""
 CAUGHT = {
     "two-f-plus-one": (20, {"agreement"}),
     "two-f-plus-one-of-21": (3, {"agreement"}),
-    "no-prepared": (20, {"agreement"}),
+    "no-prepared": (20, {"agreement", "survival"}),
     "sends-first": (20, {"contradiction", "agreement", "durability"}),
     "forgets-marks": (20, {"contradiction"}),
     "weak-commit": (3, {"certificate", "agreement"}),
