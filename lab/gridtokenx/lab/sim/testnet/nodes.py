@@ -116,7 +116,7 @@ class _Disk:
         """See `Reader`."""
         return self._reader.scan(table, prefix)
 
-    def submit(self, _writes: Iterable[Write], done: Callable[[], None]) -> None:
+    def submit(self, writes: Iterable[Write], done: Callable[[], None]) -> None:  # noqa: ARG002
         """Nothing is kept that another life could not learn again."""
         done()
 

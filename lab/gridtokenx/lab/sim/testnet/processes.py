@@ -44,11 +44,11 @@ class Carried(Wire, frozen=True, tag="sim.carried"):
 class Idle:
     """The machine of a process that has none."""
 
-    def verification(self, _message: Wire) -> Sequence[SignatureCheck]:
+    def verification(self, message: Wire) -> Sequence[SignatureCheck]:  # noqa: ARG002 - nothing to check
         """Nobody sends it anything."""
         return ()
 
-    def step(self, _now: Instant, _event: Event) -> Sequence[Effect]:
+    def step(self, now: Instant, event: Event) -> Sequence[Effect]:  # noqa: ARG002 - no machine
         """Nothing happens."""
         return ()
 
