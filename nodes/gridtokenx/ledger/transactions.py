@@ -76,10 +76,10 @@ class Transaction(Wire, frozen=True, dict=True):
         Raises:
             Malformed: one of them is not in the union.
         """
-        known: tuple[type[Wire], tuple[Wire, ...]] | None = self.__dict__.get("_typed_calls")
+        known: tuple[type[Wire], tuple[Wire, ...]] | None = vars(self).get("_typed_calls")
         if known is None or known[0] is not union:
             known = (union, tuple([decode(call, union) for call in self.body.calls]))
-            self.__dict__["_typed_calls"] = known
+            vars(self)["_typed_calls"] = known
         return known[1]
 
     def signature_check(self) -> SignatureCheck:

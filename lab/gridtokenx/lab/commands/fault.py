@@ -74,11 +74,12 @@ def run(
             click.echo(f"{at_ms / 1000:10.3f} s  {line}")
 
     directory = home or Path(tempfile.mkdtemp(prefix="gtx-fault-home-"))
-    outcome = None
+    kept = True
     try:
         outcome, history = execute(resolved, directory, note)
+        kept = outcome.failed
     finally:
-        if home is None and (outcome is None or outcome.failed):
+        if home is None and kept:
             click.echo(f"what there is of the chain is left in {directory}")
         elif home is None:
             shutil.rmtree(directory, ignore_errors=True)

@@ -120,8 +120,8 @@ def _network(
     manifest: Manifest, swarm: Swarm, processes: Sequence[str], draw: random.Random
 ) -> Manifest:
     """Faults of a whole network: of any process, and no treason among its nodes."""
-    usable = [each for each in swarm.features if each != "members"]
-    features = [each for each in usable if draw.random() < 0.5] or usable[:1]
+    usable: list[Feature] = [each for each in swarm.features if each != "members"]
+    features: list[Feature] = [each for each in usable if draw.random() < 0.5] or usable[:1]
     schedule = _Schedule(draw, len(processes), manifest.safety.duration_ms, ())
     faults = schedule.faults(features, swarm.faults) if features else ()
     return msgspec.structs.replace(manifest, fault=(*manifest.fault, *faults))
@@ -322,9 +322,13 @@ class _Schedule:
 
     def _behaviours(self, allowed: Sequence[Behaviour]) -> list[Behaviour]:
         """One or two, each kind of treason as often as every other."""
-        groups = [kept for group in _TREASONS if (kept := [b for b in group if b in allowed])]
-        chosen = [self._draw.choice(self._draw.choice(groups)) for _ in range(2)] if groups else []
-        return list(dict.fromkeys(chosen[: self._draw.choice((1, 1, 2))]))
+        groups: list[list[Behaviour]] = [[b for b in group if b in allowed] for group in _TREASONS]
+        groups = [group for group in groups if group]
+        chosen: list[Behaviour] = []
+        if groups:
+            chosen = [self._draw.choice(self._draw.choice(groups)) for _ in range(2)]
+        most = self._draw.choice((1, 1, 2))
+        return chosen[:1] if chosen[:1] == chosen[1:] else chosen[:most]
 
     def faults(self, features: Sequence[Feature], most: int) -> Iterator[AnyFault]:
         """A schedule."""

@@ -92,8 +92,9 @@ class Plotter:
         """A crash with a vote in flight, over before anybody leaves the view."""
         draw = self._draw
         conditions: tuple[Condition, ...] = ("prepared", "prepared", "")
+        whom: tuple[Where, ...] = (self._whom(),)
         yield Crash(
-            nodes=(self._whom(),),
+            nodes=whom,
             when=draw.choice(conditions),
             at_ms=self._time(),
             for_ms=draw.choice((20, 100, 400)),
@@ -101,7 +102,8 @@ class Plotter:
 
     def lost_promise(self) -> Iterator[AnyFault]:
         """A slow disk, and a crash before it is done."""
-        draw, at_ms, whom = self._draw, self._time(), (self._whom(),)
+        draw, at_ms = self._draw, self._time()
+        whom: tuple[Where, ...] = (self._whom(),)
         yield SlowDisk(nodes=whom, at_ms=at_ms, for_ms=5_000, delay_ms=draw.choice((400, 2_000)))
         crash_ms = at_ms + self._interval_ms // 2 + draw.randint(0, 2_000)
         yield Crash(nodes=whom, at_ms=crash_ms, for_ms=draw.choice((20, 100, 400)))

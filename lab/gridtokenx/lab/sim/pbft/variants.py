@@ -8,6 +8,7 @@ Each is the real replica with one rule left out or bent, and the sweep that catc
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from gridtokenx.core.codec import Wire
@@ -37,7 +38,7 @@ from gridtokenx.pbft.view_change import Choice, choose
 class FewVotes(ValidatorSet, frozen=True, dict=True):
     """A set that 2f + 1 votes are enough of."""
 
-    @property
+    @cached_property
     def quorum(self) -> int:
         """Too few where n is not 3f + 1."""
         return 2 * self.faulty + 1
