@@ -1,6 +1,7 @@
 """`docs/messages.md` names every message: one row for each struct that carries a tag."""
 
 import ast
+import functools
 import importlib
 import pkgutil
 import re
@@ -45,13 +46,15 @@ class Message(NamedTuple):
         return f"| `{self.tag}` | `{self.struct}` | from | to | sub-protocol | `{self.file}` |"
 
 
+@functools.cache
 def written_in_code() -> list[Message]:
     """Every class of the four folders that is declared with ``tag=``."""
     return [
         Message(tag, struct, str(path.relative_to(ROOT / folder / "gridtokenx")))
         for folder in FOLDERS
         for path in sorted((ROOT / folder).rglob("*.py"))
-        for tag, struct in tagged_classes(ast.parse(path.read_text(encoding="utf-8")))
+        if "tag=" in (source := path.read_text(encoding="utf-8"))
+        for tag, struct in tagged_classes(ast.parse(source))
     ]
 
 
