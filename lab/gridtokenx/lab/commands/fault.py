@@ -73,7 +73,9 @@ def run(
         if not quiet:
             click.echo(f"{at_ms / 1000:10.3f} s  {line}")
 
-    directory = home or Path(tempfile.mkdtemp(prefix="gtx-fault-home-"))
+    directory = (
+        home.resolve() if home is not None else Path(tempfile.mkdtemp(prefix="gtx-fault-home-"))
+    )
     kept = True
     try:
         outcome, history = execute(resolved, directory, note)
