@@ -8,6 +8,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -160,7 +161,7 @@ def _spread(runs: Iterable[tuple[Manifest, int]], jobs: int) -> Iterator[Outcome
     """Over processes; a few runs are queued for each, so that an end comes soon when it is asked for."""
     waiting = iter(runs)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_leave_interrupts) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker) as pool:
         running: set[Future[Outcome]] = set()
         try:
             while True:
@@ -177,9 +178,20 @@ def _spread(runs: Iterable[tuple[Manifest, int]], jobs: int) -> Iterator[Outcome
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _leave_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal: only the one that keeps the record answers it."""
+def _begin_worker() -> None:
+    """Ctrl-C reaches every process of a terminal: only the one that keeps the record answers it.
+
+    That one may be killed; nobody would read what its workers do, so they end with it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_seed(text: str, seed: int, program: str) -> Outcome:
