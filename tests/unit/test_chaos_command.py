@@ -22,6 +22,12 @@ def test_a_run_is_refused_before_anything_starts(gtx: Gtx, tmp_path: Path) -> No
     (tmp_path / "home" / "mine").touch()
     assert "is not empty" in gtx("fault", "run", manifest, "--home", tmp_path / "home").err
     assert (tmp_path / "home" / "mine").exists()
+    gtx("fault", "run", tmp_path).refused("not a regular file")
+    for option in ("--out", "--home"):
+        said = gtx("fault", "run", manifest, option, "/proc/none", "--quiet")
+        assert said.code == 2
+        (line,) = said.err.splitlines()
+        assert line.startswith("error: /proc/none")
 
 
 def test_nobody_answers_where_no_run_is(gtx: Gtx, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """`gtx sim`: what it prints, keeps and refuses."""
 
 import json
+import os
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from gridtokenx.lab import cli
+from gridtokenx.lab.files import check_outputs
 from gridtokenx.lab.sim.manifest import load
 
 QUICK = """
@@ -147,3 +149,50 @@ def test_a_sweeps_record_becomes_a_figure(
     assert "four" in capsys.readouterr().out
     assert gtx("figure", str(quick)) == 2
     assert "no record of a sweep" in capsys.readouterr().err
+
+
+def test_only_regular_files_are_read(
+    quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        for arguments in (("run", path), ("sweep", path), ("figure", path), ("report", path)):
+            assert gtx(*map(str, arguments)) == 2
+            error = capsys.readouterr().err
+            assert f"{path}: cannot be read: not a regular file" in error
+            assert len(error.splitlines()) == 1
+    for record in ("/dev/full", str(tmp_path / "pipe")):
+        assert gtx("sweep", str(quick), "--record", record) == 2
+        assert "not a regular file" in capsys.readouterr().err
+    (tmp_path / "testnet.toml").write_text('testnet = "pipe"\n')
+    assert gtx("run", str(tmp_path / "testnet.toml")) == 2
+    assert "testnet = 'pipe' cannot be read: not a regular file" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_said_before_the_run(
+    quick: Path, broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "run.toml").mkdir(parents=True)
+    for arguments in (
+        ("run", str(quick), "--out", "/proc/none"),
+        ("run", str(quick), "--out", str(tmp_path / "out")),
+        ("run", str(quick), "--report", "/proc/none/one.html"),
+        ("explore", "--into", "/proc/none"),
+        ("figure", str(quick), "--out", "/proc/none.svg"),
+    ):
+        assert gtx(*arguments) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert "cannot be written" in said.err
+        assert len(said.err.splitlines()) == 1
+    assert gtx("shrink", str(broken), "--into", "/proc/none") == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert gtx("run", str(quick), "--quiet", "--report", "/dev/full") == 2
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_a_check_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("kept")
+    check_outputs(tmp_path / "a" / "b" / "file", tmp_path / "mine", None)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert (tmp_path / "mine").read_text() == "kept"

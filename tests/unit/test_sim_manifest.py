@@ -31,6 +31,9 @@ REFUSED = {
     "[network]\nleast_delay_ms = 30": "network.delay_ms = 20 is below",
     "[liveness]\nleast_delay_ms = 30": "liveness.delay_ms = 5 is below",
     "[": "not TOML",
+    "a = " + "[" * 100_000: "not TOML: nested more than 31 deep",
+    f"name{'.a' * 500} = 1": "not TOML: nested more than 31 deep",
+    f"seed = {'9' * 5_000}": "not TOML",
 }
 
 

@@ -119,6 +119,7 @@ def test_slips_are_one_line(
         ("--table", str(tmp_path / "runs.csv")): "a table is named .parquet or .jsonl",
         ("--out", "/proc/none/report.html"): "cannot be written",
     }
+    (tmp_path / "x.html").write_text("of before")
     for arguments, said in cases.items():
         assert gtx("report", str(record), "--out", str(tmp_path / "x.html"), *arguments) == 2
         error = capsys.readouterr().err
@@ -126,6 +127,17 @@ def test_slips_are_one_line(
         assert len(error.splitlines()) == 1
     assert gtx("report", str(tmp_path / "none.jsonl")) == 2
     assert "cannot be read" in capsys.readouterr().err
+    assert (tmp_path / "x.html").read_text() == "of before"
+
+
+def test_parquet_is_refused_before_anything_where_nothing_writes_it(
+    record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gridtokenx.lab.report.files.find_spec", lambda _: None)
+    table, out = str(tmp_path / "runs.parquet"), tmp_path / "x.html"
+    assert gtx("report", str(record), "--table", table, "--out", str(out)) == 2
+    assert "Parquet needs pandas" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_full_disk_leaves_the_record_whole(record: Path, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from msgspec import Meta
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.units import WATT
+from gridtokenx.host.config import parse_toml
+from gridtokenx.lab.files import read_regular
 
 Count = Annotated[int, Meta(ge=0, le=100_000)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000_000)]
@@ -181,7 +183,7 @@ def load_manifest(path: Path) -> Manifest:
         LocalFault: unreadable, not TOML, an unknown key, or a value that is not allowed.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = parse_toml(read_regular(path).decode())
     except OSError as error:
         raise LocalFault(f"manifest {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -217,7 +219,7 @@ def dump_manifest(manifest: Manifest, *, brief: bool = False) -> str:
 
 def parse_manifest(text: str, source: str) -> Manifest:
     """The inverse of `dump_manifest`."""
-    return _convert(tomllib.loads(text), source)
+    return _convert(parse_toml(text), source)
 
 
 def _convert(raw: dict[str, object], source: str) -> Manifest:

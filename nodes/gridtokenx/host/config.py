@@ -50,6 +50,8 @@ OTHER_VARIABLES: Final = frozenset(
 """Variables of ours that are no settings."""
 _NEAR: Final = 0.8
 """How alike two names are, of which one is taken for a slip of the other."""
+_DEEPEST: Final = 32
+_TOO_DEEP: Final = f"nested more than {_DEEPEST - 1} deep"
 _URL_PASSWORD: Final = re.compile(r"([a-z][a-z0-9+.-]*://[^\s:/@]*:)[^\s@/]+@")
 
 S = TypeVar("S", bound="Settings")
@@ -280,7 +282,7 @@ def _find(
 
 def _read_file(file: Path, known: tuple[Field, ...]) -> dict[str, object]:
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        document = parse_toml(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -456,6 +458,36 @@ def _explained(field: Field, values: Mapping[str, object]) -> Iterator[str]:
 def mask_urls(text: str) -> str:
     """The text without the passwords of the addresses in it."""
     return _URL_PASSWORD.sub(r"\1...@", text)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """A TOML document.
+
+    Raises:
+        tomllib.TOMLDecodeError: it is none, or one that would overwhelm its readers.
+    """
+    try:
+        document = tomllib.loads(text)
+    except RecursionError:
+        raise tomllib.TOMLDecodeError(_TOO_DEEP) from None
+    except ValueError as error:  # also of a number with too many digits
+        raise tomllib.TOMLDecodeError(str(error)) from None
+    level: list[object] = [document]
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level for inner in _inside(outer)]
+    if level:
+        raise tomllib.TOMLDecodeError(_TOO_DEEP)
+    return document
+
+
+def _inside(value: object) -> Sequence[object]:
+    return (
+        tuple(value.values())
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, list)
+        else ()
+    )
 
 
 def toml_value(value: object) -> str:

@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.quorum import max_faulty
-from gridtokenx.host.config import toml_value
+from gridtokenx.host.config import parse_toml, toml_value
 from gridtokenx.lab.faults import (
     Bandwidth,
     Behave,
@@ -44,6 +44,7 @@ from gridtokenx.lab.faults import (
     kind_of,
     problems,
 )
+from gridtokenx.lab.files import read_regular
 from gridtokenx.lab.sim.manifest import Chain, Safety, Section, Workload
 from gridtokenx.lab.sim.pbft.behaviours import TRICKS
 
@@ -138,8 +139,10 @@ def load(path: Path) -> Manifest:
         LocalFault: unreadable, not TOML, an unknown key, or a value that is not allowed.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_regular(path).decode()
+    except OSError as error:
+        raise LocalFault(f"manifest {path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise LocalFault(f"manifest {path}: cannot be read: {error}") from None
     return parse(text, str(path))
 
@@ -147,7 +150,7 @@ def load(path: Path) -> Manifest:
 def parse(text: str, source: str = "manifest") -> Manifest:
     """The inverse of `dump`; see `load` for what is refused."""
     try:
-        manifest = msgspec.convert(tomllib.loads(text), Manifest)
+        manifest = msgspec.convert(parse_toml(text), Manifest)
     except tomllib.TOMLDecodeError as error:
         raise LocalFault(f"manifest {source}: not TOML: {error}") from None
     except msgspec.ValidationError as error:

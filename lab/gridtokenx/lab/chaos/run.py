@@ -68,7 +68,10 @@ class Run:
     def __init__(self, manifest: Manifest, home: Path, note: Note) -> None:
         if home.exists() and any(home.iterdir()):
             raise LocalFault(f"{home}: is not empty; a run needs a directory of its own")
-        home.mkdir(parents=True, exist_ok=True)
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LocalFault(f"{home}: cannot be made: {error.strerror}") from None
         chain, recovery = manifest.chain, manifest.recovery
         self._manifest: Final = manifest
         self._home: Final = home

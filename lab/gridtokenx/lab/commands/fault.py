@@ -19,9 +19,11 @@ from gridtokenx.lab.chaos.page import page
 from gridtokenx.lab.chaos.replica import LabReplicaSettings, run_lab_replica
 from gridtokenx.lab.chaos.run import CONTROL, encode, execute
 from gridtokenx.lab.chaos.wire import Ask
+from gridtokenx.lab.files import check_outputs, write
 from gridtokenx.lab.sim.execute import commit
 
 LISTS: Final = frozenset({"nodes", "senders", "receivers", "messages", "victims"})
+KEPT: Final = ("run.toml", "outcome.json", "timeline.jsonl", "report.html")
 HOME = click.argument(
     "home", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="HOME"
 )
@@ -63,6 +65,7 @@ def run(
     """
     manifest = OPEN_END if manifest_path is None else load(manifest_path)
     resolved = resolve(manifest, seed)
+    check_outputs(*(out / name for name in KEPT if out is not None))
     click.echo(f"seed {resolved.seed}, commit {commit()}")
     click.echo(dump(resolved).rstrip())
     click.echo("")
@@ -85,11 +88,10 @@ def run(
             click.echo(f"what there is of the chain is left in {directory}")
         elif home is None:
             shutil.rmtree(directory, ignore_errors=True)
-    if out is not None:
-        _keep(out, resolved, outcome, timeline)
-        (out / "report.html").write_text(page(resolved, outcome, history), encoding="utf-8")
     for line in told(outcome):
         click.echo(line)
+    if out is not None:
+        _keep(out, resolved, outcome, timeline, page(resolved, outcome, history))
     return 1 if outcome.failed else 0
 
 
@@ -215,11 +217,15 @@ def _measured(value_ms: int | None, bound_ms: int | None) -> str:
 
 
 def _keep(
-    directory: Path, manifest: Manifest, outcome: Outcome, timeline: list[tuple[int, str]]
+    directory: Path,
+    manifest: Manifest,
+    outcome: Outcome,
+    timeline: list[tuple[int, str]],
+    report: str,
 ) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "run.toml").write_text(dump(manifest), encoding="utf-8")
-    (directory / "outcome.json").write_bytes(encode(outcome))
     lines = [msgspec.json.encode({"at_ms": at_ms, "what": what}) for at_ms, what in timeline]
-    (directory / "timeline.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
-    click.echo(f"kept in {directory}: run.toml, outcome.json, timeline.jsonl, report.html")
+    as_lines = "".join(line.decode() + "\n" for line in lines)
+    texts = (dump(manifest), encode(outcome).decode(), as_lines, report)
+    for name, text in zip(KEPT, texts, strict=True):
+        write(directory / name, text)
+    click.echo(f"kept in {directory}: {', '.join(KEPT)}")

@@ -2,7 +2,6 @@
 
 import asyncio
 import shlex
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -17,6 +16,7 @@ from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Ed25519Verifier
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.host.chains import ChainAccess, read_chain
+from gridtokenx.host.config import parse_toml
 from gridtokenx.host.files import read_file, write_file
 from gridtokenx.lab.commands.keys import password_option
 from gridtokenx.lab.commands.tx import FAILED_EXIT
@@ -78,7 +78,7 @@ def _password_file_of(node: Path) -> Path | None:
     if not config.is_file():
         return None
     try:
-        named = tomllib.loads(config.read_text(encoding="utf-8")).get("keys_password_file")
+        named = parse_toml(config.read_text(encoding="utf-8")).get("keys_password_file")
     except ValueError as error:
         raise LocalFault(f"{config}: cannot be read: {error}") from None
     return node / named if isinstance(named, str) else None

@@ -10,7 +10,8 @@ import click
 import msgspec
 
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.lab.commands.sim_report import report, save, save_run, write
+from gridtokenx.lab.commands.sim_report import report, save_run
+from gridtokenx.lab.files import check_outputs, save, write
 from gridtokenx.lab.report.page import Told
 from gridtokenx.lab.sim.draw import resolve
 from gridtokenx.lab.sim.execute import commit, execute, tell
@@ -22,6 +23,7 @@ from gridtokenx.lab.sim.pbft.variants import VARIANTS
 from gridtokenx.lab.sim.shrink import Shrinker
 from gridtokenx.lab.sim.sweep import DEFAULT_JOBS, Record, parse_seeds, run_all, summary, sweep
 
+KEPT: Final = ("run.toml", "outcome.json", "timeline.jsonl")
 FIRST_FAILURES: Final = 5
 STOPPED_EXIT: Final = 130
 _BAR: Final = 30
@@ -83,6 +85,7 @@ def run(
         manifest = msgspec.structs.replace(manifest, safety=phase)
     if report_path is not None and manifest.testnet is not None:
         raise LocalFault("--report draws runs of one chain; this one is of a whole network")
+    check_outputs(report_path, *(out / name for name in KEPT if out is not None))
     resolved = resolve(manifest, seed)
     _head(resolved)
     timeline: list[tuple[int, str]] = []
@@ -210,6 +213,7 @@ def shrink(
     click.echo(f"{_finding(outcome)}; {len(resolved.fault)} faults")
     name = name or f"{outcome.finding.checker}-{resolved.name}-{resolved.seed}"
     path = into / f"{name}.toml"
+    check_outputs(path)
     shrinker = Shrinker(resolved, outcome, runs, other_seeds=other_seeds, most_s=60 * minutes)
     bar = _Bar(runs, 0)
 
@@ -274,6 +278,7 @@ def explore(
     Without MANIFEST four real replicas. About 2,900 runs of four replicas, two views and two sides.
     """
     base = SCOPE if manifest_path is None else scope(load(manifest_path))
+    check_outputs(into / "kept.toml")
     total = count(base, views, sides)
     click.echo(
         f"{base.name} at commit {commit()}: {total} runs of {base.chain.replicas} replicas, one a"
@@ -316,6 +321,7 @@ def _keep_scenario(base: Manifest, views: int, sides: int, outcome: Outcome, int
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("figure.svg"))
 def figure(records: tuple[Path, ...], measure: str, out: Path) -> None:
     """Draw the distribution of a measure in one or more sweeps' records, as an SVG."""
+    check_outputs(out)
     series = [read_series(path, measure) for path in records]
     for line in table(series):
         click.echo(line)
@@ -389,12 +395,13 @@ def _keep(
     directory: Path, manifest: Manifest, outcome: Outcome, timeline: list[tuple[int, str]]
 ) -> None:
     recorded = msgspec.structs.replace(manifest, trace=outcome.trace)
-    write(directory / "run.toml", dump(recorded))
     told = msgspec.json.format(msgspec.json.encode(outcome), indent=2)
-    write(directory / "outcome.json", told.decode() + "\n")
     lines = [msgspec.json.encode({"at_ms": at_ms, "what": what}) for at_ms, what in timeline]
-    write(directory / "timeline.jsonl", "".join(line.decode() + "\n" for line in lines))
-    click.echo(f"kept in {directory}: run.toml, outcome.json, timeline.jsonl")
+    as_lines = "".join(line.decode() + "\n" for line in lines)
+    texts = (dump(recorded), told.decode() + "\n", as_lines)
+    for name, text in zip(KEPT, texts, strict=True):
+        write(directory / name, text)
+    click.echo(f"kept in {directory}: {', '.join(KEPT)}")
 
 
 def _as_recorded(recorded: Manifest, outcome: Outcome) -> bool:

@@ -1,13 +1,14 @@
 """`gtx sim report`: what sweeps showed, as a page for people and as files for programs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import click
 
 from gridtokenx.core.errors import LocalFault
-from gridtokenx.lab.report.files import as_json, as_junit, write_table
+from gridtokenx.lab.files import check_outputs, save
+from gridtokenx.lab.report.files import as_json, as_junit, check_table, write_table
 from gridtokenx.lab.report.page import Swept, Told, run_page, sweep_page
 from gridtokenx.lab.sim.draw import resolve
 from gridtokenx.lab.sim.execute import commit, tell
@@ -42,6 +43,9 @@ def report(
     timeline of one run, which is told again from its record: the first violation, or the slowest
     recovery if there is none (or --seed).
     """
+    check_outputs(out, json_path, junit_path, table_path)
+    if table_path is not None:
+        check_table(table_path)
     swept = [_read(path) for path in records]
     told, why = (None, "") if no_run else _tell_one(swept[0], seed)
     save(out, lambda path: path.write_text(sweep_page(swept, told, why), encoding="utf-8"))
@@ -56,30 +60,6 @@ def report(
 def save_run(path: Path, told: Told) -> None:
     """Write the page of one run."""
     save(path, lambda where: where.write_text(run_page(told), encoding="utf-8"))
-
-
-def save(path: Path, make: Callable[[Path], object], *, say: bool = True) -> None:
-    """Write a file and say so.
-
-    Raises:
-        LocalFault: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        make(path)
-    except OSError as error:
-        raise LocalFault(f"{path}: cannot be written: {error.strerror or error}") from None
-    if say:
-        click.echo(f"written: {path}")
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file, without a word.
-
-    Raises:
-        LocalFault: it cannot be written.
-    """
-    save(path, lambda where: where.write_text(text, encoding="utf-8"), say=False)
 
 
 def _read(path: Path) -> Swept:

@@ -5,6 +5,7 @@ the file. `pandas.read_json("runs.jsonl", lines=True)` reads the former.
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -76,27 +77,26 @@ def rows(records: Sequence[Swept]) -> list[dict[str, Any]]:
     return flat
 
 
-def write_table(path: Path, records: Sequence[Swept]) -> None:
-    """A table by the name of its file: `.parquet`, or `.jsonl`.
+def check_table(path: Path) -> None:
+    """Whether a table of this name can be made: `.jsonl`, or `.parquet` where pandas is.
 
     Raises:
         LocalFault: another name, or Parquet where nothing here can write it.
     """
-    if path.suffix == ".jsonl":
-        path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows(records)))
-    elif path.suffix == ".parquet":
-        _write_parquet(path, rows(records))
-    else:
+    if path.suffix not in (".jsonl", ".parquet"):
         raise LocalFault(f"{path}: a table is named .parquet or .jsonl")
-
-
-def _write_parquet(path: Path, flat: list[dict[str, Any]]) -> None:
-    try:
-        import pandas as pd  # noqa: PLC0415 - heavy, and only of use here
-
-        pd.DataFrame(flat).to_parquet(path)
-    except ImportError:
+    if path.suffix == ".parquet" and not all(map(find_spec, ("pandas", "pyarrow"))):
         raise LocalFault(
             f"{path}: Parquet needs pandas and pyarrow (pip install pandas pyarrow); or name the table"
             " .jsonl, which pandas.read_json(..., lines=True) reads"
-        ) from None
+        )
+
+
+def write_table(path: Path, records: Sequence[Swept]) -> None:
+    """A table by the name of its file, which `check_table` allowed."""
+    if path.suffix == ".jsonl":
+        path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows(records)))
+        return
+    import pandas as pd  # noqa: PLC0415 - heavy, and only of use here
+
+    pd.DataFrame(rows(records)).to_parquet(path)

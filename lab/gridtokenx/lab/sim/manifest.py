@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from gridtokenx.core.errors import LocalFault
+from gridtokenx.host.config import parse_toml
 from gridtokenx.lab.faults import (
     KINDS,
     AnyFault,
@@ -25,6 +26,7 @@ from gridtokenx.lab.faults import (
     Index,
     problems,
 )
+from gridtokenx.lab.files import read_regular
 from gridtokenx.lab.manifest import Manifest as Testnet
 from gridtokenx.lab.manifest import Section as NetworkSection
 from gridtokenx.lab.sim.testnet import naming
@@ -229,8 +231,10 @@ def load(path: Path) -> Manifest:
         LocalFault: unreadable, not TOML, an unknown key, or a value that is not allowed.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_regular(path).decode()
+    except OSError as error:
+        raise LocalFault(f"manifest {path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise LocalFault(f"manifest {path}: cannot be read: {error}") from None
     return parse(text, str(path), path.parent)
 
@@ -244,7 +248,7 @@ def parse(text: str, source: str = "manifest", beside: Path | None = None) -> Ma
         beside: the directory from which it may name a network's manifest.
     """
     try:
-        raw = tomllib.loads(text)
+        raw = parse_toml(text)
     except tomllib.TOMLDecodeError as error:
         raise LocalFault(f"manifest {source}: not TOML: {error}") from None
     raw = naming.expand(raw, source, beside)

@@ -18,6 +18,7 @@ import msgspec
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import sha256
+from gridtokenx.lab.files import read_regular
 from gridtokenx.lab.sim.execute import commit, execute
 from gridtokenx.lab.sim.manifest import Manifest, dump, parse
 from gridtokenx.lab.sim.outcome import Outcome, percentile
@@ -55,10 +56,8 @@ class Record:
             format=FORMAT, manifest=digest, commit=commit(), about=manifest.about, text=text
         )
         self.outcomes: Final[dict[int, Outcome]] = {}
-        if path is not None and path.exists():
-            self._read(path)
-        elif path is not None:
-            self._begin(path)
+        if path is not None:
+            self._open(path)
 
     def add(self, outcome: Outcome) -> None:
         """Keep an outcome: it is on disk when this returns, or nothing of it is.
@@ -90,9 +89,12 @@ class Record:
                 " before are kept: the same sweep goes on from there"
             ) from None
 
-    def _read(self, path: Path) -> None:
+    def _open(self, path: Path) -> None:
         try:
-            lines = path.read_bytes().split(b"\n")
+            lines = read_regular(path).split(b"\n")
+        except FileNotFoundError:
+            self._begin(path)
+            return
         except OSError as error:
             raise LocalFault(f"record {path}: cannot be read: {error.strerror}") from None
         head = _head_in(path, lines[0])
@@ -114,7 +116,7 @@ def read_record(path: Path) -> tuple[Head, tuple[Outcome, ...]]:
         LocalFault: it is no record of a sweep, or damaged.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_regular(path).split(b"\n")
     except OSError as error:
         raise LocalFault(f"{path}: cannot be read: {error.strerror}") from None
     head = _head_in(path, lines[0])

@@ -1,6 +1,5 @@
 """A process's home: what kind it is, by its configuration, and what in it can be judged."""
 
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Final
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.gateway.process import INDEX_FILE
 from gridtokenx.host.chains import CHAINS, ChainFacts, read_chain, recognise_chain
+from gridtokenx.host.config import parse_toml
 from gridtokenx.host.keyfile import public_key_of
 from gridtokenx.host.restored import marked
 from gridtokenx.host.storage import Damaged, Store
@@ -66,7 +66,7 @@ def open_home(path: Path) -> Home:
     """
     config = path / CONFIG
     try:
-        return Home(path, tomllib.loads(config.read_text(encoding="utf-8")))
+        return Home(path, parse_toml(config.read_text(encoding="utf-8")))
     except OSError as error:
         raise LocalFault(f"{config}: cannot be read: {error.strerror}") from None
     except ValueError as error:  # no text, or no TOML

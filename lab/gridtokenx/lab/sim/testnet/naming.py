@@ -19,7 +19,9 @@ from msgspec.structs import replace
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.gridtime import DAY_MS
+from gridtokenx.host.config import parse_toml
 from gridtokenx.lab.faults import Behave, Fault, RoundMutation, RoundPartition, ViewPartition
+from gridtokenx.lab.files import read_regular
 from gridtokenx.lab.manifest import Manifest, check_manifest, dump_manifest
 
 BROKER: Final = "broker"
@@ -102,8 +104,12 @@ def _read(name: str, source: str, beside: Path | None) -> Raw:
         )
     path = beside / name
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        return parse_toml(read_regular(path).decode())
+    except OSError as error:
+        raise LocalFault(
+            f"manifest {source}: testnet = {name!r} cannot be read: {error.strerror}"
+        ) from None
+    except UnicodeDecodeError as error:
         raise LocalFault(f"manifest {source}: testnet = {name!r} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise LocalFault(f"manifest {source}: testnet = {name!r} is not TOML: {error}") from None

@@ -1,0 +1,80 @@
+"""Files that commands read and write: refused early, each in one line.
+
+Law of the file: **what cannot be read or written is said before the work, not after it.**
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from gridtokenx.core.errors import LocalFault
+
+
+def read_regular(path: Path) -> bytes:
+    """All of a regular file: a device may have no end, and a pipe makes one wait for ever.
+
+    Raises:
+        OSError: it cannot be read, or is something else.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_bytes()
+
+
+def check_outputs(*paths: Path | None) -> None:
+    """Refuse files that could not be written; leaves everything as it was.
+
+    Args:
+        paths: what will be written; None is nothing.
+
+    Raises:
+        LocalFault: the first that cannot be written.
+    """
+    for path in filter(None, paths):
+        missing = [parent for parent in path.parents if not parent.exists()]
+        save(path, _probe, say=False)
+        for parent in missing:
+            parent.rmdir()
+
+
+def save(path: Path, make: Callable[[Path], object], *, say: bool = True) -> None:
+    """Write a file and say so.
+
+    Raises:
+        LocalFault: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make(path)
+    except OSError as error:
+        raise LocalFault(f"{path}: cannot be written: {error.strerror or error}") from None
+    if say:
+        click.echo(f"written: {path}")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file, without a word.
+
+    Raises:
+        LocalFault: it cannot be written.
+    """
+    save(path, lambda where: where.write_text(text, encoding="utf-8"), say=False)
+
+
+def _probe(path: Path) -> None:
+    """Open a file as if to write it; what is no file (a device, a pipe) is only looked at."""
+    new = not path.exists()
+    if not new and not path.is_file():
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return
+    with path.open("ab"):
+        pass
+    if new:
+        path.unlink()
