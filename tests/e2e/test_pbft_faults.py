@@ -88,6 +88,24 @@ def test_nothing_outlives_a_killed_run_not_even_what_is_stopped(tmp_path: Path) 
         assert_gone(pids)
 
 
+def test_a_run_that_ends_before_its_first_block_shows_nothing(tmp_path: Path) -> None:
+    (tmp_path / "manifest.toml").write_text(QUICK.replace("= 200", "= 5_000"), encoding="utf-8")
+    run = subprocess.Popen(
+        [*GTX, "fault", "run", "manifest.toml"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    with run:
+        assert run.stdout is not None
+        wait_for_line(run.stdout, "replica 3 is up")
+        run.send_signal(signal.SIGINT)
+        said = run.stdout.read().decode()
+    assert "0 blocks, 0 transactions acknowledged (latency p50 -, p95 -)" in said
+    assert "verdict: nothing was shown" in said
+    assert run.returncode == 1
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1_200)
 @pytest.mark.usefixtures("alone")
@@ -144,7 +162,8 @@ def by_hand(
     manifest = directory / "manifest.toml"
     manifest.write_text(f"{QUICK}\n[safety]\nduration_ms = 0\n", encoding="utf-8")
     process = subprocess.Popen(
-        [*GTX, "fault", "run", str(manifest), "--home", str(home)],
+        [*GTX, "fault", "run", str(manifest), "--home", str(home.relative_to(directory))],
+        cwd=directory,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},

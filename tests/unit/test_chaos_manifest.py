@@ -55,6 +55,7 @@ def test_a_traitor_may_be_named_by_its_role() -> None:
         ('[[fault]]\nkind = "bandwidth"\nmessages = ["Prepare"]\n', "one stream"),
         ("[storm]\nperiod_ms = 10_000\nfor_ms = [4_000]\n", "2500 ms for each"),
         ("seed =", "not TOML"),
+        ("[[fault]]\nkid = 'crash'\n", "real processes can have: crash"),
         (f"a = {'[' * 100_000}", "not TOML: nested more than 31 deep"),
     ],
 )

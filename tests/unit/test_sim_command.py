@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -78,7 +79,7 @@ def test_replay_says_that_a_run_went_differently(
     run = out / "run.toml"
     run.write_text(run.read_text().replace("seed = 7", "seed = 8"))
     assert gtx("replay", str(run), "--quiet") == 1
-    assert "differs: the record's trace" in capsys.readouterr().out
+    assert "of another commit, or the manifest was changed" in capsys.readouterr().out
     assert gtx("replay", str(quick)) == 2
 
 
@@ -132,7 +133,9 @@ def test_variants_are_listed_and_unknown_ones_refused(
     quick: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert gtx("variants") == 0
-    assert "weak-commit" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "weak-commit" in said
+    assert len({len(line) - len(re.sub(r"^\S+ +", "", line)) for line in said.splitlines()}) == 1
     quick.write_text(QUICK + '[chain]\nvariant = "honest"\n')
     assert gtx("run", str(quick)) == 2
     assert "chain.variant = 'honest': known: two-f-plus-one," in capsys.readouterr().err
@@ -145,6 +148,11 @@ def test_a_sweeps_record_becomes_a_figure(
     gtx("sweep", str(quick), "--seeds", "0..3", "--jobs", "1", "--record", str(record))
     assert gtx("figure", str(record), "--of", "recovery_ms", "--out", str(out)) == 0
     drawn = ET.fromstring(out.read_text())
+    ticks = [text.text or "" for text in drawn.iter() if text.get("text-anchor") == "middle"][:-1]
+    assert len(ticks) > 2
+    assert all(tick.rstrip("0") in ("", "1", "2", "4", "6", "8", "5", "15") for tick in ticks), (
+        ticks
+    )
     assert any("4 runs, commit" in (text.text or "") for text in drawn.iter())
     assert "four" in capsys.readouterr().out
     assert gtx("figure", str(quick)) == 2
@@ -196,3 +204,39 @@ def test_a_check_leaves_nothing_behind(tmp_path: Path) -> None:
     check_outputs(tmp_path / "a" / "b" / "file", tmp_path / "mine", None)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert (tmp_path / "mine").read_text() == "kept"
+
+
+def test_a_change_that_the_set_does_not_allow_is_said(
+    quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = "".join(
+        f"[[change]]\n{change}\n" for change in ("add = 4", "remove = 0", "remove = 1")
+    )
+    longer = QUICK.replace("duration_ms = 3000", "duration_ms = 20000")
+    quick.write_text(f"{longer}[chain]\nobservers = 1\n{changes}")
+    assert gtx("run", str(quick), "--out", str(tmp_path / "out")) == 0
+    said = "change 3 (remove 1): set-too-small: 4 members"
+    assert f"s  refused: {said}" in capsys.readouterr().out
+    (refused,) = json.loads((tmp_path / "out" / "outcome.json").read_text())["refused"]
+    assert refused.startswith(said)
+
+
+def test_what_has_no_figure_is_shown_as_none(
+    quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick.write_text(
+        QUICK.replace("per_s = 1", "per_s = 0").replace("bound_ms = 20000", "bound_ms = 0")
+    )
+    assert gtx("run", str(quick)) == 0
+    assert gtx("sweep", str(quick), "--seeds", "0") == 0
+    said = capsys.readouterr().out
+    assert "(latency p50 -, p95 -)" in said
+    assert "recovery after healing: p50 -, p95 -, longest -" in said
+    assert "-1" not in said
+
+
+def test_help_keeps_its_examples_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gtx("--help") == 0
+    said = capsys.readouterr().out
+    assert "\\b" not in said
+    assert "\n  a small scope, all of it      gtx sim explore\n" in said

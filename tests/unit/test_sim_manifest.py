@@ -30,6 +30,10 @@ REFUSED = {
     "[swarm]\n[byzzfuzz]": "[swarm] and [byzzfuzz] both draw the faults",
     "[network]\nleast_delay_ms = 30": "network.delay_ms = 20 is below",
     "[liveness]\nleast_delay_ms = 30": "liveness.delay_ms = 5 is below",
+    "[chain]\nvariant = 'honest'": "chain.variant = 'honest': known: two-f-plus-one, no-prepared",
+    "[liveness]\ncore = [0]": "Expected `str`, got `array`; allowed words: all, quorum",
+    "[[fault]]\nkid = 'crash'": "fault 1: it has no kind; allowed: crash, pause,",
+    '[[fault]]\nkind = "crash"\nnodes = ["boss"]': "allowed words: leader, next-leader",
     "[": "not TOML",
     "a = " + "[" * 100_000: "not TOML: nested more than 31 deep",
     f"name{'.a' * 500} = 1": "not TOML: nested more than 31 deep",
@@ -87,6 +91,7 @@ def test_a_swarm_leaves_a_sound_core() -> None:
 def test_seeds() -> None:
     assert parse_seeds("7") == range(7, 8)
     assert parse_seeds("0..999") == range(1000)
-    for text in ("", "x", "5..2", "-1..3", "1..x"):
+    assert parse_seeds(f"{2**63 - 1}").stop == 2**63
+    for text in ("", "x", "5..2", "-1..3", "1..x", "٣", "1_0", " 1", "0..1000000", f"{2**63}"):
         with pytest.raises(LocalFault, match="seeds"):
             parse_seeds(text)

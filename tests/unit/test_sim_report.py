@@ -8,6 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab import cli
 from gridtokenx.lab.report.svg import ticks
 from gridtokenx.lab.sim.manifest import parse
@@ -131,7 +132,10 @@ def test_slips_are_one_line(
 
 
 def test_parquet_is_refused_before_anything_where_nothing_writes_it(
-    record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    record: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("gridtokenx.lab.report.files.find_spec", lambda _: None)
     table, out = str(tmp_path / "runs.parquet"), tmp_path / "x.html"
@@ -160,8 +164,21 @@ def test_a_damaged_record_is_named(record: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.jsonl"
     lines = record.read_bytes().split(b"\n")
     damaged.write_bytes(b"\n".join([lines[0], b'{"seed": 1}', *lines[2:]]))
-    with pytest.raises(Exception, match="line 2: no outcome of a run"):
+    with pytest.raises(LocalFault, match="line 2: no outcome of a run"):
         read_record(damaged)
+
+
+def test_a_record_whose_first_line_was_changed_is_refused_by_everybody(
+    record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed, (first, rest) = tmp_path / "changed.jsonl", record.read_text().split("\n", 1)
+    head = json.loads(first)
+    for key, said in (("commit", "line 2: a run at commit"), ("text", "the manifest in its first")):
+        changed.write_text(json.dumps({**head, key: "0123456789ab"}) + "\n" + rest)
+        for command in ("figure", "report"):
+            out = str(tmp_path / "out")
+            assert gtx(command, str(changed), "--out", out) == 2
+            assert said in capsys.readouterr().err
 
 
 def test_ticks_are_round_and_reach() -> None:

@@ -161,7 +161,8 @@ def parse(text: str, source: str = "manifest") -> Manifest:
 
 
 def _hint(message: str) -> str:
-    if "$.fault[" not in message or "Invalid value" not in message:
+    no_kind = "Invalid value" in message or "missing required field `kind`" in message
+    if "$.fault[" not in message or not no_kind:
         return ""
     return f"; real processes can have: {', '.join(KINDS)}"
 

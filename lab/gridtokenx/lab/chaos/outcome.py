@@ -1,8 +1,13 @@
 """How a run of real processes ended: typed, so that tests, reports and people read the same."""
 
+from typing import Final
+
 import msgspec
 
 from gridtokenx.lab.sim.outcome import percentile
+
+NOTHING: Final = "nothing was shown"
+"""The verdict of a run that ended before its schedule began: it is not judged."""
 
 
 class FaultOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +50,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     commit: str
     verdict: str
-    """`ok`, `violation`, or `voided`: something broke that had not been promised."""
+    """`ok`, `violation`, `voided` (something broke that had not been promised), or `NOTHING`."""
     findings: tuple[Finding, ...]
     voided: tuple[str, ...]
     """Promises that did not hold from the beginning, each with the reason."""

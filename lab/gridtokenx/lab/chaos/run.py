@@ -37,7 +37,7 @@ from gridtokenx.lab.chaos.manifest import (
     parse,
 )
 from gridtokenx.lab.chaos.observe import Observer
-from gridtokenx.lab.chaos.outcome import Finding, Outcome, percentile
+from gridtokenx.lab.chaos.outcome import NOTHING, Finding, Outcome, percentile
 from gridtokenx.lab.chaos.wire import Ask, Seen, Told
 from gridtokenx.lab.sim.execute import commit
 from gridtokenx.lab.sim.history import Band, BlockPoint, History, ViewPoint
@@ -108,6 +108,7 @@ class Run:
         self._alarms: Final[list[asyncio.TimerHandle]] = []
         self._changed: Final = asyncio.Event()
         self._stop: Final = asyncio.Event()
+        self._begun = False
         self._complete = False
         self._load_average = 0.0
         self._lasted_s = 0.0
@@ -134,11 +135,8 @@ class Run:
             loading = asyncio.create_task(self._load.run(), name="load")
             loading.add_done_callback(lambda _: self._stop.set())  # its failure ends the run
             await self._until_first_blocks()
-            self._begin_schedule()
-            await self._pass_time(self._manifest.safety.duration_ms / 1_000)
-            self._end_schedule()
-            self._complete = not self._stop.is_set()
-            await self._until_level()
+            if not self._stop.is_set():
+                await self._schedule()
         finally:
             self._lasted_s = time.monotonic() - self._zero_s
             with contextlib.suppress(OSError):
@@ -150,6 +148,13 @@ class Run:
                     await _ended(loading)
             finally:
                 await self._bring_down()
+
+    async def _schedule(self) -> None:
+        self._begin_schedule()
+        await self._pass_time(self._manifest.safety.duration_ms / 1_000)
+        self._end_schedule()
+        self._complete = not self._stop.is_set()
+        await self._until_level()
 
     async def _bring_up(self) -> None:
         chain = self._manifest.chain
@@ -183,6 +188,7 @@ class Run:
         raise LocalFault(f"after {limit_s:.0f} s replicas {late} have no block {UP_HEIGHT}: {log}")
 
     def _begin_schedule(self) -> None:
+        self._begun = True
         self._zero_s = time.monotonic()
         self._observer.start_clock()
         self._memory_kib = {pid: _own_memory_kib(pid) for pid in self._pids()}
@@ -337,7 +343,7 @@ class Run:
             ended={index: each.exits for index, each in enumerate(watched)},
         )
         audit = Audit(self._laid, claims)
-        findings = audit.findings()
+        findings = audit.findings() if self._begun else []
         faults = observer.outcomes(self._zero_s)
         if self._complete:
             findings += [
@@ -353,7 +359,7 @@ class Run:
             name=manifest.name,
             seed=manifest.seed or 0,
             commit=commit(),
-            verdict="ok" if not findings else "voided" if voided else "violation",
+            verdict=self._verdict(found=bool(findings), voided=bool(voided)),
             findings=tuple(findings),
             voided=voided,
             complete=self._complete,
@@ -373,6 +379,11 @@ class Run:
             memory_growth_kib=self._growth_kib,
             load_average=round(self._load_average, 1),
         )
+
+    def _verdict(self, *, found: bool, voided: bool) -> str:
+        if not self._begun:
+            return NOTHING
+        return "ok" if not found else "voided" if voided else "violation"
 
     def history(self) -> History:
         """What happened, to be drawn."""

@@ -14,13 +14,15 @@ from gridtokenx.host.config import settings_options
 from gridtokenx.host.process import serve
 from gridtokenx.lab.chaos import control
 from gridtokenx.lab.chaos.manifest import KINDS, Manifest, dump, load, parse, resolve
-from gridtokenx.lab.chaos.outcome import FaultOutcome, Outcome
+from gridtokenx.lab.chaos.outcome import NOTHING, FaultOutcome, Outcome
 from gridtokenx.lab.chaos.page import page
 from gridtokenx.lab.chaos.replica import LabReplicaSettings, run_lab_replica
 from gridtokenx.lab.chaos.run import CONTROL, encode, execute
 from gridtokenx.lab.chaos.wire import Ask
 from gridtokenx.lab.files import check_outputs, write
 from gridtokenx.lab.sim.execute import commit
+from gridtokenx.lab.sim.outcome import shown_ms
+from gridtokenx.lab.sim.sweep import GREATEST_SEED
 
 LISTS: Final = frozenset({"nodes", "senders", "receivers", "messages", "victims"})
 KEPT: Final = ("run.toml", "outcome.json", "timeline.jsonl", "report.html")
@@ -41,7 +43,7 @@ def command() -> None:
 @click.argument(
     "manifest_path", metavar="[MANIFEST]", required=False, type=click.Path(path_type=Path)
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, GREATEST_SEED), default=0, show_default=True)
 @click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False),
@@ -58,7 +60,8 @@ def run(
     """Bring a chain up, put it under load and faults, stop it, and judge every promise.
 
     Prints seed, commit and everything that was drawn before it starts, then the timeline, then a line
-    for each fault, then the verdict; exit code 1 if a promise was broken. Without MANIFEST four replicas
+    for each fault, then the verdict; exit code 1 if a promise was broken, or nothing was shown.
+    Without MANIFEST four replicas
     run until Ctrl-C, for faults that you add by hand (`gtx fault add`). Ctrl-C ends any run early and
     judges what there is; nothing is left running. With --out it keeps run.toml, outcome.json,
     timeline.jsonl and report.html.
@@ -92,7 +95,7 @@ def run(
         click.echo(line)
     if out is not None:
         _keep(out, resolved, outcome, timeline, page(resolved, outcome, history))
-    return 1 if outcome.failed else 0
+    return 1 if outcome.failed or outcome.verdict == NOTHING else 0
 
 
 OPEN_END: Final[Manifest] = parse('name = "by-hand"\n[safety]\nduration_ms = 0\n')
@@ -111,7 +114,7 @@ def list_(home: Path) -> None:
 @click.argument("kind", type=click.Choice(list(KINDS)))
 @click.argument("values", nargs=-1, metavar="[KEY=VALUE]...")
 def add(home: Path, kind: str, values: tuple[str, ...]) -> None:
-    r"""Begin a fault in the running chain of HOME, now.
+    """Begin a fault in the running chain of HOME, now.
 
     Keys are those of a manifest's [[fault]]; lists are separated by commas. It lasts for_ms, or until it
     is healed.
@@ -120,7 +123,7 @@ def add(home: Path, kind: str, values: tuple[str, ...]) -> None:
     gtx fault add HOME crash nodes=leader for_ms=5000
     gtx fault add HOME partition shape=halves nodes=0,1
     gtx fault add HOME behave node=leader behaviour=equivocate
-    """
+    """  # noqa: D301 - click looks for the character
     _ask(home, Ask("add", fault=_as_toml(kind, values)))
 
 
@@ -182,7 +185,7 @@ def told(outcome: Outcome) -> list[str]:
     lines = [_row(fault) for fault in outcome.faults]
     lines.append(
         f"{outcome.blocks} blocks, {outcome.transactions} transactions acknowledged (latency p50"
-        f" {outcome.latency_p50_ms} ms, p95 {outcome.latency_p95_ms} ms), {outcome.unanswered}"
+        f" {shown_ms(outcome.latency_p50_ms)}, p95 {shown_ms(outcome.latency_p95_ms)}), {outcome.unanswered}"
         f" unanswered, {outcome.views} view changes in {seconds:.0f} s"
     )
     lines.append(

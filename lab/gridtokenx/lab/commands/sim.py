@@ -18,21 +18,30 @@ from gridtokenx.lab.sim.execute import commit, execute, tell
 from gridtokenx.lab.sim.explore import SCOPE, count, scenarios, scope
 from gridtokenx.lab.sim.figure import MEASURES, draw, read_series, table
 from gridtokenx.lab.sim.manifest import Manifest, dump, load, parse
-from gridtokenx.lab.sim.outcome import Outcome
+from gridtokenx.lab.sim.outcome import Outcome, percentile, shown_ms
 from gridtokenx.lab.sim.pbft.variants import VARIANTS
 from gridtokenx.lab.sim.shrink import Shrinker
-from gridtokenx.lab.sim.sweep import DEFAULT_JOBS, Record, parse_seeds, run_all, summary, sweep
+from gridtokenx.lab.sim.sweep import (
+    DEFAULT_JOBS,
+    GREATEST_SEED,
+    Record,
+    parse_seeds,
+    run_all,
+    summary,
+    sweep,
+)
 
 KEPT: Final = ("run.toml", "outcome.json", "timeline.jsonl")
 FIRST_FAILURES: Final = 5
 STOPPED_EXIT: Final = 130
 _BAR: Final = 30
+SEED: Final = click.IntRange(0, GREATEST_SEED)
 MANIFEST = click.argument("manifest_path", metavar="MANIFEST", type=click.Path(path_type=Path))
 
 
 @click.group()
 def command() -> None:
-    r"""Run chains in virtual time: seeded, exactly repeatable, with faults and traitors.
+    """Run chains in virtual time: seeded, exactly repeatable, with faults and traitors.
 
     The same seed on the same commit is the same run, to the last bit of its trace hash.
 
@@ -45,7 +54,7 @@ def command() -> None:
 
     Exit code 1: a promise was broken; 2: a slip in the command or manifest. How to write a manifest:
     docs/researcher-guide.md.
-    """
+    """  # noqa: D301 - click looks for the character
 
 
 command.add_command(report)
@@ -53,7 +62,7 @@ command.add_command(report)
 
 @command.command()
 @MANIFEST
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option(
     "--seconds", type=click.IntRange(1, 86_400), help="Virtual time before everything is healed."
 )
@@ -169,7 +178,7 @@ def sweep_command(
 
 @command.command()
 @MANIFEST
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--name", help="Of the regression; made of checker and seed if not given.")
 @click.option(
     "--into",
@@ -331,9 +340,10 @@ def figure(records: tuple[Path, ...], measure: str, out: Path) -> None:
 @command.command()
 def variants() -> None:
     """List the deliberately broken replicas that a manifest may name (chain.variant)."""
+    width = max(map(len, VARIANTS))
     for variant in VARIANTS.values():
         if variant.name:
-            click.echo(f"{variant.name:18} {variant.about}")
+            click.echo(f"{variant.name:{width}}  {variant.about}")
 
 
 # -- saying ----------------------------------------------------------------------------------------
@@ -351,11 +361,13 @@ def _verdict(outcome: Outcome, wall_s: float) -> None:
         click.echo(msgspec.json.format(msgspec.json.encode(outcome.summary), indent=2).decode())
     click.echo(
         f"{outcome.blocks} blocks, {outcome.transactions} transactions (latency p50"
-        f" {outcome.latency_p50_ms} ms, p95 {outcome.latency_p95_ms} ms), view {outcome.views};"
+        f" {shown_ms(outcome.latency_p50_ms)}, p95 {shown_ms(outcome.latency_p95_ms)}), view {outcome.views};"
         f" {outcome.virtual_ms / 1000:.1f} virtual s in {wall_s:.1f} s ({speed:.0f} times real time)"
     )
     if outcome.recovery_ms >= 0:
         click.echo(f"recovered {outcome.recovery_ms} ms after healing")
+    for line in outcome.refused:
+        click.echo(f"refused: {line}")
     for line in outcome.voided:
         click.echo(f"not promised: {line}")
     if outcome.finding is not None:
@@ -375,14 +387,15 @@ def _finding(outcome: Outcome) -> str:
 
 def _summary(path: Path, outcomes: Sequence[Outcome], wall_s: float) -> None:
     numbers = summary(outcomes)
+    recoveries = [outcome.recovery_ms for outcome in outcomes if outcome.recovery_ms >= 0]
     click.echo(
         f"{numbers['runs']} runs: {numbers['ok']} ok, {numbers['violations']} violations,"
         f" {numbers['voided']} voided; {numbers['blocks']} blocks, {numbers['views']} view changes,"
         f" {numbers['virtual_s']} virtual s; this took {wall_s:.0f} s"
     )
     click.echo(
-        f"recovery after healing: p50 {numbers['recovery_p50_ms']} ms, p95"
-        f" {numbers['recovery_p95_ms']} ms, longest {numbers['recovery_max_ms']} ms"
+        f"recovery after healing: p50 {shown_ms(percentile(recoveries, 50))}, p95"
+        f" {shown_ms(percentile(recoveries, 95))}, longest {shown_ms(max(recoveries, default=-1))}"
     )
     failures = [outcome for outcome in outcomes if outcome.failed]
     for outcome in failures[:FIRST_FAILURES]:
@@ -411,7 +424,10 @@ def _as_recorded(recorded: Manifest, outcome: Outcome) -> bool:
         click.echo(f"differs: the record expects {expected}")
         return False
     if recorded.trace and recorded.trace != outcome.trace:
-        click.echo(f"differs: the record's trace is {recorded.trace} (was it another commit?)")
+        click.echo(
+            f"differs: the record's trace is {recorded.trace}: it is of another commit, or the manifest was"
+            " changed since"
+        )
         return False
     return bool(recorded.expect or recorded.trace) or not outcome.failed
 

@@ -71,6 +71,7 @@ def rows(records: Sequence[Swept]) -> list[dict[str, Any]]:
             found = row.pop("finding") or {"checker": "", "detail": "", "at_ms": -1}
             row["record"] = record.name
             row["byzantine"] = len(outcome.byzantine)
+            row["refused"] = "; ".join(outcome.refused)
             row["voided"] = "; ".join(outcome.voided)
             row.update({f"finding_{name}": value for name, value in found.items()})
             flat.append(row)

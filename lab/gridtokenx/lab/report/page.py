@@ -137,6 +137,7 @@ def _findings(outcome: Outcome) -> list[str]:
             f" <code>{escape(found.detail)}</code></p>"
         )
     parts += [f'<p class="note voided">Not promised: {escape(each)}</p>' for each in outcome.voided]
+    parts += [f'<p class="note voided">Refused: {escape(each)}</p>' for each in outcome.refused]
     return parts
 
 

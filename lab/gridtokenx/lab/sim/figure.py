@@ -12,6 +12,7 @@ from xml.sax.saxutils import escape
 import msgspec
 
 from gridtokenx.core.errors import LocalFault
+from gridtokenx.lab.report.svg import ticks
 from gridtokenx.lab.sim.outcome import percentile
 from gridtokenx.lab.sim.sweep import Head, read_record
 
@@ -90,7 +91,7 @@ def _caption(one: Series) -> str:
     return f"{one.name}: {one.runs} runs, commit {one.head.commit}, manifest {one.head.manifest}"
 
 
-def _x(value: int, most: int) -> float:
+def _x(value: float, most: int) -> float:
     return _LEFT + (WIDTH - _LEFT - _RIGHT) * value / most
 
 
@@ -113,9 +114,10 @@ def _axes(most: int, label: str) -> list[str]:
         y = _y(tenth / 10)
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{right}" stroke="#dddddd"/>')
         parts.append(_text(_LEFT - 8, y + 4, f"{tenth * 10} %", anchor="end"))
-    for fifth in range(6):
-        value = most * fifth // 5
-        parts.append(_text(_x(value, most), bottom + 18, str(value), anchor="middle"))
+    for value in ticks(most):
+        x = _x(value, most)
+        parts.append(f'<path d="M{x:.1f} {bottom}v4" stroke="black"/>')
+        parts.append(_text(x, bottom + 18, f"{value:.0f}", anchor="middle"))
     parts.append(
         _text((_LEFT + right) / 2, bottom + 38, f"{label}, share of runs", anchor="middle")
     )

@@ -9,7 +9,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -29,6 +29,7 @@ from gridtokenx.lab.faults import (
 from gridtokenx.lab.files import read_regular
 from gridtokenx.lab.manifest import Manifest as Testnet
 from gridtokenx.lab.manifest import Section as NetworkSection
+from gridtokenx.lab.sim.pbft.variants import VARIANTS
 from gridtokenx.lab.sim.testnet import naming
 from gridtokenx.pbft.timing import Timing
 
@@ -93,7 +94,7 @@ class Change(Section, frozen=True):
 
     One of `add`, `remove` and `replace` (which needs `by`; it is also how a key is rotated: the
     operator's new key is a node of its own). A change that the set does not allow when its turn comes
-    is passed over.
+    is passed over, and that is said.
     """
 
     add: Index | None = None
@@ -107,6 +108,12 @@ class Change(Section, frozen=True):
     """Not before so long after the start of the run."""
     at_height: Count = 0
     """Not before this height is committed."""
+
+    @property
+    def about(self) -> str:
+        """In a few words."""
+        named = ((each, getattr(self, each)) for each in ("add", "remove", "replace", "by"))
+        return " ".join(f"{word} {node}" for word, node in named if node is not None)
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -282,6 +289,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
             f" {phase.least_delay_ms}"
         )
     chain = manifest.chain
+    if chain.variant not in VARIANTS:
+        yield f"chain.variant = {chain.variant!r}: known: {', '.join(filter(None, VARIANTS))}"
     least = min(manifest.swarm.replicas) if manifest.swarm is not None else chain.replicas
     nodes = least + chain.observers
     if manifest.testnet is not None:
@@ -349,7 +358,8 @@ def _unknown_in_faults(faults: list[object]) -> Iterator[str]:
             continue
         kind = fault.get("kind")
         if not isinstance(kind, str) or kind not in KINDS:
-            yield f"fault {number}: kind is {kind!r}; allowed: {', '.join(KINDS)}"
+            said = f"kind is {kind!r}" if "kind" in fault else "it has no kind"
+            yield f"fault {number}: {said}; allowed: {', '.join(KINDS)}"
             continue
         yield from _unknown_keys(fault, KINDS[kind], f"fault {number} ({kind}): ")
 
@@ -367,12 +377,39 @@ def _humanise(message: str, raw: object) -> str:
     if not where:
         return reason
     value: Any = raw
-    for part in where.strip(".`").replace("[", ".").replace("]", "").split("."):
+    parts = where.strip(".`").replace("[", ".").replace("]", "").split(".")
+    words = _words(parts, raw)
+    if words:
+        reason += f"; allowed words: {', '.join(words)}"
+    for part in parts:
         try:
             value = value[int(part)] if part.isdigit() else cast("dict[str, Any]", value)[part]
         except (KeyError, IndexError, TypeError):
             return f"{where.strip('.`')}: {reason}"
     return f"{where.strip('.`')} = {value!r}: {reason}"
+
+
+def _words(parts: Sequence[str], raw: object) -> Sequence[str]:
+    """Which words may stand at this place; none where it is not for words."""
+    table: type = Manifest
+    for number, part in enumerate(parts):
+        if part.isdigit():
+            continue
+        type_ = {field.name: field.type for field in msgspec.structs.fields(table)}.get(part)
+        if part == "fault" and len(parts) > number + 1:
+            faults = cast("dict[str, list[dict[str, Any]]]", raw)["fault"]
+            table = KINDS[faults[int(parts[number + 1])]["kind"]]
+        elif (section := _section(type_)) is None:
+            return _literals(type_)
+        else:
+            table = section
+    return ()
+
+
+def _literals(type_: object) -> tuple[str, ...]:
+    if get_origin(type_) is Literal:
+        return get_args(type_)
+    return tuple(word for inner in get_args(type_) for word in _literals(inner))
 
 
 # -- writing ---------------------------------------------------------------------------------------

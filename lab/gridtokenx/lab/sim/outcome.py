@@ -43,6 +43,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     finding: Finding | None
     voided: tuple[str, ...]
     """Promises that did not hold from the beginning, each with the reason."""
+    refused: tuple[str, ...] = ()
+    """Changes of the set that it did not allow when their turn came, each with the reason."""
     trace: str
     """Hash of everything that every machine was told, in order."""
     replicas: int
@@ -71,6 +73,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     def failed(self) -> bool:
         """Whether a promise was broken."""
         return self.verdict == "violation"
+
+
+def shown_ms(value: int) -> str:
+    """A time for people; `-` where there is none."""
+    return "-" if value < 0 else f"{value} ms"
 
 
 def percentile(values: list[int], percent: int) -> int:

@@ -7,6 +7,7 @@ says of what: manifest, commit, format. A record of something else is refused, n
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,9 @@ from gridtokenx.lab.sim.manifest import Manifest, dump, parse
 from gridtokenx.lab.sim.outcome import Outcome, percentile
 
 FORMAT: Final = 2
+MOST_RUNS: Final = 1_000_000
+GREATEST_SEED: Final = 2**63 - 1
+_SEEDS: Final = re.compile(r"([0-9]{1,99})(?:\.\.([0-9]{1,99}))?")
 _QUEUED_PER_JOB: Final = 4
 
 
@@ -51,9 +55,8 @@ class Record:
     def __init__(self, path: Path | None, manifest: Manifest) -> None:
         self._path: Final = path
         text = dump(manifest)
-        digest = sha256(text.encode()).hex()[:16]
         self._head: Final = Head(
-            format=FORMAT, manifest=digest, commit=commit(), about=manifest.about, text=text
+            format=FORMAT, manifest=_digest(text), commit=commit(), about=manifest.about, text=text
         )
         self.outcomes: Final[dict[int, Outcome]] = {}
         if path is not None:
@@ -103,7 +106,7 @@ class Record:
                 f"{path}: a record of manifest {head.manifest} at commit {head.commit}; this is"
                 f" {self._head.manifest} at {self._head.commit}. Name another file, or delete this one"
             )
-        for outcome in _outcomes_in(path, lines[1:-1]):
+        for outcome in _outcomes_in(path, lines[1:-1], head):
             self.outcomes[outcome.seed] = outcome
         if lines[-1]:  # the last line was cut short: its seed runs again
             os.truncate(path, sum(len(line) + 1 for line in lines[:-1]))
@@ -120,8 +123,12 @@ def read_record(path: Path) -> tuple[Head, tuple[Outcome, ...]]:
     except OSError as error:
         raise LocalFault(f"{path}: cannot be read: {error.strerror}") from None
     head = _head_in(path, lines[0])
-    outcomes = {outcome.seed: outcome for outcome in _outcomes_in(path, lines[1:-1])}
+    outcomes = {outcome.seed: outcome for outcome in _outcomes_in(path, lines[1:-1], head)}
     return head, tuple(outcomes[seed] for seed in sorted(outcomes))
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode()).hex()[:16]
 
 
 def _head_in(path: Path, line: bytes) -> Head:
@@ -129,6 +136,8 @@ def _head_in(path: Path, line: bytes) -> Head:
         head = msgspec.json.decode(line, type=Head)
     except msgspec.DecodeError:
         raise LocalFault(f"{path}: no record of a sweep; name another file") from None
+    if head.format == FORMAT and head.manifest != _digest(head.text):
+        raise LocalFault(f"{path}: the manifest in its first line was changed: sweep again")
     if head.format != FORMAT:
         raise LocalFault(
             f"{path}: a record of format {head.format}, this program writes {FORMAT}: sweep again"
@@ -136,12 +145,18 @@ def _head_in(path: Path, line: bytes) -> Head:
     return head
 
 
-def _outcomes_in(path: Path, lines: Iterable[bytes]) -> Iterator[Outcome]:
+def _outcomes_in(path: Path, lines: Iterable[bytes], head: Head) -> Iterator[Outcome]:
     for number, line in enumerate(lines, 2):
         try:
-            yield msgspec.json.decode(line, type=Outcome)
+            outcome = msgspec.json.decode(line, type=Outcome)
         except msgspec.DecodeError as error:
             raise LocalFault(f"{path}, line {number}: no outcome of a run: {error}") from None
+        if outcome.commit != head.commit:
+            raise LocalFault(
+                f"{path}, line {number}: a run at commit {outcome.commit}; the record's first line names"
+                f" {head.commit}: it was changed, and nothing says which is true. Sweep again"
+            )
+        yield outcome
 
 
 def sweep(manifest: Manifest, seeds: Iterable[int], jobs: int, record: Record) -> Iterator[Outcome]:
@@ -206,16 +221,16 @@ def parse_seeds(text: str) -> range:
     Raises:
         LocalFault: neither.
     """
-    first, dots, last = text.partition("..")
-    try:
-        start = int(first)
-        stop = int(last) if dots else start
-    except ValueError:
-        raise LocalFault(
-            f"seeds {text!r}: write one seed, like 7, or a range, like 0..999"
-        ) from None
-    if start < 0 or stop < start:
-        raise LocalFault(f"seeds {text!r}: the range is empty or below 0")
+    found = _SEEDS.fullmatch(text)
+    if found is None:
+        raise LocalFault(f"seeds {text!r}: write one seed, like 7, or a range, like 0..999")
+    start, stop = int(found[1]), int(found[2] or found[1])
+    if stop < start:
+        raise LocalFault(f"seeds {text!r}: the range is empty")
+    if stop > GREATEST_SEED:
+        raise LocalFault(f"seeds {text!r}: {GREATEST_SEED} is the greatest")
+    if stop - start >= MOST_RUNS:
+        raise LocalFault(f"seeds {text!r}: a sweep has {MOST_RUNS} runs at most")
     return range(start, stop + 1)
 
 

@@ -3,7 +3,7 @@
 Law of the file: **an operator has the account of its own node, and only sees committed state.** One
 change is carried out after another; each is proposed by a member and approved by the others through
 whichever node they reach, and said again until its set is announced. A change that the set does not
-allow (any more) is passed over.
+allow (any more) is passed over, and that is said.
 """
 
 import random
@@ -43,6 +43,7 @@ class Operators:
         signer: of a node, by its index.
         admission: knows the nonces of accounts.
         draw: chooses who proposes.
+        note: hears which changes the set did not allow.
     """
 
     def __init__(
@@ -52,12 +53,16 @@ class Operators:
         signer: Callable[[int], Signer],
         admission: Admission,
         draw: random.Random,
+        note: Callable[[str], None],
     ) -> None:
         self._changes: Final = changes
         self._chain_id: Final = chain_id
         self._signer: Final = signer
         self._admission: Final = admission
         self._draw: Final = draw
+        self._note: Final = note
+        self.refused: Final[list[str]] = []
+        """Each change that was passed over, with the reason."""
         self._next = 0
         self._begun = -1
 
@@ -102,10 +107,17 @@ class Operators:
         while self._next < len(self._changes):
             try:
                 changed(members, self._change(self._changes[self._next]))
-            except CallFailed:
+            except CallFailed as refusal:
+                if self._begun != self._next:  # else it is done
+                    self._refuse(self._changes[self._next], refusal)
                 self._next += 1
             else:
                 return
+
+    def _refuse(self, wanted: Change, refusal: CallFailed) -> None:
+        line = f"change {self._next + 1} ({wanted.about}): {refusal}"
+        self.refused.append(line)
+        self._note(f"refused: {line}")
 
     def _change(self, wanted: Change) -> membership.Change:
         def key(node: int) -> bytes:

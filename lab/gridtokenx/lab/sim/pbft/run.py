@@ -111,6 +111,7 @@ class PbftRun:
             replica_signer,
             self.ledger.admission,
             stream(seed, "operators"),
+            self.note,
         )
         self._conspiracy: Final = self._make_conspiracy(seed)
         self._tricks: Final = self._make_tricks()
@@ -502,6 +503,7 @@ class PbftRun:
             verdict=verdict,
             finding=finding,
             voided=voided,
+            refused=tuple(self._operators.refused),
             trace=self.world.trace_digest(),
             replicas=self.validators.size,
             handovers=max(self.checkers.sets),

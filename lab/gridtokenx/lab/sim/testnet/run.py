@@ -38,6 +38,8 @@ from gridtokenx.pbft.rotation import PERIOD_VIEWS, turn_of
 
 _FULL_CHECKS: Final = 40
 """At so many heights of each chain the ledgers' invariants are looked at: they walk the whole state."""
+_STAND_MS: Final = 10_000
+"""How often a run says how far it is."""
 _LEADING: Final = "consortium"
 """Of the three chains the one that `leader`, heights and views in faults are about."""
 
@@ -94,7 +96,7 @@ class TestnetRun:
             for number, fault in enumerate(manifest.fault)
             if isinstance(fault, Behave)
         }
-        self._view = self._views = 0
+        self._view = self._views = self._told_ms = 0
         world = self.testnet.world
         self.injector: Final = Injector(
             world, self, manifest.fault, stream(seed, "faults"), self.note
@@ -175,6 +177,19 @@ class TestnetRun:
         if first is not None:
             self.tally.take(self.testnet.facts[node.network], first, now)
             self.injector.observe()
+            self._tell_stand(now - START_MS)
+
+    def _tell_stand(self, since_start_ms: int) -> None:
+        """How far everything is, from time to time: a day takes a minute of somebody's."""
+        if since_start_ms < self._told_ms + _STAND_MS:
+            return
+        self._told_ms = since_start_ms - since_start_ms % _STAND_MS
+        heights = ", ".join(f"{chain} {high}" for chain, high in self.checkers.heights().items())
+        tally = self.tally
+        self.note(
+            f"heights: {heights}; {tally.auctions} auctions, {tally.settlements} settlements,"
+            f" {sum(tally.ended.values())} packets ended, {len(tally.open_packets)} under way"
+        )
 
     def _on_emitted(self, node: SimulatedNode, message: Wire) -> None:
         self.checkers.emitted(node, message)

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from gridtokenx.consortium.market.messages import AuctionCleared
 from gridtokenx.consortium.settlement.messages import IntervalSettled
 from gridtokenx.core.machine import Instant
 from gridtokenx.host.chains import ChainFacts
@@ -16,6 +17,7 @@ class Tally:
     """Counted as blocks become final for the first time."""
 
     transactions: int = 0
+    auctions: int = 0
     settled: int = -1
     """The last interval that the consortium settled from what was metered."""
     settlements: int = 0
@@ -36,6 +38,8 @@ class Tally:
                     self._end(event.packet_id, "acknowledged", now)
                 case calls.PacketTimedOut():
                     self._end(event.packet_id, "timed out", now)
+                case AuctionCleared():
+                    self.auctions += 1
                 case IntervalSettled() if event.metered:
                     self.settled = max(self.settled, event.interval)
                     self.settlements += 1
