@@ -1,6 +1,7 @@
 """The whole network in virtual time: it does its work, survives faults, and is the same in every process."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -31,8 +32,14 @@ def network(faults: str = "", seconds: int = 30) -> Manifest:
 
 
 @pytest.fixture(scope="module")
-def honest() -> Outcome:
-    return execute(network(seconds=130), 7)
+def timeline() -> list[tuple[int, str]]:
+    """Of the honest network."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def honest(timeline: list[tuple[int, str]]) -> Outcome:
+    return execute(network(seconds=130), 7, lambda *told: timeline.append(told))
 
 
 def test_an_honest_network_does_all_of_its_work(honest: Outcome) -> None:
@@ -61,6 +68,16 @@ def test_an_honest_networks_packets_arrive_but_for_the_late_ones(honest: Outcome
     assert all(route["refused"] == 0 for route in packets.values())
     assert packets["public-consortium"]["timed_out"] >= 1, "the traveller sends one too late"
     assert packets["public-consortium"]["delivered"] >= 1
+
+
+def test_a_run_says_every_ten_seconds_how_far_it_is(
+    honest: Outcome, timeline: list[tuple[int, str]]
+) -> None:
+    stands = [(at_ms // 10_000, line) for at_ms, line in timeline if line.startswith("heights: ")]
+    assert [tens for tens, _ in stands] == list(range(1, honest.virtual_ms // 10_000 + 1))
+    assert re.search(
+        r"public \d+, consortium \d+, oracle \d+; [1-9]\d* auctions, [1-9]", stands[-1][1]
+    )
 
 
 def test_an_honest_networks_chains_keep_their_pace(honest: Outcome) -> None:

@@ -1,6 +1,7 @@
 """What the supervisor shows and survives: full disks, stale answers, small terminals, linked homes."""
 
 import errno
+import shutil
 import subprocess
 from collections import deque
 from pathlib import Path
@@ -166,3 +167,24 @@ def test_a_pip_that_wraps_long_paths_is_understood(tmp_path: Path) -> None:
         script = f". {ROOT}/scripts/bootstrap.sh; is_at_home"
         ended = subprocess.run(["bash", "-c", script], cwd=here, check=False)
         assert ended.returncode == expected
+
+
+def test_scripts_run_gtx_where_one_stands(tmp_path: Path) -> None:
+    clone, stand = tmp_path / "a clone", tmp_path / "stand"
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    stand.mkdir()
+    shutil.copytree(ROOT / "scripts", clone / "scripts")
+    for name in ("requirements.lock", "pyproject.toml"):
+        (clone / name).write_text(name)
+    program = clone / ".venv" / "bin" / "gtx"
+    program.write_text('#!/bin/sh\necho "$PWD: $*"\n')
+    program.chmod(0o755)
+    stamp = (
+        'echo "requirements.lock: $(cat requirements.lock pyproject.toml | cksum)" >.venv/.prepared'
+    )
+    subprocess.run(["bash", "-c", stamp], cwd=clone, check=True)
+    for script, said in (("gtx", "sim run 'x y'"), ("up", "testnet up 'x y'")):
+        arguments = ["sim", "run", "x y"] if script == "gtx" else ["x y"]
+        command = [clone / "scripts" / script, *arguments]
+        done = subprocess.run(command, cwd=stand, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{stand}: {said}\n".replace("'", "")
