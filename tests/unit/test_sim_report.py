@@ -81,6 +81,7 @@ def test_a_page_needs_nothing_else_and_says_how_to_make_it_again(
     assert Page(text).fetched == []
     assert not re.search(r"https?://|@import|url\(", text)
     assert "A leader &lt;falls&gt;." in text
+    assert "minmax(min(420px, 100%), 1fr)" in text, "no card is wider than a narrow window"
     assert "The slowest recovery" in text
     assert "crash leader" in text
     assert "healed" in text

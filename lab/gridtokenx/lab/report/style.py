@@ -31,7 +31,7 @@ h2 { margin: 40px 0 12px; font-size: 18px; letter-spacing: -0.01em; }
 .warn b, .verdict-voided { color: var(--warn); }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr));
   gap: 12px; }
-.pair > *, .tile { min-width: 0; overflow-wrap: anywhere; }
+.pair > * { min-width: 0; } h1, .tile, .note { overflow-wrap: anywhere; }
 .note { border-left: 3px solid var(--bad); padding: 2px 0 2px 12px; margin: 16px 0 0; }
 .note.voided { border-color: var(--warn); } .note code { overflow-wrap: anywhere; }
 .legend { display: flex; flex-wrap: wrap; gap: 6px 18px; color: var(--soft); font-size: 13px;
