@@ -106,8 +106,9 @@ def import_all() -> None:
 
 
 def is_ours(struct: type[Wire]) -> bool:
-    """Whether a struct is the project's own and not some test's."""
-    return struct.__module__.startswith("gridtokenx.")
+    """Whether a struct is the network's own, and not a simulator's or a test's."""
+    package = struct.__module__
+    return package.startswith("gridtokenx.") and not package.startswith("gridtokenx.lab.")
 
 
 def subclasses(base: type[Wire]) -> Iterator[type[Wire]]:

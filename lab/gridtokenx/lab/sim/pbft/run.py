@@ -17,7 +17,6 @@ from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import KeyedHashVerifier, sha256
 from gridtokenx.core.machine import Committed, Machine, NodeId, Reader
 from gridtokenx.core.quorum import quorum
-from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.lab.faults import Behave, RoundMutation, byzantine
 from gridtokenx.lab.sim.history import BlockPoint, History, ViewPoint
 from gridtokenx.lab.sim.inject import Injector
@@ -178,7 +177,7 @@ class PbftRun:
     def _builder(self, index: int, *, twin: bool) -> Callable[[Reader], Machine]:
         def build(reader: Reader) -> Machine:
             honest = index not in self.byzantine
-            rule = self.variant.rule if honest else _as_is
+            rule = self.variant.rule  # the chain's: a traitor counts as all do
             amnesia = [
                 trick
                 for fault, trick in self._tricks.values()
@@ -518,11 +517,6 @@ class PbftRun:
             virtual_ms=self.world.now - START_MS,
             deliveries=self.world.delivered,
         )
-
-
-def _as_is(validators: ValidatorSet) -> ValidatorSet:
-    """How the real replica counts a set's votes."""
-    return validators
 
 
 def replica_in(node: SimulatedNode) -> Replica | None:
