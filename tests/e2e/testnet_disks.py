@@ -22,6 +22,13 @@ from gridtokenx.oracle.chain.registers import Point
 from gridtokenx.oracle.chain.registry import device_by_key
 from gridtokenx.public.slots import read_claim
 
+SEEN_VOTING_S = {"public": 90.0, "consortium": 30.0, "oracle": 30.0}
+"""Within how long a node that came back is seen to have voted.
+
+Only three of four votes are in a proof, and whoever is slowest is in few; the public chain has a block in
+6 s, and five of its blocks without any trace of a healthy node are not rare. Fifteen are.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Vote:
