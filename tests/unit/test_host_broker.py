@@ -133,3 +133,25 @@ def test_a_socket_that_closes_before_it_is_watched_is_not_reported(
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(scene())
     assert reported == []
+
+
+async def test_a_socket_that_the_loop_has_given_up_is_a_lost_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """uvloop closes its watcher when the peer resets; the next one asked for was a traceback."""
+
+    def given_up(*_: object) -> None:
+        raise RuntimeError("unable to perform operation on <UVPoll closed=True>")
+
+    signer = Ed25519Signer(sha256(b"broker test"))
+    address = BrokerAddress("127.0.0.1", 1)
+    client = broker_client(address, signer, "a", keepalive_s=15, queued_messages=9)
+    monkeypatch.setattr(client._loop, "add_writer", given_up)
+    reported: list[object] = []
+    client._loop.set_exception_handler(lambda _loop, context: reported.append(context))
+    near, far = socket.socketpair()
+    with near, far:
+        client._on_socket_register_write(client._client, None, near)
+        await asyncio.sleep(0.01)
+    assert reported == []
+    assert isinstance(client._disconnected.exception(), RuntimeError)

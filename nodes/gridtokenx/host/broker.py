@@ -202,16 +202,23 @@ class BrokerClient(aiomqtt.Client):
         userdata: Any,  # noqa: ARG002 - paho's
         sock: Any,
     ) -> None:
+        def broken(error: Exception) -> None:
+            if not self._disconnected.done():
+                self._disconnected.set_exception(error)
+
         def write() -> None:
             try:
                 client.loop_write()
             except Exception as error:  # noqa: BLE001 - whatever it is, the connection is broken
-                if not self._disconnected.done():
-                    self._disconnected.set_exception(error)
+                broken(error)
 
         def watch() -> None:
-            if sock.fileno() > -1:
+            if sock.fileno() == -1:
+                return
+            try:
                 self._loop.add_writer(sock.fileno(), write)
+            except RuntimeError as error:  # uvloop gave the socket up at an error of its own
+                broken(error)
 
         self._loop.call_soon_threadsafe(watch)
 
