@@ -25,6 +25,20 @@ def read_regular(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def read_manifest(path: Path) -> str:
+    """The text of a manifest.
+
+    Raises:
+        LocalFault: it cannot be read, or is no text.
+    """
+    try:
+        return read_regular(path).decode()
+    except OSError as error:
+        raise LocalFault(f"manifest {path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise LocalFault(f"manifest {path}: cannot be read: {error}") from None
+
+
 def check_outputs(*paths: Path | None) -> None:
     """Refuse files that could not be written; leaves everything as it was.
 

@@ -7,7 +7,6 @@ from a concentrator into a certified block, and nothing else runs.
 
 import asyncio
 import contextlib
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -32,7 +31,6 @@ from gridtokenx.host.broker import BrokerAddress, parse_broker
 from gridtokenx.host.certificates import Authority, Role, pem
 from gridtokenx.host.client import ChainClient, ClockNonces
 from gridtokenx.host.clock import NetworkClock, wall_ms
-from gridtokenx.host.config import Settings, render
 from gridtokenx.host.follow import Follower, Trust
 from gridtokenx.host.handshake import LinkIdentity
 from gridtokenx.host.keyfile import KeyRing, create_development_password
@@ -46,6 +44,7 @@ from gridtokenx.interchain.apps.registry import DeviceRegistration, DeviceRegist
 from gridtokenx.interchain.calls import ReceivePacket, UpdateClient
 from gridtokenx.interchain.clients import CertifiedHeader, ClientGenesis, ClientKind
 from gridtokenx.interchain.packets import Packet, packet_hash
+from gridtokenx.lab.bench.network import free_ports, write_config
 from gridtokenx.lab.deploy.mosquitto import (
     MosquittoPlan,
     client_certificate,
@@ -109,7 +108,7 @@ class OracleBench:
         )
         self._devices: Final = devices
         self.genesis: Final = _genesis(grace_ms, time_scale)
-        ports = _free_ports(2 * NODES + 2)
+        ports = free_ports(2 * NODES + 2)
         self.ports, self.http_ports = ports[:NODES], ports[NODES : 2 * NODES]
         self.broker_port, self._broker_http = ports[2 * NODES :]
         self._block_time_ms: Final = block_time_ms
@@ -136,7 +135,7 @@ class OracleBench:
             (directory / "node.pem").write_bytes(pem(node))
             login = client_certificate(self._broker_authority, oracle.public_key)
             (directory / "broker.pem").write_bytes(pem(login))
-            _write_config(directory / "config.toml", self._oracle(index, directory))
+            write_config(directory / "config.toml", self._oracle(index, directory))
         clients = {f"c{i}": one.public_key for i, one in enumerate(self.concentrators)}
         write_client_certificates(
             home / "clients", self._broker_authority, {**clients, **self._devices}
@@ -197,7 +196,7 @@ class OracleBench:
         )
         (directory / "clients.json").write_bytes(msgspec.json.encode(clients))
         settings = BrokerSettings(port=self.broker_port, clients=directory / "clients.json")
-        _write_config(directory / "config.toml", settings)
+        write_config(directory / "config.toml", settings)
 
     def login(self, name: str, key: bytes) -> BrokerAddress:
         """How one of the clients logs in at the broker."""
@@ -274,19 +273,6 @@ class OracleBench:
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
-
-
-def _write_config(path: Path, settings: Settings) -> None:
-    path.write_text(render(settings, show_secrets=True), encoding="utf-8")
-    path.chmod(0o600)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _genesis(grace_ms: int, time_scale: int) -> OracleGenesis:

@@ -5,9 +5,7 @@ lab writes, HTTP included. There is no oracle and no public chain, so no packet 
 """
 
 import asyncio
-import contextlib
 import re
-import socket
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -25,7 +23,6 @@ from gridtokenx.core.keys import Ed25519Signer, sha256
 from gridtokenx.core.units import WATT
 from gridtokenx.host.certificates import Authority, Role, pem
 from gridtokenx.host.clock import wall_ms
-from gridtokenx.host.config import Settings, render
 from gridtokenx.host.keyfile import KeyRing, create_development_password
 from gridtokenx.host.stages import VARIABLE as STAGES_VARIABLE
 from gridtokenx.interchain.apps.registry import DeviceKind
@@ -35,6 +32,7 @@ from gridtokenx.interchain.clients import (
     ClientGenesis,
     ClientKind,
 )
+from gridtokenx.lab.bench.network import free_ports, write_config
 from gridtokenx.lab.testnet.processes import Processes, ProcessSpec, processor_time_s
 from gridtokenx.ledger.identity import derive_chain_id, render_genesis
 from gridtokenx.node.consortium import ConsortiumNodeSettings
@@ -102,7 +100,7 @@ class PbftNetwork:
         self.home: Final = home
         self.shape: Final = shape
         self.keys: Final = [signer("replica", index) for index in range(shape.replicas)]
-        ports = _free_ports(2 * shape.replicas)
+        ports = free_ports(2 * shape.replicas)
         self.ports, self.http_ports = ports[: shape.replicas], ports[shape.replicas :]
         self._authority = Authority.create("bench", seed("authority"))
         self._write()
@@ -123,7 +121,7 @@ class PbftNetwork:
             ring.put("identity", seed("replica", index))
             certificate = self._authority.issue(key.public_key, f"replica-{index}", Role.PEER)
             (directory / "node.pem").write_bytes(pem(certificate))
-            _write_config(directory / "config.toml", self._settings(index, directory))
+            write_config(directory / "config.toml", self._settings(index, directory))
 
     def _settings(self, index: int, directory: Path) -> ConsortiumNodeSettings:
         peers = tuple(
@@ -243,19 +241,6 @@ def _stranger(name: str, kind: ClientKind) -> ClientGenesis:
         trusting_period_ms=DEFAULT_TRUSTING_PERIOD_MS,
         clock_drift_ms=DEFAULT_CLOCK_DRIFT_MS,
     )
-
-
-def _write_config(path: Path, settings: Settings) -> None:
-    path.write_text(render(settings, show_secrets=True), encoding="utf-8")
-    path.chmod(0o600)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _get(port: int, path: str) -> str:

@@ -44,7 +44,7 @@ from gridtokenx.lab.faults import (
     kind_of,
     problems,
 )
-from gridtokenx.lab.files import read_regular
+from gridtokenx.lab.files import read_manifest
 from gridtokenx.lab.sim.manifest import Chain, Safety, Section, Workload
 from gridtokenx.lab.sim.pbft.behaviours import TRICKS
 
@@ -138,13 +138,7 @@ def load(path: Path) -> Manifest:
     Raises:
         LocalFault: unreadable, not TOML, an unknown key, or a value that is not allowed.
     """
-    try:
-        text = read_regular(path).decode()
-    except OSError as error:
-        raise LocalFault(f"manifest {path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise LocalFault(f"manifest {path}: cannot be read: {error}") from None
-    return parse(text, str(path))
+    return parse(read_manifest(path), str(path))
 
 
 def parse(text: str, source: str = "manifest") -> Manifest:

@@ -26,7 +26,7 @@ from gridtokenx.lab.faults import (
     Index,
     problems,
 )
-from gridtokenx.lab.files import read_regular
+from gridtokenx.lab.files import read_manifest
 from gridtokenx.lab.manifest import Manifest as Testnet
 from gridtokenx.lab.manifest import Section as NetworkSection
 from gridtokenx.lab.sim.pbft.variants import VARIANTS
@@ -237,13 +237,7 @@ def load(path: Path) -> Manifest:
     Raises:
         LocalFault: unreadable, not TOML, an unknown key, or a value that is not allowed.
     """
-    try:
-        text = read_regular(path).decode()
-    except OSError as error:
-        raise LocalFault(f"manifest {path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise LocalFault(f"manifest {path}: cannot be read: {error}") from None
-    return parse(text, str(path), path.parent)
+    return parse(read_manifest(path), str(path), path.parent)
 
 
 def parse(text: str, source: str = "manifest", beside: Path | None = None) -> Manifest:
