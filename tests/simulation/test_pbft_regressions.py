@@ -285,7 +285,7 @@ def two_are_locked_on_different_blocks(replica: type[Replica]) -> None:
 
 def prepared_at(cluster: Cluster, index: int) -> bytes | None:
     """What a replica would say is prepared at height 1."""
-    found = cluster.replica(index)._prepared_above_head()
+    found = cluster.replica(index).prepared_above_head()
     return found[0].header.hash if found else None
 
 

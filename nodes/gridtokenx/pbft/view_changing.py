@@ -139,7 +139,7 @@ class ViewChanging(StateTransfer):
             view=view,
             replica=self._me,
             head=self._certified_head(),
-            prepared=self._prepared_above_head(),
+            prepared=self.prepared_above_head(),
         )
         what = view_change_bytes(body, self._chain_id)
         signature = self._sign(turn, Domain.PBFT_VIEW_CHANGE, view, 0, what)
@@ -162,7 +162,8 @@ class ViewChanging(StateTransfer):
             return None
         return CertifiedHeader(header=self._head.header, certificate=self._head_proof)
 
-    def _prepared_above_head(self) -> tuple[PreparedCertificate, ...]:
+    def prepared_above_head(self) -> tuple[PreparedCertificate, ...]:
+        """What a view-change of this replica would prove, by height (4.4: P)."""
         found = [slot.prepared for slot in self._log.above(self._head.height)]
         return tuple(certificate for certificate in found if certificate is not None)[:MAX_WINDOW]
 

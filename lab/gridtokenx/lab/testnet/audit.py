@@ -115,7 +115,7 @@ class Audit:
     retired_wh: int = 0
     ends_ms: dict[str, int] = field(default_factory=dict)
     """Network time of each chain's last block."""
-    _home_states: list[tuple[int, StateTree, int]] = field(default_factory=list)
+    home_states: list[tuple[int, StateTree, int]] = field(default_factory=list)
     """(home height, home state, latest away height that home had recorded)."""
 
     def route(self, source: str, destination: str) -> Route:
@@ -249,7 +249,7 @@ class _Follower:
         self._away_height = 0
         self._home_states: dict[int, list[tuple[int, StateTree]]] = {}
         if self._name == AWAY_CHAIN:
-            for height, tree, away in result._home_states:  # noqa: SLF001 - this file's own
+            for height, tree, away in result.home_states:
                 self._home_states.setdefault(away, []).append((height, tree))
 
     def take(self, replayed: Replayed) -> None:
@@ -366,7 +366,7 @@ class _Follower:
 
     def _judge_conservation(self, height: int, tree: StateTree) -> None:
         if self._name == HOME_CHAIN:
-            self._result._home_states.append((height, tree, self._away_height))  # noqa: SLF001
+            self._result.home_states.append((height, tree, self._away_height))
             return
         if self._name != AWAY_CHAIN:
             return

@@ -23,8 +23,9 @@ class Amnesiac(Replica):
             self._forget_for(event.verified.message)
         return super().step(now, event)
 
-    def _prepared_above_head(self) -> tuple[PreparedCertificate, ...]:
-        return () if self.forgets() else super()._prepared_above_head()
+    def prepared_above_head(self) -> tuple[PreparedCertificate, ...]:
+        """Nothing, while it forgets."""
+        return () if self.forgets() else super().prepared_above_head()
 
     def _forget_for(self, message: object) -> None:
         """Make room for votes that contradict the old ones."""

@@ -235,7 +235,7 @@ class PbftRun:
             case "view-change":
                 return any(not replica.active for replica in replicas)
             case "prepared":
-                return any(replica._prepared_above_head() for replica in replicas)  # noqa: SLF001
+                return any(replica.prepared_above_head() for replica in replicas)
             case "handover":
                 newest = max(self.checkers.sets)
                 return any(replica.validators.set_id < newest for replica in replicas)

@@ -62,7 +62,7 @@ class TwoFPlusOne(Replica):
 class NoPrepared(Replica):
     """Leaves a view without saying what it prepared: the new view may decide something else."""
 
-    def _prepared_above_head(self) -> tuple[PreparedCertificate, ...]:
+    def prepared_above_head(self) -> tuple[PreparedCertificate, ...]:
         return ()
 
 

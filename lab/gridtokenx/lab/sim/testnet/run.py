@@ -144,7 +144,7 @@ class TestnetRun:
         machines = [node.machine for _, node in self._honest()]
         replicas = [machine for machine in machines if isinstance(machine, Replica)]
         if condition == "prepared":
-            return any(replica._prepared_above_head() for replica in replicas)  # noqa: SLF001
+            return any(replica.prepared_above_head() for replica in replicas)
         return condition == "view-change" and any(not replica.active for replica in replicas)
 
     def round_of(self, envelope: Envelope) -> int | None:  # noqa: ARG002 - a network has none
