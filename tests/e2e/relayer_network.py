@@ -171,8 +171,16 @@ class Wallet:
             value = await self.follower.value(key)
             if wanted(value):
                 return value
-            head = self.follower.head
-            await self.follower.wait_beyond(0 if head is None else head.header.height)
+            await self.next_block()
+
+    async def passed(self, time_ms: int) -> None:
+        """Wait until the chain's own time is later."""
+        while (head := self.follower.head) is None or head.header.timestamp_ms <= time_ms:
+            await self.next_block()
+
+    async def next_block(self) -> None:
+        head = self.follower.head
+        await self.follower.wait_beyond(0 if head is None else head.header.height)
 
 
 @asynccontextmanager

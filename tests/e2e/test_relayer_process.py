@@ -40,22 +40,21 @@ async def test_registrations_and_transfers_cross_and_an_expired_one_returns(
     relayers = [network.relayer(index) for index in range(2) if index != dead]
     wallets = {chain: network.wallet(chain) for chain in ("public", "consortium")}
     followers = [wallet.follower.run for wallet in wallets.values()]
-    async with asyncio.timeout(150), running(*nodes, *relayers, *followers):
+    async with asyncio.timeout(150), running(*nodes, *followers):
         public, consortium = wallets["public"], wallets["consortium"]
-        channel = stores.CHANNELS.key("oracle")
-        await consortium.wait_for(
-            channel, lambda raw: raw is not None and stores.CHANNELS.decode(raw).delivered > 0
-        )
-        before = amount(await public.follower.value(BALANCES.key(GRID_DENOM, ALICE)))
-        kept = SendTransfer("consortium", GRID_DENOM, 5_000, BOB, now_ms() + 3_600_000)
-        assert (await public.call([kept], SEND_WEIGHT)).ok
-        sent = 1 + await send_what_expires(public)
         voucher = BALANCES.key(f"public/{GRID_DENOM}", BOB)
-        await consortium.wait_for(voucher, lambda raw: amount(raw) == 5_000)
-        books = await public.wait_for(
-            stores.CHANNELS.key("consortium"),
-            lambda raw: raw is not None and stores.CHANNELS.decode(raw).open_packets == 0,
-        )
+        before = amount(await public.follower.value(BALANCES.key(GRID_DENOM, ALICE)))
+        async with running(*relayers):
+            await consortium.wait_for(stores.CHANNELS.key("oracle"), lambda raw: delivered(raw) > 0)
+            kept = SendTransfer("consortium", GRID_DENOM, 5_000, BOB, now_ms() + 3_600_000)
+            assert (await public.call([kept], SEND_WEIGHT)).ok
+            await consortium.wait_for(voucher, lambda raw: amount(raw) == 5_000)
+        sent = 1 + await send_what_expires(public, consortium)
+        async with running(*relayers):
+            books = await public.wait_for(
+                stores.CHANNELS.key("consortium"),
+                lambda raw: raw is not None and stores.CHANNELS.decode(raw).open_packets == 0,
+            )
         assert books is not None
         ended = stores.CHANNELS.decode(books)
         assert (ended.delivered, ended.timed_out) == (1, 1)
@@ -64,16 +63,21 @@ async def test_registrations_and_transfers_cross_and_an_expired_one_returns(
         assert after == before - 5_000 - sent * public.fee_per_weight * SEND_WEIGHT
 
 
-async def send_what_expires(public: Wallet) -> int:
-    """Send a transfer with just enough time to be included, less than finality takes.
+def delivered(raw: bytes | None) -> int:
+    return 0 if raw is None else stores.CHANNELS.decode(raw).delivered
+
+
+async def send_what_expires(public: Wallet, consortium: Wallet) -> int:
+    """Send a transfer that nobody relays until the chain that it goes to has passed its timeout.
 
     Returns how many transactions it took: one that is included too late is refused, with its fee.
     """
     for tries in range(1, 20):
-        timeout_ms = now_ms() + 1_000 + 250 * tries
+        timeout_ms = now_ms() + 3_000 * tries
         expires = SendTransfer("consortium", GRID_DENOM, 7_000, BOB, timeout_ms)
         inclusion = await public.call([expires], SEND_WEIGHT)
         if inclusion.ok:
+            await consortium.passed(timeout_ms)
             return tries
         assert inclusion.results[0].code == "bad-timeout"
     raise AssertionError("no timeout was long enough to be included")

@@ -119,7 +119,9 @@ class Net:
         proof = None if newcomer is None else node_signer(KEYS[newcomer]).sign(what)
         seats = [KEYS[key] for key in present.members if KEYS[key] in self.nodes]
         self.say(seats[0], ProposeChange(change=change, proof=proof))
-        await self.until(lambda: bool(OPEN.get(State(self.top.state))))
+        await self.until(  # a node refuses an approval of what it does not know yet
+            lambda: all(OPEN.get(State(node.head.state)) for node in self.nodes.values())
+        )
         number = OPEN.get(State(self.top.state))[-1].proposal
         for seat in seats[1 : quorum(present.size)]:
             self.say(seat, ApproveChange(proposal=number))

@@ -183,7 +183,8 @@ def _spread(runs: Iterable[tuple[Manifest, int]], jobs: int) -> Iterator[Outcome
         try:
             while True:
                 for manifest, seed in waiting:
-                    running.add(pool.submit(_run_seed, dump(manifest), seed, commit()))
+                    with _undisturbed():  # this may start a worker
+                        running.add(pool.submit(_run_seed, dump(manifest), seed, commit()))
                     if len(running) >= jobs * _QUEUED_PER_JOB:
                         break
                 if not running:
@@ -193,6 +194,16 @@ def _spread(runs: Iterable[tuple[Manifest, int]], jobs: int) -> Iterator[Outcome
                     yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until this is over; a process that starts meanwhile is born with it blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin_worker() -> None:
