@@ -15,7 +15,7 @@ from gridtokenx.host.broker import BrokerAddress, broker_client, parse_broker
 from gridtokenx.host.certificates import Authority, load_chain, pem
 from gridtokenx.lab.deploy.mosquitto import MosquittoPlan, client_certificate, write_mosquitto
 from gridtokenx.lab.deploy.mosquitto_process import MosquittoProcess, find_mosquitto, own_user
-from tests.unit.host_network import free_ports
+from gridtokenx.lab.ports import free_ports
 
 needs_mosquitto = pytest.mark.skipif(
     find_mosquitto() is None, reason="mosquitto is not installed (apt-get install mosquitto)"

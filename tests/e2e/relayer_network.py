@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.e2e.test_devices_fleet import SPECS
-from tests.unit.host_network import free_ports
 
 from gridtokenx.bridge.process.run import RelayerSettings, run_relayer
 from gridtokenx.core.codec import Wire
@@ -27,6 +26,7 @@ from gridtokenx.host.replica import PbftChain, make_replica
 from gridtokenx.host.role import open_role
 from gridtokenx.host.settings import LinkSettings, PermissionedNodeSettings
 from gridtokenx.lab.manifest import Manifest, Public
+from gridtokenx.lab.ports import free_ports
 from gridtokenx.lab.testnet.genesis import make_network
 from gridtokenx.ledger.identity import render_genesis
 from gridtokenx.node.consortium import ConsortiumNodeSettings, run_consortium

@@ -15,7 +15,7 @@ import pytest_asyncio
 from tests.e2e.testnet import Commands
 from tests.gateway_nodes import Node, node_seed
 from tests.gateway_world import real_chains
-from tests.unit.host_network import LOOPBACK, free_ports
+from tests.unit.host_network import LOOPBACK
 
 from gridtokenx.core.keys import Ed25519Signer
 from gridtokenx.gateway.facts import CONSORTIUM, PUBLIC
@@ -23,6 +23,7 @@ from gridtokenx.host.certificates import Authority, Role, pem
 from gridtokenx.host.chains import CHAINS
 from gridtokenx.host.keyfile import KeyRing
 from gridtokenx.host.security import LinkSecurity, mutual_security, open_security
+from gridtokenx.lab.ports import free_ports
 from gridtokenx.ledger.identity import render_genesis
 
 pytestmark = pytest.mark.e2e

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from tests.stages import spread
 from tests.unit.host_chain import TestChain, client_parts, places, running
-from tests.unit.host_network import free_ports
 
 from gridtokenx.host.follow import Follower
 from gridtokenx.host.follow_messages import Status
 from gridtokenx.host.storage import Store
+from gridtokenx.lab.ports import free_ports
 from gridtokenx.ledger.records import final_height, load_block
 
 pytestmark = pytest.mark.e2e

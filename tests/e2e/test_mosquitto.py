@@ -15,7 +15,6 @@ from tests.mosquitto_world import (
     running,
     seed_of,
 )
-from tests.unit.host_network import free_ports
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import Ed25519Signer, sha256
@@ -23,6 +22,7 @@ from gridtokenx.host.broker import broker_client, parse_broker
 from gridtokenx.host.certificates import Authority, Role, load_chain, pem
 from gridtokenx.lab.deploy.mosquitto import client_certificate, revocation_list, write_mosquitto
 from gridtokenx.lab.deploy.mosquitto_process import MosquittoProcess, own_user
+from gridtokenx.lab.ports import free_ports
 from gridtokenx.ledger.readings import (
     ALL_BATCHES,
     ALL_READINGS,

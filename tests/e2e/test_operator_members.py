@@ -10,7 +10,8 @@ from urllib.request import urlopen
 import pytest
 from tests.e2e.test_operator_revocation import REPLICAS, Replicas
 from tests.e2e.testnet import gtx
-from tests.unit.host_network import free_ports
+
+from gridtokenx.lab.ports import free_ports
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 

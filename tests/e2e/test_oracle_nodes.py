@@ -12,7 +12,6 @@ import pytest
 from msgspec import structs
 from tests.interchain_chains import certificate
 from tests.oracle_world import Device, genesis
-from tests.unit.host_network import free_ports
 
 from gridtokenx.core.codec import Wire, decode, encode
 from gridtokenx.core.errors import LocalFault
@@ -40,6 +39,7 @@ from gridtokenx.interchain.apps.registry import DeviceRegistrations
 from gridtokenx.interchain.calls import ReceivePacket, UpdateClient
 from gridtokenx.interchain.clients import CertifiedHeader
 from gridtokenx.interchain.packets import Packet, packet_hash
+from gridtokenx.lab.ports import free_ports
 from gridtokenx.ledger.blocks import PROTOCOL_VERSION, Header
 from gridtokenx.ledger.broker_access import connect_password
 from gridtokenx.ledger.identity import derive_chain_id, render_genesis

@@ -17,7 +17,6 @@ from urllib.request import urlopen
 import pytest
 from msgspec.structs import replace
 from tests.public_ledger import public_genesis
-from tests.unit.host_network import free_ports
 
 from gridtokenx.core.gridtime import GridClock
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier, sha256
@@ -25,6 +24,7 @@ from gridtokenx.core.units import GRID
 from gridtokenx.finality.justifications import verify_justification
 from gridtokenx.host.keyfile import KeyRing, create_development_password
 from gridtokenx.host.storage import Store
+from gridtokenx.lab.ports import free_ports
 from gridtokenx.ledger.identity import derive_chain_id, render_genesis
 from gridtokenx.ledger.records import final_height, load_block
 from gridtokenx.public.chain import Balance, PublicGenesis

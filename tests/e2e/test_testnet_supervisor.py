@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from tests.unit.host_network import free_ports
 
 from gridtokenx.lab.cli import main
+from gridtokenx.lab.ports import free_ports
 from gridtokenx.lab.testnet import processes as supervised
 from gridtokenx.lab.testnet.processes import Processes, ProcessSpec, is_running
 

@@ -4,11 +4,9 @@ import contextlib
 import fcntl
 import json
 import os
-import random
 import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +23,8 @@ import pytest
 from gridtokenx.core.gridtime import GridClock
 from gridtokenx.host.chains import read_chain
 from gridtokenx.lab.manifest import load_manifest
-from gridtokenx.lab.testnet.layout import LOOPBACK, Layout
+from gridtokenx.lab.ports import LOOPBACK, free_ports
+from gridtokenx.lab.testnet.layout import Layout
 
 GTX = (sys.executable, "-m", "gridtokenx.lab.cli")
 COMMAND_S = 60.0
@@ -294,22 +293,8 @@ def is_alive(pid: int) -> bool:
 
 
 def free_base() -> int:
-    """The first of a hundred ports that nobody listens on, below those that systems hand out."""
-    for _ in range(50):
-        base = random.randrange(20_000, 26_000, 100)
-        if all(_is_free(port) for port in range(base, base + 100)):
-            return base
-    raise AssertionError("no free range of ports")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True
+    """The first of a hundred ports that nobody else takes."""
+    return free_ports(100)[0]
 
 
 @contextlib.contextmanager

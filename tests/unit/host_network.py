@@ -100,17 +100,6 @@ class Node:
         return NodeAddress(HostPort("127.0.0.1", self.network.port), self.key)
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    import socket
-
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
 def addresses(numbers: Sequence[int], ports: Sequence[int]) -> list[NodeAddress]:
     return [
         NodeAddress(HostPort("127.0.0.1", port), signer(number).public_key)

@@ -18,7 +18,7 @@ from tests.unit.host_chain import (
     places,
     running,
 )
-from tests.unit.host_network import free_ports, until
+from tests.unit.host_network import until
 
 from gridtokenx.core.codec import Wire, decode_own, encode
 from gridtokenx.core.errors import LocalFault, RemoteFault
@@ -55,6 +55,7 @@ from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.questions import NoAnswer, NodeConnection, Refusal
 from gridtokenx.host.storage import Store
 from gridtokenx.host.transport import dial
+from gridtokenx.lab.ports import free_ports
 from gridtokenx.ledger.blocks import EventRecord
 from gridtokenx.ledger.tokens import Transfer
 from gridtokenx.ledger.transactions import sign_transaction

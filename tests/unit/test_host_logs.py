@@ -1,8 +1,9 @@
 """Lines that strangers cause: one per reason, then a number per minute."""
 
-from tests.unit.host_network import LOOPBACK, Node, addresses, free_ports, until
+from tests.unit.host_network import LOOPBACK, Node, addresses, until
 
 from gridtokenx.host.logs import NullLogger, SparseLog
+from gridtokenx.lab.ports import free_ports
 
 
 class Lines(NullLogger):

@@ -3,18 +3,12 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.unit.host_network import (
-    LOOPBACK,
-    Node,
-    addresses,
-    free_ports,
-    signer,
-    until,
-)
+from tests.unit.host_network import LOOPBACK, Node, addresses, signer, until
 
 from gridtokenx.core.errors import RemoteFault
 from gridtokenx.host.framing import Channel
 from gridtokenx.host.transport import NetworkLimits
+from gridtokenx.lab.ports import free_ports
 
 
 @asynccontextmanager

@@ -15,7 +15,6 @@ from tests.unit.host_chain import (
     node_signer,
     places,
 )
-from tests.unit.host_network import free_ports
 
 from gridtokenx.core.codec import Wire, decode_own
 from gridtokenx.core.quorum import quorum
@@ -23,6 +22,7 @@ from gridtokenx.finality.certificates import CommitCertificate
 from gridtokenx.host.chain_node import ChainNode
 from gridtokenx.host.follow import Follower
 from gridtokenx.host.metrics import Metrics
+from gridtokenx.lab.ports import free_ports
 from gridtokenx.ledger.admission import StrictNonce, TokenFee
 from gridtokenx.ledger.records import load_finality
 from gridtokenx.ledger.runtime import Ledger

@@ -4,12 +4,13 @@ import re
 import time
 
 import pytest
-from tests.unit.host_network import Node, addresses, free_ports, until
+from tests.unit.host_network import Node, addresses, until
 
 from gridtokenx.host.addresses import HostPort
 from gridtokenx.host.logs import NullLogger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.peer_clock import PeerClock, middle
+from gridtokenx.lab.ports import free_ports
 
 
 @pytest.mark.parametrize(

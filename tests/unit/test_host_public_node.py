@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from tests.unit.host_chain import places, running
-from tests.unit.host_network import free_ports, seed, signer
+from tests.unit.host_network import seed, signer
 
 from gridtokenx.core.keys import Ed25519Verifier, sha256
 from gridtokenx.core.state_tree import StateTree
@@ -21,6 +21,7 @@ from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.security import open_security
 from gridtokenx.host.storage import Store
 from gridtokenx.host.transport import NetworkParts
+from gridtokenx.lab.ports import free_ports
 from gridtokenx.ledger.admission import StrictNonce, TokenFee
 from gridtokenx.ledger.runtime import Ledger, SetReference
 from gridtokenx.ledger.tokens import Tokens

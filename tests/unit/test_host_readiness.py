@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 from tests.unit.host_chain import TestChain, running
-from tests.unit.host_network import free_ports, until
+from tests.unit.host_network import until
 
 from gridtokenx.host.readiness import READY
+from gridtokenx.lab.ports import free_ports
 
 
 async def test_a_lonely_node_says_what_it_lacks(tmp_path: Path) -> None:

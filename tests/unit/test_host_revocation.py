@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from tests.unit.host_network import LOOPBACK, Node, addresses, free_ports, seed, signer, until
+from tests.unit.host_network import LOOPBACK, Node, addresses, seed, signer, until
 
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.host import credentials as followed
@@ -26,6 +26,7 @@ from gridtokenx.host.certificates import (
 from gridtokenx.host.credentials import CredentialFiles, Credentials
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.security import LinkSecurity, mutual_security
+from gridtokenx.lab.ports import free_ports
 
 AUTHORITY = Authority.create("chain", seed(100))
 

@@ -15,7 +15,6 @@ from tests.unit.host_network import (
     LOOPBACK,
     Node,
     addresses,
-    free_ports,
     issue,
     quick,
     seed,
@@ -33,6 +32,7 @@ from gridtokenx.host.handshake import Dialer, LinkIdentity
 from gridtokenx.host.link import Link, LinkLimits
 from gridtokenx.host.security import LinkSecurity, open_security
 from gridtokenx.host.transport import NetworkLimits, dial
+from gridtokenx.lab.ports import free_ports
 
 
 @asynccontextmanager

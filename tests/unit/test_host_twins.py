@@ -8,14 +8,7 @@ from pathlib import Path
 import pytest
 from tests.unit.host_chain import TestChain
 from tests.unit.host_chain import running as running_chain
-from tests.unit.host_network import (
-    LOOPBACK,
-    Node,
-    addresses,
-    free_ports,
-    signer,
-    until,
-)
+from tests.unit.host_network import LOOPBACK, Node, addresses, signer, until
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.host.addresses import HostPort, NodeAddress
@@ -25,6 +18,7 @@ from gridtokenx.host.logs import NullLogger, SparseLog
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.transport import dial
 from gridtokenx.host.twins import SETTLE_S, Twins
+from gridtokenx.lab.ports import free_ports
 
 
 @asynccontextmanager

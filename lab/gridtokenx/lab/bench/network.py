@@ -1,9 +1,8 @@
 """A network of real processes in a temporary directory, for benchmarks that need one."""
 
-import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from gridtokenx.host.config import Settings, render
@@ -31,15 +30,6 @@ def write_config(path: Path, settings: Settings) -> None:
     """Write a process's settings for that process alone to read."""
     path.write_text(render(settings, show_secrets=True), encoding="utf-8")
     path.chmod(0o600)
-
-
-def free_ports(count: int) -> list[int]:
-    """So many ports of loopback on which nobody listens now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def row(name: str, measured: float, reference: float, unit: str, reference_name: str) -> str:

@@ -44,7 +44,7 @@ from gridtokenx.interchain.apps.registry import DeviceRegistration, DeviceRegist
 from gridtokenx.interchain.calls import ReceivePacket, UpdateClient
 from gridtokenx.interchain.clients import CertifiedHeader, ClientGenesis, ClientKind
 from gridtokenx.interchain.packets import Packet, packet_hash
-from gridtokenx.lab.bench.network import free_ports, write_config
+from gridtokenx.lab.bench.network import write_config
 from gridtokenx.lab.deploy.mosquitto import (
     MosquittoPlan,
     client_certificate,
@@ -52,6 +52,7 @@ from gridtokenx.lab.deploy.mosquitto import (
     write_mosquitto,
 )
 from gridtokenx.lab.deploy.mosquitto_process import MosquittoProcess, find_mosquitto, own_user
+from gridtokenx.lab.ports import free_ports
 from gridtokenx.ledger.blocks import PROTOCOL_VERSION, Header
 from gridtokenx.ledger.identity import derive_chain_id, render_genesis
 from gridtokenx.oracle.chain.ledger import OracleGenesis, oracle_ledger

@@ -32,7 +32,8 @@ from gridtokenx.interchain.clients import (
     ClientGenesis,
     ClientKind,
 )
-from gridtokenx.lab.bench.network import free_ports, write_config
+from gridtokenx.lab.bench.network import write_config
+from gridtokenx.lab.ports import free_ports
 from gridtokenx.lab.testnet.processes import Processes, ProcessSpec, processor_time_s
 from gridtokenx.ledger.identity import derive_chain_id, render_genesis
 from gridtokenx.node.consortium import ConsortiumNodeSettings

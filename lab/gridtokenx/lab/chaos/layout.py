@@ -14,7 +14,6 @@ from typing import Final
 import msgspec
 
 from gridtokenx.consortium.chain import Account, Attestation, ConsortiumGenesis
-from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.gridtime import GridClock
 from gridtokenx.core.keys import Ed25519Signer, sha256
 from gridtokenx.core.units import WATT
@@ -27,20 +26,15 @@ from gridtokenx.host.keyfile import KeyRing, create_development_password
 from gridtokenx.host.settings import LinkSettings
 from gridtokenx.interchain.clients import ClientGenesis, ClientKind
 from gridtokenx.lab.chaos.replica import LabReplicaSettings
-from gridtokenx.lab.testnet.layout import is_free
+from gridtokenx.lab.ports import LOOPBACK, free_ports
 from gridtokenx.lab.testnet.processes import ProcessSpec
 from gridtokenx.ledger.identity import UNNAMED, derive_chain_id, render_genesis
 
 CHAIN: Final = "consortium"
-LOOPBACK: Final = "127.0.0.1"
 KEY: Final = "identity"
 SCRYPT_N: Final = 1_024
 """The least: a generated password needs no slow derivation, and replicas start often."""
 OPENING_WATT: Final = 1_000_000
-_LOWEST_PORT: Final = 16_384
-_EPHEMERAL_PORT: Final = 32_768
-"""From here on Linux hands ports out."""
-_TRIES: Final = 64
 _DAY_MS: Final = 86_400_000
 
 
@@ -108,22 +102,6 @@ class Laid:
 def name_of(index: int) -> str:
     """What a replica's process is called."""
     return f"replica-{index}"
-
-
-def free_ports(count: int) -> list[int]:
-    """Consecutive ports that nobody listens on, and that the system gives to nobody unasked.
-
-    A replica that is down must find its port again; connections to others come from higher ones.
-
-    Raises:
-        LocalFault: there are none.
-    """
-    for _ in range(_TRIES):
-        first = _LOWEST_PORT + secrets.randbelow(_EPHEMERAL_PORT - _LOWEST_PORT - count)
-        ports = list(range(first, first + count))
-        if all(map(is_free, ports)):
-            return ports
-    raise LocalFault(f"no {count} free ports below {_EPHEMERAL_PORT} were found")
 
 
 def prepare(home: Path, replicas: int, accounts: int) -> Laid:

@@ -20,8 +20,8 @@ from typing import Final, cast
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab.faults import Bandwidth, Delay
+from gridtokenx.lab.ports import LOOPBACK
 
-LOOPBACK: Final = "127.0.0.1"
 _HELD_BYTES: Final = 256 * 1024
 """So much waits in a relay; then the sender's own buffers fill, as TCP's window does."""
 _BACKLOG: Final = 16

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from gridtokenx.lab.testnet.layout import LOOPBACK
+from gridtokenx.lab.ports import LOOPBACK
 
 TIMEOUT_S = 2.0
 

@@ -11,7 +11,6 @@ In containers each NAME and `genesis` is a volume, so the manifest and `network.
 `genesis` and the heartbeat has a volume of its own (`placement`).
 """
 
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +20,15 @@ from gridtokenx.core.errors import LocalFault
 from gridtokenx.host.chains import CHAINS, read_chain
 from gridtokenx.lab.manifest import Manifest
 from gridtokenx.lab.network import read_network
+from gridtokenx.lab.ports import LOOPBACK, is_free
 from gridtokenx.lab.testnet.placement import (
     HTTP_PORT,
     LOCAL,
-    LOOPBACK,
     MQTTS_PORT,
     PEER_PORT,
     Placement,
 )
 from gridtokenx.lab.testnet.processes import ProcessSpec
-
-__all__ = ["LOOPBACK", "Layout", "Member"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,14 +230,3 @@ def _members(manifest: Manifest, placement: Placement) -> Iterator[Member]:
     yield Member("gateway", ("gateway",), 0, manifest.ports.gateway, host, listen)
     yield member("devices", "devices", listens=False)
     yield member("agents", "agents", listens=False)
-
-
-def is_free(port: int) -> bool:
-    """Whether nobody listens on a port of this machine."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
-LOOPBACK: Final = "127.0.0.1"
+from gridtokenx.lab.ports import LOOPBACK
+
 EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - inside a container's own network
 PEER_PORT: Final = 26_600
 HTTP_PORT: Final = 26_601
