@@ -20,6 +20,7 @@ from gridtokenx.lab.ports import free_ports
 needs_mosquitto = pytest.mark.skipif(
     find_mosquitto() is None, reason="mosquitto is not installed (apt-get install mosquitto)"
 )
+PATIENCE_S = 60
 
 
 def seed_of(name: str) -> bytes:
@@ -118,14 +119,15 @@ async def refusal(client: aiomqtt.Client) -> str:
     return "it was let in"
 
 
-async def received(client: aiomqtt.Client, quiet_s: float = 0.5) -> list[tuple[str, bytes]]:
-    """What comes until nothing more does."""
+async def received(client: aiomqtt.Client, last: bytes) -> list[tuple[str, bytes]]:
+    """What comes, up to what was published last.
+
+    A broker passes on in order what it has acknowledged: what it would have let through comes before.
+    """
     found: list[tuple[str, bytes]] = []
-    while True:
-        try:
-            async with asyncio.timeout(quiet_s):
-                message = await anext(client.messages)
-        except TimeoutError:
-            return found
-        assert isinstance(message.payload, bytes)
-        found.append((str(message.topic), message.payload))
+    async with asyncio.timeout(PATIENCE_S):
+        while not found or found[-1][1] != last:
+            message = await anext(client.messages)
+            assert isinstance(message.payload, bytes)
+            found.append((str(message.topic), message.payload))
+    return found

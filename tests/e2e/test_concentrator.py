@@ -102,10 +102,10 @@ async def test_one_bad_reading_of_a_batch_costs_itself_and_is_attributed(tmp_pat
         payload = (readings[0].encoded, damaged(readings[1]), b"\xc1", readings[2].encoded)
         batch = encode(ReadingBatch(readings=payload))
         await client.publish(batch_topic(CARRIER.public_key), batch, qos=1)
-        await here.node.submission()
+        await here.until(lambda: len(here.node.submitted) == 2)
         assert here.node.commit() == ["ok", "ok"]
         await until_known(client, {meters[0].device: 1, meters[2].device: 1})
-        assert here.rejected() == {"bad-signature": 1, "malformed": 1}
+        await here.until(lambda: here.rejected() == {"bad-signature": 1, "malformed": 1})
         faults = here.metrics.value(
             "concentrator_faults", concentrator=CARRIER.public_key.hex()[:16]
         )

@@ -18,7 +18,7 @@ from gridtokenx.core.gridtime import INTERVAL_MS
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier
 from gridtokenx.devices.fleet.broker import BrokerSettings, serve_broker
 from gridtokenx.devices.fleet.clients import Clients
-from gridtokenx.devices.fleet.fleet import FleetSettings, open_fleet, run_fleet
+from gridtokenx.devices.fleet.fleet import Fleet, FleetSettings, open_fleet, run_fleet
 from gridtokenx.devices.fleet.roster import make_roster
 from gridtokenx.devices.models.battery import BatterySpec
 from gridtokenx.devices.models.household import (
@@ -151,15 +151,28 @@ async def broker(home: Home, port: int = 0) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def fleet(home: Home, port: int, metrics: Metrics | None = None) -> AsyncIterator[None]:
+async def fleet(home: Home, port: int, metrics: Metrics | None = None) -> AsyncIterator[Fleet]:
     async with open_fleet(
         home.settings(port), clock, metrics or Metrics(), NullLogger()
     ) as devices:
         running = asyncio.create_task(devices.run())
         try:
-            yield
+            yield devices
         finally:
             await ended(running)
+
+
+def committed(fleet: Fleet) -> int:
+    """The sequence up to which a fleet knows every device's readings to be committed."""
+    return min(
+        device.outbox.watermark for household in fleet.households for device in household.devices
+    )
+
+
+async def until_committed(fleet: Fleet, sequence: int, patience_s: float = 30.0) -> None:
+    async with asyncio.timeout(patience_s):
+        while committed(fleet) < sequence:  # noqa: ASYNC110 - a look from outside
+            await asyncio.sleep(0.1)
 
 
 async def ended(task: asyncio.Task[None]) -> None:
@@ -223,6 +236,15 @@ class Listener:
                 )
             )
 
+    @property
+    def online(self) -> int:
+        """How often a device said that it is there."""
+        return sum(said.count(True) for said in self.announcements.values())
+
+    async def until_online(self, count: int, patience_s: float = 60.0) -> None:
+        async with asyncio.timeout(patience_s), self._changed:
+            await self._changed.wait_for(lambda: self.online >= count)
+
     def contiguous(self, device: bytes) -> int:
         """The sequence up to which nothing is missing."""
         sequence = FIRST_SEQUENCE
@@ -237,6 +259,8 @@ class Listener:
             said = decode(message.payload, Announcement)
             assert said.device == device
             self.announcements.setdefault(device, []).append(said.online)
+            async with self._changed:
+                self._changed.notify_all()
             return
         self.received += 1
         transaction = decode(message.payload, Transaction)
@@ -306,10 +330,13 @@ async def test_a_broker_outage_loses_nothing(home: Home) -> None:
 async def test_killed_at_any_instant_a_fleet_goes_on_where_it_was(home: Home) -> None:
     draw = random.Random(11)
     async with broker(home) as port, listening(port) as listener:
-        for _ in range(6):
+        for life in range(6):
+            online = listener.online
             process = await asyncio.create_subprocess_exec(
                 sys.executable, str(PROCESS), str(home.path), str(port)
             )
+            if life % 2:  # this one has been at work for a while; another may still begin
+                await listener.until_online(online + len(home.devices))
             await asyncio.sleep(1.0 + draw.random())
             process.kill()
             await process.wait()
@@ -317,6 +344,7 @@ async def test_killed_at_any_instant_a_fleet_goes_on_where_it_was(home: Home) ->
         async with fleet(home, port):
             await listener.until(intervals + 2, len(home.devices))
         # The broker published the last will of every device that was killed.
+        assert listener.announcements.keys() == home.devices.keys()
         assert all(False in said for said in listener.announcements.values())
     assert_true_to_the_models(home, listener)
 
@@ -336,8 +364,8 @@ async def test_what_no_watermark_covers_is_sent_again(
 
 async def test_a_committed_reading_is_not_sent_after_a_restart(home: Home) -> None:
     async with broker(home) as port:
-        async with listening(port) as listener, fleet(home, port):
-            await listener.until(4, len(home.devices))
+        async with listening(port), fleet(home, port) as devices:
+            await until_committed(devices, 4)
         metrics = Metrics()
         async with listening(port) as after, fleet(home, port, metrics):
             await after.until(0, len(home.devices))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from msgspec import structs
-from tests.e2e.test_devices_fleet import ZONE, Home, clock, ended
+from tests.e2e.test_devices_fleet import ZONE, Home, clock, committed, ended, until_committed
 from tests.mosquitto_world import needs_mosquitto
 
 from gridtokenx.devices.fleet.fleet import Fleet, FleetSettings, open_fleet
@@ -72,19 +72,6 @@ class Network:
                 await ended(task)
 
 
-def committed(fleet: Fleet) -> int:
-    """The sequence up to which every device's readings are committed."""
-    return min(
-        device.outbox.watermark for household in fleet.households for device in household.devices
-    )
-
-
-async def until_committed(fleet: Fleet, sequence: int) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while committed(fleet) < sequence:  # noqa: ASYNC110 - a look from outside
-            await asyncio.sleep(0.1)
-
-
 @pytest.mark.parametrize("concentrator", [False, True])
 async def test_readings_reach_blocks_though_brokers_and_oracles_are_killed(
     tmp_path: Path, *, concentrator: bool
@@ -95,7 +82,7 @@ async def test_readings_reach_blocks_though_brokers_and_oracles_are_killed(
         await stack.enter_async_context(bench.running())
         await bench.register(network.registrations())
         fleet = await stack.enter_async_context(network.fleet(concentrator=concentrator))
-        await until_committed(fleet, 2)
+        await until_committed(fleet, 2, PATIENCE_S)
         await bench.broker.kill()
         async with asyncio.timeout(PATIENCE_S):
             while "nobody listens" not in str(fleet.readiness):  # noqa: ASYNC110 - see above
@@ -103,10 +90,10 @@ async def test_readings_reach_blocks_though_brokers_and_oracles_are_killed(
         assert fleet.readiness.reasons[0].startswith("broker unreachable since")
         await bench.broker.start()
         await bench.kill_oracle(0)
-        await until_committed(fleet, committed(fleet) + 2)
+        await until_committed(fleet, committed(fleet) + 2, PATIENCE_S)
         await bench.start_oracle(0)
-        await until_committed(fleet, committed(fleet) + 1)
+        await until_committed(fleet, committed(fleet) + 1, PATIENCE_S)
         assert fleet.readiness.ready
     # A fleet that starts again learns from retained watermarks what it need not send.
     async with bench.running(), network.fleet(concentrator=concentrator) as again:
-        await until_committed(again, 5)
+        await until_committed(again, 5, PATIENCE_S)

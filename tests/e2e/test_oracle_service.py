@@ -255,7 +255,7 @@ async def test_whatever_is_wrong_is_counted_by_reason_and_nothing_stalls(tmp_pat
                 await send(client, meter, payload)
             await send(client, meter, good.encoded)
             await scene.node.submission()
-            assert scene.rejected() == dict.fromkeys(bodies, 1)
+            await scene.until(lambda: scene.rejected() == dict.fromkeys(bodies, 1))
             assert scene.node.commit() == ["ok"]
             await client.subscribe(watermark_topic(meter.device), qos=1)
             await scene.watermark(client, 1)

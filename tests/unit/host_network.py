@@ -107,8 +107,8 @@ def addresses(numbers: Sequence[int], ports: Sequence[int]) -> list[NodeAddress]
     ]
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 10) -> None:
-    """Wait for something that another task brings about."""
+async def until(condition: Callable[[], object], timeout_s: float = 60) -> None:
+    """Wait for something that another task brings about; how soon is not the test's question."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - a test looks at foreign state
             await asyncio.sleep(0.005)

@@ -88,10 +88,10 @@ async def test_four_nodes_finalise_and_a_client_transfers(tmp_path: Path) -> Non
         block = await follower.block(ended[0].height)
         assert ended[0].transaction_id in {each.id for each in block.transactions}
         assert [b.header.height for b in seen] == list(range(1, len(seen) + 1))
+        await until(lambda: all(node.ready and len(node._network.peers) == 3 for node in nodes))
         statuses = await follower.statuses()
         assert len(statuses) == 4
         assert all(isinstance(each, Status) and each.peers == 3 for each in statuses.values())
-        assert all(node.ready for node in nodes)
 
 
 async def test_nodes_resume_at_their_height_and_followers_come_back(tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ async def test_a_revoked_node_loses_its_links_and_the_others_keep_theirs(files: 
             await until(lambda node=node: node.network.peers == (nodes[1 - nodes.index(node)].key,))
         # It comes back again and again, and is told why each time.
         await until(lambda: revoked.dial_failures.get("revoked"))
-        assert nodes[0].faults.get("revoked")
+        await until(lambda: nodes[0].faults.get("revoked"))
+        await until(revoked.parts.security.troubles)
         assert kept == [
             nodes[0].network._links[nodes[1].key],
             nodes[1].network._links[nodes[0].key],
