@@ -54,7 +54,7 @@ from gridtokenx.lab.faults import Behave, ClockDrift, ClockJump, ClockOffset, On
 from gridtokenx.lab.sim.links import rule_of
 from gridtokenx.lab.sim.network import DeliverAfter, DeliverEach, Drop, Envelope, Rule
 from gridtokenx.lab.sim.pbft.behaviours import TRICKS
-from gridtokenx.lab.sim.pbft.traitors import Conspiracy, Puppet, Trick
+from gridtokenx.lab.sim.pbft.traitors import Conspiracy, PbftTrick, Puppet
 from gridtokenx.ledger.identity import parse_genesis
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger, Proposal
 from gridtokenx.ledger.transactions import Transaction
@@ -216,8 +216,8 @@ class Interposed:
             draw,
         )
         self._weather: Final = Weather(signer.public_key, validators.members, draw)
-        self._tricks: dict[int, Trick] = {}
-        self._acting: Final[list[Trick]] = []
+        self._tricks: dict[int, PbftTrick] = {}
+        self._acting: Final[list[PbftTrick]] = []
         self._puppet: Final = Puppet(replica, settings.index, self._conspiracy, self._acting)
         self._on_moved: Final = on_moved
         self._skew: Final = Skew()

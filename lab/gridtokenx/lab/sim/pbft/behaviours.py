@@ -1,7 +1,7 @@
 """Traitors: what Byzantine replicas do, as wrappers between the machine and the network.
 
-Law of the file: **a behaviour changes what a traitor hears and says, and nothing else** (`traitors.py`
-says what it may).
+Law of the file: **a behaviour changes what a traitor hears and says, and nothing else**
+(`sim/treason.py` says what it may).
 
 ======================  ========================================================================
 behaviour               what it does
@@ -28,7 +28,7 @@ twin                    runs twice with one key (two nodes of the world: `run.py
 ======================  ========================================================================
 """
 
-# ruff: noqa: D102, ARG002 - hooks are described once, in `Trick`
+# ruff: noqa: D102, ARG002 - hooks are described once, in `AnyTrick`
 
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeVar
@@ -38,16 +38,23 @@ import msgspec
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.keys import Domain
 from gridtokenx.core.machine import (
-    Event,
     Instant,
-    Received,
-    Submitted,
 )
 from gridtokenx.core.state_tree import NO_PART
 from gridtokenx.finality.certificates import CommitVote
-from gridtokenx.lab.faults import Behave, RoundMutation
+from gridtokenx.lab.faults import Behave, Fault, RoundMutation
+from gridtokenx.lab.sim.pbft.amnesia import Amnesiac
 from gridtokenx.lab.sim.pbft.messages import round_of
-from gridtokenx.lab.sim.pbft.traitors import Conspiracy, Late, Puppet, Saying, Trick
+from gridtokenx.lab.sim.pbft.traitors import Conspiracy, PbftTrick, Puppet, Trick
+from gridtokenx.lab.sim.treason import (
+    AnyTraitors,
+    Censor,
+    Late,
+    Replay,
+    Saying,
+    SelectiveSilence,
+    Silent,
+)
 from gridtokenx.ledger.blocks import Block, Header
 from gridtokenx.pbft.messages import (
     Ballot,
@@ -65,28 +72,14 @@ from gridtokenx.pbft.messages import (
     Snapshot,
     Status,
     Suspect,
-    Transactions,
     ViewChange,
     ViewChangeBody,
 )
+from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.view_change import Choice, ballots, choose
 
 _V = TypeVar("_V", Ballot, CommitVote)
 _RIVALS: Final = 32
-
-
-class Silent(Trick):
-    """silent."""
-
-    def say(self, puppet: Puppet, saying: Saying) -> Iterable[Saying]:
-        return ()
-
-
-class SelectiveSilence(Trick):
-    """selective-silence."""
-
-    def say(self, puppet: Puppet, saying: Saying) -> Iterable[Saying]:
-        return [Saying(tuple(i for i in saying.to if i not in self.victims), saying.message)]
 
 
 class Equivocate(Trick):
@@ -236,25 +229,6 @@ class TimeLiar(Trick):
         if block is None:
             return [saying]
         return [Saying(saying.to, self.conspiracy.pre_prepare(puppet.index, message.view, block))]
-
-
-class Censor(Trick):
-    """censor."""
-
-    def hear(self, event: Event) -> Event | None:
-        if isinstance(event, Submitted):
-            return None
-        if isinstance(event, Received) and isinstance(event.verified.message, Transactions):
-            return None
-        return event
-
-
-class Replay(Trick):
-    """replay."""
-
-    def volunteer(self, puppet: Puppet, now: Instant) -> Iterable[Saying]:
-        if self.conspiracy.heard and self.sometimes():
-            yield Saying(puppet.others, self.draw.choice(self.conspiracy.heard))
 
 
 class HastyViewChange(Trick):
@@ -522,7 +496,7 @@ class Mutate(Trick):
         return msgspec.structs.replace(vote, view=view, height=height, block_hash=hash_)
 
 
-TRICKS: Final[dict[str, type[Trick]]] = {
+TRICKS: Final[dict[str, type[PbftTrick]]] = {
     "silent": Silent,
     "selective-silence": SelectiveSilence,
     "delay": Late,
@@ -571,3 +545,47 @@ def _future(body: ViewChangeBody) -> ViewChangeBody:
 
 def _headless(body: ViewChangeBody) -> ViewChangeBody:
     return msgspec.structs.replace(body, head=None)
+
+
+class Traitors(AnyTraitors[PbftTrick]):
+    """The traitors of one PBFT chain, whatever else it is part of.
+
+    Args:
+        faults: of the run; those that make a traitor of a replica name it by its index.
+        conspiracy: their keys and memory.
+    """
+
+    def __init__(self, faults: Iterable[Fault], conspiracy: Conspiracy) -> None:
+        super().__init__(_tricks(faults, conspiracy))
+        self.conspiracy: Final = conspiracy
+
+    def replica_type(self, index: int) -> type[Replica]:
+        """What the machine of a traitor is inside."""
+        amnesia = any(isinstance(trick, Amnesia) for trick in self.tricks_of(index))
+        return Amnesiac if amnesia else Replica
+
+    def play(self, replica: Replica, index: int, *, twin: bool = False) -> Replica | Puppet:
+        """A traitor's machine: the real one, with what it does around it.
+
+        Args:
+            replica: of `replica_type`.
+            index: of its node.
+            twin: it is the second with this key, which adds nothing to that.
+        """
+        tricks = self.tricks_of(index)
+        if isinstance(replica, Amnesiac):
+            amnesia = [trick for trick in tricks if isinstance(trick, Amnesia)]
+            replica.forgets = lambda: any(trick.active for trick in amnesia)
+        if twin or not tricks:
+            return replica
+        return Puppet(replica, index, self.conspiracy, tricks)
+
+
+def _tricks(
+    faults: Iterable[Fault], conspiracy: Conspiracy
+) -> Iterator[tuple[Behave | RoundMutation, PbftTrick]]:
+    for fault in faults:
+        if isinstance(fault, RoundMutation):
+            yield fault, Mutate(fault, conspiracy)
+        elif isinstance(fault, Behave) and fault.behaviour in TRICKS:
+            yield fault, TRICKS[fault.behaviour](fault, conspiracy)

@@ -23,8 +23,7 @@ from gridtokenx.lab.sim.inject import Injector
 from gridtokenx.lab.sim.manifest import Manifest
 from gridtokenx.lab.sim.network import Envelope, LinkProfile
 from gridtokenx.lab.sim.outcome import Finding, Outcome, Violation, percentile
-from gridtokenx.lab.sim.pbft.amnesia import Amnesiac
-from gridtokenx.lab.sim.pbft.behaviours import TRICKS, Amnesia, Mutate
+from gridtokenx.lab.sim.pbft.behaviours import Traitors
 from gridtokenx.lab.sim.pbft.chain import (
     Clients,
     SharedLedger,
@@ -35,7 +34,7 @@ from gridtokenx.lab.sim.pbft.chain import (
 from gridtokenx.lab.sim.pbft.checkers import Checkers
 from gridtokenx.lab.sim.pbft.messages import phase_of, round_of
 from gridtokenx.lab.sim.pbft.operators import Operators
-from gridtokenx.lab.sim.pbft.traitors import Conspiracy, Puppet, Trick
+from gridtokenx.lab.sim.pbft.traitors import Conspiracy, Puppet
 from gridtokenx.lab.sim.pbft.variants import variant_named
 from gridtokenx.lab.sim.world import START_MS, SimulatedNode, World
 from gridtokenx.ledger.records import final_height
@@ -112,8 +111,7 @@ class PbftRun:
             stream(seed, "operators"),
             self.note,
         )
-        self._conspiracy: Final = self._make_conspiracy(seed)
-        self._tricks: Final = self._make_tricks()
+        self._traitors: Final = Traitors(manifest.fault, self._make_conspiracy(seed))
         self.places: list[NodeId] = []
         self._index: dict[NodeId, int] = {}
         self._honest: list[SimulatedNode] = []
@@ -145,16 +143,6 @@ class PbftRun:
             self.keys,
         )
 
-    def _make_tricks(self) -> dict[int, tuple[Behave | RoundMutation, Trick]]:
-        """By the fault's number."""
-        made: dict[int, tuple[Behave | RoundMutation, Trick]] = {}
-        for number, fault in enumerate(self.manifest.fault):
-            if isinstance(fault, RoundMutation):
-                made[number] = (fault, Mutate(fault, self._conspiracy))
-            elif isinstance(fault, Behave) and fault.behaviour != "twin":
-                made[number] = (fault, TRICKS[fault.behaviour](fault, self._conspiracy))
-        return made
-
     def _add_nodes(self) -> None:
         for index, key in enumerate(self.keys):
             self._add(key, index)
@@ -176,15 +164,9 @@ class PbftRun:
 
     def _builder(self, index: int, *, twin: bool) -> Callable[[Reader], Machine]:
         def build(reader: Reader) -> Machine:
-            honest = index not in self.byzantine
             rule = self.variant.rule  # the chain's: a traitor counts as all do
-            amnesia = [
-                trick
-                for fault, trick in self._tricks.values()
-                if fault.node == index and isinstance(trick, Amnesia)
-            ]
-            traitor = Amnesiac if amnesia else Replica
-            replica_type = self.variant.replica if honest else traitor
+            honest = index not in self.byzantine
+            replica_type = self.variant.replica if honest else self._traitors.replica_type(index)
             replica = replica_type.restore(
                 reader,
                 self.ledger,
@@ -195,12 +177,7 @@ class PbftRun:
                 rotation_blocks=self.manifest.chain.rotation_blocks,
                 validators_of=lambda tree: rule(membership.validators_of(tree)),
             )
-            if isinstance(replica, Amnesiac):
-                replica.forgets = lambda: any(trick.active for trick in amnesia)
-            tricks = [t for f, t in self._tricks.values() if f.node == index and not twin]
-            if not tricks:
-                return replica
-            return Puppet(replica, index, self._conspiracy, tricks)
+            return self._traitors.play(replica, index, twin=twin)
 
         return build
 
@@ -258,9 +235,7 @@ class PbftRun:
         """Switch a behaviour on or off."""
         if isinstance(fault, Behave) and fault.behaviour == "twin":
             self._toggle_twin(self._twins[fault.node], active=active)
-        for known, trick in self._tricks.values():
-            if known is fault:
-                trick.active = active
+        self._traitors.switch(fault, active=active)
 
     def _toggle_twin(self, place: NodeId, *, active: bool) -> None:
         alive = self.world.nodes[place].alive
