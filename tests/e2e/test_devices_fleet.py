@@ -198,7 +198,10 @@ def login(signer: Ed25519Signer, port: int, **more: object) -> aiomqtt.Client:
         "timeout": 3.0,
         **more,
     }
-    return aiomqtt.Client("127.0.0.1", port, **arguments)  # type: ignore[arg-type]  # test's mix
+    client = aiomqtt.Client("127.0.0.1", port, **arguments)  # type: ignore[arg-type]  # test's mix
+    # Its loss is looked at: asyncio reports at the end of a run what nobody asked about.
+    client._disconnected.add_done_callback(lambda lost: lost.cancelled() or lost.exception())
+    return client
 
 
 async def enter(client: aiomqtt.Client) -> None:
