@@ -4,15 +4,14 @@ Sub-commands are loaded when they are used, so that a node does not import what 
 Every expected error is one line on standard error and exit code 2.
 """
 
-import importlib
 import sys
 from collections.abc import Sequence
 from typing import Final
 
 import click
-from click.exceptions import NoSuchCommand
 
 from gridtokenx.core.errors import LocalFault, RemoteFault
+from gridtokenx.lab.commands.lazy import LazyGroup
 
 MISUSE_EXIT: Final = 2
 
@@ -48,25 +47,9 @@ _COMMANDS: Final = {
 }
 
 
-class _Lazy(click.Group):
-    """A group whose commands are imported on demand."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            raise NoSuchCommand(cmd_name, possibilities=_COMMANDS, ctx=ctx)
-        module = importlib.import_module(_COMMANDS[cmd_name][0])
-        command: click.Command = module.command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
-
-
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, loaded=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="gridtokenx", prog_name="gtx")
 def cli() -> None:
     """GridTokenX: a three-chain energy-trading network, its nodes, and a lab to break it in."""

@@ -3,7 +3,7 @@
 from typing import Final
 
 from gridtokenx.bridge.process.run import RelayerSettings, run_relayer
-from gridtokenx.lab.commands.roles import role_command
+from gridtokenx.lab.commands.roles import SOURCES, role_command
 
 AFTERWARDS: Final = (
     "the oracle chain takes its transactions once the oracles have enrolled its key:\n"
@@ -14,9 +14,7 @@ command = role_command(
     "bridge",
     RelayerSettings,
     run_relayer,
-    "Run a relayer between the three chains. It is trusted for nothing; run two."
-    "\n\nSettings come from flags, then the environment (GTX_...), then --config, then defaults."
-    " `init` prepares a home with all of them explained.",
+    "Run a relayer between the three chains. It is trusted for nothing; run two." + SOURCES,
     words="bridge",
     afterwards=(AFTERWARDS,),
 )

@@ -14,6 +14,14 @@ from gridtokenx.host.config import Settings, fields, given_flags, setting_option
 from gridtokenx.host.process import serve
 
 S = TypeVar("S", bound=Settings)
+SOURCES: Final = (
+    "\n\nSettings come from flags, then the environment (GTX_...), then --config, then defaults."
+    " `init` prepares a home with all of them explained."
+)
+"""Closes the help of every role."""
+SEAT: Final = (
+    "it follows the chain as an observer until the members give its key a seat:\ngtx members --help"
+)
 _HELP: Final = """Prepare a home for this role in the directory HOME.
 
     With --network-file, all that the network's founder makes public is taken from there. Makes an identity key, a config.toml that explains every setting (what you give here is filled

@@ -34,10 +34,9 @@ from gridtokenx.core.errors import RemoteFault
 PRELOADED: Final = (
     "gridtokenx.lab.cli",
     "gridtokenx.lab.commands.node",
-    "gridtokenx.host.chain_node",
-    "gridtokenx.node.consortium",
-    "gridtokenx.node.public",
-    "gridtokenx.oracle.role",
+    "gridtokenx.lab.commands.node_consortium",
+    "gridtokenx.lab.commands.node_oracle",
+    "gridtokenx.lab.commands.node_public",
     "aiohttp.web",
     # What these would import when they are first used: private to each process, 11 MiB in all.
     "encodings.idna",
