@@ -245,6 +245,31 @@ def _nodes(tree: StateTree) -> set[int]:
     return seen
 
 
+@given(CHANGES, st.lists(KEYS, max_size=20))
+def test_what_is_at_hand_is_what_walking_finds(batches: list, asked: list[bytes]) -> None:
+    """Reads between updates, of trees that handed on what they knew: the fast way is the slow one."""
+    trees = [StateTree.empty()]
+    for changes in batches:
+        for key in asked:
+            trees[-1].get(key)
+        trees.append(trees[-1].update(changes))
+    for tree in trees:
+        for key in asked:
+            assert tree.get(key) == tree.find(key) == tree.get(key)
+
+
+def test_what_is_at_hand_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gridtokenx.core.state_tree.MAX_RECENT", 4)
+    tree = StateTree.empty().update({b"%d" % i: b"v" for i in range(100)})
+    for index in range(200):
+        assert tree.get(b"%d" % index) == (b"v" if index < 100 else None)
+        assert len(tree._recent) <= 4
+    grown = tree.update({b"large": bytes(1_000), b"small": b"s"})
+    assert len(grown._recent) <= 4
+    assert b"large" not in grown._recent
+    assert grown.get(b"large") == bytes(1_000)
+
+
 def test_get_and_contains() -> None:
     assert ONE.get(b"only") == b"value"
     assert ONE.get(b"another") is None

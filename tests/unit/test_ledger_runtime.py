@@ -266,3 +266,39 @@ def test_signing_again_makes_no_other_transaction() -> None:
     assert one.id == other.id
     assert one.encoded != other.encoded
     assert encode(one) == one.encoded
+
+
+def test_a_transaction_is_admitted_once_upon_a_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever took it from a client asks, and the pool asks again: the answer is the same."""
+    ledger, asked = make_ledger(), list[int]()
+    check = ledger.admission.check
+
+    def counted(*args: object) -> None:
+        asked.append(1)
+        check(*args)
+
+    monkeypatch.setattr(ledger.admission, "check", counted)
+    genesis = ledger.genesis(1_000)
+    first = sign_transaction(ALICE, CHAIN, 0, [Bump(by=1)], fee=10, valid_until_ms=5_000)
+    second = sign_transaction(ALICE, CHAIN, 1, [Bump(by=1)], fee=10, valid_until_ms=5_000)
+    for _ in range(2):
+        ledger.admit(State(genesis.state), second, 2_000)
+        ledger.admit(State(genesis.state, genesis.changes), second, 2_000)
+    assert len(asked) == 1
+    with pytest.raises(InvalidTransaction, match="expired"):
+        ledger.admit(State(genesis.state), second, 5_001)
+    parent = run(ledger, genesis, first, second)
+    with pytest.raises(InvalidTransaction, match="nonce-used"):
+        ledger.admit(State(parent.state), second, 2_000)
+
+
+def test_what_was_written_upon_a_state_is_asked_again() -> None:
+    ledger = make_ledger()
+    genesis = ledger.genesis(1_000)
+    mine = sign_transaction(ALICE, CHAIN, 0, [Bump(by=1)], fee=10)
+    ledger.admit(State(genesis.state), mine, 2_000)
+    written = State(genesis.state)
+    assert isinstance(ledger.admission, StrictNonce)
+    ledger.admission.nonces.put(written, 1, ALICE.public_key)
+    with pytest.raises(InvalidTransaction, match="nonce-used"):
+        ledger.admit(written, mine, 2_000)

@@ -47,6 +47,10 @@ MAX_PART_LEAVES: Final = 65_536
 HASH_BYTES: Final = 32
 MAX_DEPTH: Final = 64
 """Nibbles of a path: no proof has more levels."""
+MAX_RECENT: Final = 16_384
+"""Values that the newest tree has at hand, because they were read or changed of late."""
+MAX_RECENT_BYTES: Final = 256
+"""Only values that are no larger: nonces, balances, small records. So it is 2 MiB or so, 8 at most."""
 
 _LEAF: Final = b"\x10"
 _BRANCH: Final = b"\x11"
@@ -208,14 +212,23 @@ class StateTree:
     """An immutable map from bytes to bytes with a Merkle root.
 
     Every update returns a new tree that shares what did not change.
+
+    What is read of a tree is mostly read again: a sender's nonce when its transaction comes, and when
+    a block has it. So a tree remembers what was found, and an update passes that on to the new one.
     """
 
-    __slots__ = ("_count", "_top", "root")
+    __slots__ = ("_count", "_recent", "_top", "root")
 
-    def __init__(self, top: _Placed | None = None, count: int = 0) -> None:
+    def __init__(
+        self,
+        top: _Placed | None = None,
+        count: int = 0,
+        recent: dict[bytes, bytes | None] | None = None,
+    ) -> None:
         """Made by `empty` and `update`; not for callers."""
         self._top: Final = None if top is None else top[1]
         self._count: Final = count
+        self._recent: dict[bytes, bytes | None] = {} if recent is None else recent
         self.root: Final = EMPTY_ROOT if top is None else top[0]
         """The 32-byte hash that commits to every key and value."""
 
@@ -229,6 +242,19 @@ class StateTree:
 
     def get(self, key: bytes) -> bytes | None:
         """The value at `key`."""
+        recent = self._recent
+        try:
+            return recent[key]
+        except KeyError:
+            if len(recent) >= MAX_RECENT:
+                recent.clear()
+            value = self.find(key)
+            if value is None or len(value) <= MAX_RECENT_BYTES:
+                recent[key] = value
+            return value
+
+    def find(self, key: bytes) -> bytes | None:
+        """`get`, by walking: for those who read each key once."""
         node = self._top
         if node is None:
             return None
@@ -270,7 +296,23 @@ class StateTree:
             )
         )
         top = batch.apply(self._top, 0, len(changes), 0)
-        return self if top is _SAME else StateTree(top, self._count + batch.added)
+        if top is _SAME:
+            return self
+        return StateTree(top, self._count + batch.added, self._hand_on(changes))
+
+    def _hand_on(self, changes: Mapping[bytes, bytes | None]) -> dict[bytes, bytes | None]:
+        """What the tree after `changes` has at hand; this one, which nobody needs for long, loses it."""
+        recent, self._recent = self._recent, {}
+        if len(recent) + len(changes) > MAX_RECENT:
+            recent.clear()
+        if len(changes) > MAX_RECENT:
+            return recent
+        for key, value in changes.items():
+            if value is None or len(value) <= MAX_RECENT_BYTES:
+                recent[key] = value
+            else:
+                recent.pop(key, None)
+        return recent
 
     def prove(self, key: bytes) -> StateProof:
         """Why this root holds `key`, or why it does not; the verifiers tell which."""

@@ -368,8 +368,12 @@ class Ledger:
         calls = self.decode_calls(transaction)
         if body.valid_until_ms < now_ms:
             raise InvalidTransaction("expired", f"valid until {body.valid_until_ms}")
+        root = state.root
+        if root is not None and transaction.admitted_after == root:
+            return
         self.admission.check(state, body, calls, self._bounded_weight(calls))
         self.precheck(state, body.sender, calls)
+        transaction.admit_after(root)
 
     def decode_calls(self, transaction: Transaction) -> tuple[Wire, ...]:
         """The typed calls of a transaction for this chain.

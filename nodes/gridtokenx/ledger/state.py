@@ -64,6 +64,11 @@ class State:
         self._now[key] = value
 
     @property
+    def root(self) -> bytes | None:
+        """The root of the tree, as long as nothing was written here: it stands for all that is read."""
+        return None if self._before else self.tree.root
+
+    @property
     def remembered(self) -> int:
         """How many keys it holds, read or written."""
         return len(self._now)

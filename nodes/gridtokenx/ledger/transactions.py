@@ -82,6 +82,16 @@ class Transaction(Wire, frozen=True, dict=True):
             vars(self)["_typed_calls"] = known
         return known[1]
 
+    @property
+    def admitted_after(self) -> bytes | None:
+        """The root of the last state upon which its chain admitted it; see `Ledger.admit`."""
+        root: bytes | None = vars(self).get("_admitted_after")
+        return root
+
+    def admit_after(self, root: bytes | None) -> None:
+        """Note upon which state its chain admitted it: nobody has to ask twice."""
+        vars(self)["_admitted_after"] = root
+
     def signature_check(self) -> SignatureCheck:
         """What must verify before a machine may see this transaction."""
         body = self.body
