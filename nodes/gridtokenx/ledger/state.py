@@ -58,10 +58,11 @@ class State:
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Set `key`, or delete it with None."""
-        before = self.get(key)
+        now = self._now
+        before = now[key] if key in now else self.tree.get(key)
         self._before.setdefault(key, before)
         self._journal.append((key, before))
-        self._now[key] = value
+        now[key] = value
 
     @property
     def root(self) -> bytes | None:
