@@ -29,13 +29,10 @@ def pytest_configure() -> None:
         raise pytest.UsageError(f"GTX_STAGES: no stage {unknown}; there are full, slow, docker")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests, skip what belongs to a stage that is off, and say how it is turned on.
-
-    Whole networks wait for each other (`alone`), so they begin at once, beside all that does not wait:
-    at the end of a run they would keep one process idle for a quarter of an hour.
-    """
-    items.sort(key=lambda item: "alone" not in getattr(item, "fixturenames", ()))
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order the tests, skip what belongs to a stage that is off, and say how it is turned on."""
+    begin_with_networks(items, getattr(config, "workerinput", {}).get("workercount", 1))
     if "full" in STAGES:
         return
     for stage in STAGED.keys() - STAGES:
@@ -43,3 +40,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker(stage) is not None:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def begin_with_networks(items: list[pytest.Item], workers: int) -> None:
+    """Let whole networks begin at once, where the first two of the test processes begin.
+
+    They last long, do little, and wait for each other's places (`whole_network`): at the end of a run
+    they would keep the other processes idle for a quarter of an hour.
+    """
+    networks = [item for item in items if "whole_network" in getattr(item, "fixturenames", ())]
+    others = [item for item in items if item not in networks]
+    here, there = networks[::2], networks[1::2]
+    share = len(items) // workers - len(here) if workers > 1 else 0
+    items[:] = [*here, *others[:share], *there, *others[share:]]

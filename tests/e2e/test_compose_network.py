@@ -26,7 +26,7 @@ from tests.e2e.docker import (
     docker,
     tell,
 )
-from tests.e2e.testnet import free_base, only_network
+from tests.e2e.testnet import free_base, room_for_a_network
 from tests.e2e.testnet_disks import SEEN_VOTING_S, booked_registers, signed_registers, votes
 
 from gridtokenx.host.storage import Store
@@ -176,7 +176,7 @@ def life(
 
     failed = request.session.testsfailed
     directory = tmp_path_factory.mktemp("compose")
-    with only_network():
+    with room_for_a_network():
         network = ComposeNetwork(f"gtxtest{free_base()}", free_base(), directory)
         life = Life(network, partial(tell, request.config))
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.docker import COMMAND_S, docker, environment, http_get, run, tell
-from tests.e2e.testnet import free_base, gtx, only_network
+from tests.e2e.testnet import free_base, gtx, room_for_a_network
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.timeout(600)]
 
@@ -45,7 +45,7 @@ def test_a_stack_is_final_on_all_chains(
     written = gtx("testnet", "compose", *of, "--secrets", bundles, "--machines", node)
     assert written.code == 0, written
     file.write_text(written.out, encoding="utf-8")
-    with only_network():
+    with room_for_a_network():
         try:
             began = time.monotonic()
             deploy = ("docker", "stack", "deploy", "--compose-file", file, stack)

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.guide import Reader
-from tests.e2e.testnet import alone, free_base
+from tests.e2e.testnet import free_base, whole_network
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1_500)]
-__all__ = ["alone"]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1_500, func_only=True)]
+__all__ = ["whole_network"]
 
 GUIDE = Path(__file__).parents[2] / "docs" / "operator-guide.md"
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("whole_network")
 def test_every_command_of_the_guide_works(tmp_path: Path) -> None:
     base = free_base()
     manifest = tmp_path / "local.toml"

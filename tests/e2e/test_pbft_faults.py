@@ -13,14 +13,14 @@ from typing import IO, Any
 
 import pytest
 from tests.e2e.docker import tell
-from tests.e2e.testnet import GTX, POLL_S, alone, gtx
+from tests.e2e.testnet import GTX, POLL_S, gtx, whole_network
 from tests.unit.gtx_command import Gtx
 
 from gridtokenx.lab.chaos.manifest import KINDS
 from gridtokenx.lab.testnet.processes import is_running
 
 pytestmark = pytest.mark.e2e
-__all__ = ["alone"]
+__all__ = ["whole_network"]
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "compose" / "manifests"
@@ -107,8 +107,8 @@ def test_a_run_that_ends_before_its_first_block_shows_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1_200)
-@pytest.mark.usefixtures("alone")
+@pytest.mark.timeout(1_200, func_only=True)
+@pytest.mark.usefixtures("whole_network")
 def test_five_minutes_of_21_replicas_with_four_faults_a_minute(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.test_testnet_short import SMALL
-from tests.e2e.testnet import STOP_S, Network, alone, gtx, read_summary
+from tests.e2e.testnet import STOP_S, Network, gtx, read_summary, whole_network
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
-    pytest.mark.timeout(900),
-    pytest.mark.usefixtures("alone"),
+    pytest.mark.timeout(900, func_only=True),
+    pytest.mark.usefixtures("whole_network"),
 ]
-__all__ = ["alone"]
+__all__ = ["whole_network"]
 
 OLD = ("consortium-1", "public-1", "gateway")
 """Backed up while they run, and restored after the network went on: at most f of each chain."""

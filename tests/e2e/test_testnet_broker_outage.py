@@ -5,16 +5,16 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.e2e.testnet import Network, alone, read_summary
+from tests.e2e.testnet import Network, read_summary, whole_network
 from tests.e2e.testnet_disks import booked_registers, closed_intervals, signed_registers
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
-    pytest.mark.timeout(1_200),
-    pytest.mark.usefixtures("alone"),
+    pytest.mark.timeout(1_200, func_only=True),
+    pytest.mark.usefixtures("whole_network"),
 ]
-__all__ = ["alone"]
+__all__ = ["whole_network"]
 
 OUTAGE_S = 60
 INTERVAL_MS = 1_800_000

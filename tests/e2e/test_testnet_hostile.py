@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.e2e.testnet import Network, alone
+from tests.e2e.testnet import Network, whole_network
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.usefixtures("alone"),
+    pytest.mark.timeout(600, func_only=True),
+    pytest.mark.usefixtures("whole_network"),
 ]
-__all__ = ["alone"]
+__all__ = ["whole_network"]
 
 SMALL = "[devices]\nhouseholds = 2\nprofile_days = 1\n[public]\nslot_ms = 3000\n"
 LOOPBACK = "127.0.0.1"

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.e2e.testnet import Network, alone, read_summary
+from tests.e2e.testnet import Network, read_summary, whole_network
 from tests.e2e.testnet_disks import SEEN_VOTING_S, voted_again_after_s
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
-    pytest.mark.timeout(1_800),
-    pytest.mark.usefixtures("alone"),
+    pytest.mark.timeout(1_800, func_only=True),
+    pytest.mark.usefixtures("whole_network"),
 ]
-__all__ = ["alone"]
+__all__ = ["whole_network"]
 
 AGAIN_S = 30.0
 FIRST_KILL_S = 30.0

@@ -5,10 +5,14 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.e2e.testnet import STOP_S, Network, alone, gtx, is_alive, read_summary
+from tests.e2e.testnet import STOP_S, Network, gtx, is_alive, read_summary, whole_network
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.usefixtures("alone")]
-__all__ = ["alone"]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(600, func_only=True),
+    pytest.mark.usefixtures("whole_network"),
+]
+__all__ = ["whole_network"]
 
 SMALL = """
 [devices]
