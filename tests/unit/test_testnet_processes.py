@@ -274,8 +274,8 @@ sides = [["public-0", "agents"], ["oracle-3"]]
         ('[testnet]\n[[fault]]\nkind = "crash"\nnodes = ["oracle-9"]', "oracle-9"),
         ('[testnet]\n[[fault]]\nkind = "crash"\nnodes = [99]', "node 99 does not exist"),
         (
-            '[testnet]\n[[fault]]\nkind = "behave"\nnode = "oracle-0"\nbehaviour = "silent"',
-            "is a node",
+            '[testnet]\n[[fault]]\nkind = "behave"\nnode = "public-0"\nbehaviour = "amnesia"',
+            "public-0 may be silent",
         ),
         (
             '[testnet]\n[[fault]]\nkind = "behave"\nnode = "agents"\nbehaviour = "twin"',

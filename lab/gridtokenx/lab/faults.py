@@ -71,6 +71,11 @@ Behaviour = Literal[
 ]  # fmt: skip
 """What a Byzantine replica does; one sentence on each in `sim/pbft/behaviours.py`."""
 BEHAVIOURS: Final[tuple[str, ...]] = get_args(Behaviour)
+OfOracles = Literal["false-price", "withheld-data", "late-data", "false-reading"]
+"""What an oracle of a whole network does to data beside; see `sim/testnet/oracles.py`."""
+OfRelayers = Literal["false-proof", "old-header"]
+"""What a relayer does beside; see `sim/testnet/relayers.py`."""
+AnyBehaviour = Literal[Behaviour, OfOracles, OfRelayers]
 Mutation = Literal[
     "drop", "view-up", "view-down", "height-up", "height-down", "earlier-digest", "earlier-message",
     "any-digest", "any-view",
@@ -242,10 +247,10 @@ class BitFlip(OnNodes, frozen=True, tag="bit-flip"):
 
 
 class Behave(Fault, frozen=True, tag="behave"):
-    """A replica breaks the protocol, alone or together with the others that do."""
+    """A node breaks the protocol, alone or together with the others that do."""
 
     node: Index
-    behaviour: Behaviour
+    behaviour: AnyBehaviour
     share: Share = 1.0
     """Of the opportunities, how many it uses."""
     victims: tuple[Index, ...] = ()

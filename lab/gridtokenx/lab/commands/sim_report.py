@@ -74,8 +74,6 @@ def _tell_one(swept: Swept, seed: int | None) -> tuple[Told | None, str]:
     chosen, why = _choose(swept.outcomes, seed)
     manifest = resolve(parse(swept.head.text, f"in record {swept.name}"), chosen.seed)
     outcome, history = tell(manifest, chosen.seed, program=chosen.commit)
-    if history is None:
-        return None, ""
     if outcome.trace != chosen.trace and chosen.commit != commit():
         click.echo(
             f"no timeline: the record is of commit {chosen.commit}, and at {commit()} seed"

@@ -16,6 +16,7 @@ import msgspec
 
 from gridtokenx.core.quorum import max_faulty, quorum
 from gridtokenx.lab.faults import (
+    AnyBehaviour,
     AnyFault,
     Bandwidth,
     Behave,
@@ -55,8 +56,8 @@ from gridtokenx.lab.sim.manifest import (
     Manifest,
     Swarm,
 )
-from gridtokenx.lab.sim.pbft.run import stream
 from gridtokenx.lab.sim.plots import Plotter
+from gridtokenx.lab.sim.streams import stream
 from gridtokenx.lab.sim.testnet.naming import names
 from gridtokenx.pbft.membership import MIN_MEMBERS
 
@@ -320,7 +321,7 @@ class _Schedule:
         if self._forgetful is not None:
             yield from self._amnesia(self._forgetful)
 
-    def _behaviours(self, allowed: Sequence[Behaviour]) -> list[Behaviour]:
+    def _behaviours(self, allowed: Sequence[AnyBehaviour]) -> list[Behaviour]:
         """One or two, each kind of treason as often as every other."""
         groups: list[list[Behaviour]] = [[b for b in group if b in allowed] for group in _TREASONS]
         groups = [group for group in groups if group]

@@ -10,6 +10,7 @@ from gridtokenx.lab.sim.history import History
 from gridtokenx.lab.sim.manifest import Manifest
 from gridtokenx.lab.sim.outcome import Outcome
 from gridtokenx.lab.sim.pbft.run import PbftRun
+from gridtokenx.lab.sim.run import SimulatedRun
 
 Note = Callable[[int, str], None]
 """Hears of what happens: virtual milliseconds since the start, and a line."""
@@ -31,14 +32,15 @@ def execute(
 
 def tell(
     manifest: Manifest, seed: int, note: Note | None = None, program: str | None = None
-) -> tuple[Outcome, History | None]:
-    """As `execute`, with what happened on the way; None where that is not kept."""
+) -> tuple[Outcome, History]:
+    """As `execute`, with what happened on the way."""
     resolved = resolve(manifest, seed)
     if resolved.testnet is not None:
         from gridtokenx.lab.sim.testnet.run import TestnetRun  # noqa: PLC0415 - all hosts are in it
 
-        return TestnetRun(resolved, note).run(program or commit()), None
-    run = PbftRun(resolved, note)
+        run: SimulatedRun = TestnetRun(resolved, note)
+    else:
+        run = PbftRun(resolved, note)
     return run.run(program or commit()), run.history()
 
 

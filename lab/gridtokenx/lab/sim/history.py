@@ -3,9 +3,20 @@
 Law of the file: **a history is observed, never decided**: a run with one goes exactly as without.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
-from gridtokenx.lab.faults import Behave, Fault, OnLinks, OnNodes, Partition, RoundMutation, kind_of
+from gridtokenx.lab.faults import (
+    Behave,
+    Fault,
+    OnLinks,
+    OnNodes,
+    Partition,
+    RoundMutation,
+    Where,
+    kind_of,
+)
 
 
 class Band(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +39,21 @@ class BlockPoint(msgspec.Struct, frozen=True, kw_only=True):
     height: int
     transactions: int
     latency_ms: int
-    """The median of its transactions, from their first sending; -1 if it is empty."""
+    """The median of its transactions, from their first sending; -1 if it is empty or nobody knows."""
+    chain: str = ""
+    """Which one, of a network."""
+
+
+class PacketPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A packet between chains, at the moment when its sender knew how it ended."""
+
+    at_ms: int
+    latency_ms: int
+    """From its leaving."""
+    end: str
+    """`acknowledged` or `timed out`."""
+    route: str
+    """From which chain to which."""
 
 
 class ViewPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,30 +73,35 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     bands: tuple[Band, ...]
     blocks: tuple[BlockPoint, ...]
     views: tuple[ViewPoint, ...]
+    packets: tuple[PacketPoint, ...] = ()
+    """Of a network."""
     healed_ms: int
     """When the second phase began; -1: there was none."""
     ended_ms: int
 
 
-def about(fault: Fault) -> str:
-    """Who and what of a fault, in a few words."""
+def about(fault: Fault, names: Sequence[str] = ()) -> str:
+    """Who and what of a fault, in a few words.
+
+    Args:
+        fault: what goes wrong.
+        names: of nodes, by index; without them they are named by index.
+    """
+
+    def name(node: Where) -> str:
+        return names[node] if isinstance(node, int) and node < len(names) else str(node)
+
     match fault:
         case Behave(node=node, behaviour=behaviour):
-            return f"{behaviour} by {node}"
+            return f"{behaviour} by {name(node)}"
         case RoundMutation(node=node, mutation=mutation):
-            return f"{mutation} by {node}"
+            return f"{mutation} by {name(node)}"
         case Partition(shape=shape, nodes=nodes, sides=sides):
-            named = sides or nodes
-            return f"partition {shape} {_names(named)}".rstrip()
+            named = ["|".join(map(name, side)) for side in sides] or [*map(name, nodes)]
+            return f"partition {shape} {' '.join(named)}".rstrip()
         case OnNodes(nodes=nodes):
-            return f"{kind_of(fault)} {_names(nodes)}"
+            return f"{kind_of(fault)} {' '.join(map(name, nodes))}"
         case OnLinks(messages=messages):
             return f"{kind_of(fault)} {' '.join(messages)}".rstrip()
         case _:
             return kind_of(fault)
-
-
-def _names(named: tuple[object, ...]) -> str:
-    return " ".join(
-        "|".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in named
-    )

@@ -146,13 +146,18 @@ class Injector:
             self._note_watches()
             self._world.at(self._world.now, partial(self._start, number))
 
-    def bands(self, start: Instant) -> tuple[Band, ...]:
-        """Every fault that came, in the order of the manifest; times since `start`."""
+    def bands(self, start: Instant, names: Sequence[str] = ()) -> tuple[Band, ...]:
+        """Every fault that came, in the order of the manifest; times since `start`.
+
+        Args:
+            start: of the run.
+            names: of nodes, by index, if they have any.
+        """
         return tuple(
             Band(
                 number=number + 1,
                 kind=kind_of(self._faults[number]),
-                about=about(self._faults[number]),
+                about=about(self._faults[number], names),
                 starts_ms=began - start,
                 ends_ms=None if ended is None else ended - start,
             )

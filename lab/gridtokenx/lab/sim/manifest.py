@@ -17,10 +17,11 @@ from msgspec import Meta
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.host.config import parse_toml
 from gridtokenx.lab.faults import (
+    BEHAVIOURS,
     KINDS,
+    AnyBehaviour,
     AnyFault,
     Behave,
-    Behaviour,
     Count,
     Fault,
     Index,
@@ -186,7 +187,7 @@ class Swarm(Section, frozen=True):
     byzantine: Annotated[int, Meta(ge=-1, le=127)] = -1
     """How many traitors at most; -1: as many as the chain tolerates."""
     least_byzantine: Annotated[int, Meta(ge=0, le=127)] = 0
-    behaviours: tuple[Behaviour, ...] = get_args(Behaviour)
+    behaviours: tuple[AnyBehaviour, ...] = get_args(AnyBehaviour)
 
 
 class Byzzfuzz(Section, frozen=True):
@@ -270,6 +271,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield "[swarm] and [byzzfuzz] both draw the faults: keep one of them"
     if manifest.testnet is not None:
         yield from _network_problems(manifest, manifest.testnet)
+    else:
+        yield from _chain_problems(manifest)
     network = manifest.network
     if network.delay_ms < network.least_delay_ms:
         yield (
@@ -283,8 +286,6 @@ def _problems(manifest: Manifest) -> Iterator[str]:
             f" {phase.least_delay_ms}"
         )
     chain = manifest.chain
-    if chain.variant not in VARIANTS:
-        yield f"chain.variant = {chain.variant!r}: known: {', '.join(filter(None, VARIANTS))}"
     least = min(manifest.swarm.replicas) if manifest.swarm is not None else chain.replicas
     nodes = least + chain.observers
     if manifest.testnet is not None:
@@ -300,12 +301,31 @@ def _problems(manifest: Manifest) -> Iterator[str]:
             yield f"fault {number} ({fault.__struct_config__.tag}): {problem}"
 
 
+def _chain_problems(manifest: Manifest) -> Iterator[str]:
+    """What only a network has."""
+    variant = manifest.chain.variant
+    if variant not in VARIANTS:
+        yield f"chain.variant = {variant!r}: known: {', '.join(filter(None, VARIANTS))}"
+    for number, fault in enumerate(manifest.fault, 1):
+        if isinstance(fault, Behave) and fault.behaviour not in BEHAVIOURS:
+            yield (
+                f"fault {number}: {fault.behaviour!r} is what oracles and relayers of a network do;"
+                f" a replica may be {', '.join(BEHAVIOURS)}"
+            )
+
+
 def _network_problems(manifest: Manifest, network: Testnet) -> Iterator[str]:
     """What is said of one chain means nothing to a network of three."""
     usual = Manifest()
-    for name in ("chain", "workload", "byzzfuzz", "change"):
+    for name in ("workload", "byzzfuzz", "change"):
         if getattr(manifest, name) != getattr(usual, name):
             yield f"[{name}] is about one chain; it cannot be used with testnet"
+    variant = manifest.chain.variant
+    if manifest.chain != Chain(variant=variant):
+        yield "[chain] is about one chain; with testnet it may hold `variant` only"
+    if variant not in naming.VARIANTS:
+        known = ", ".join(filter(None, naming.VARIANTS))
+        yield f"chain.variant = {variant!r}: known: {known}"
     if manifest.liveness.core != "all":
         yield "liveness.core: of a network all are healed"
     yield from naming.problems(network, manifest.fault, manifest.name)

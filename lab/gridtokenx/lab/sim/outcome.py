@@ -65,6 +65,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """From healing until the core had gone on as it must; -1: it had not, or was not asked to."""
     virtual_ms: int
     deliveries: int
+    noticed: dict[str, int] = {}
+    """What honest nodes refused of what they heard, and of what they accused others, by reason."""
     summary: dict[str, Any] | None = None
     """Of a whole network: as `./scripts/up --summary` tells it (`docs/summary.md`). Its blocks are those of
     all chains, its views the consortium's, its latencies those of packets until their end is known."""

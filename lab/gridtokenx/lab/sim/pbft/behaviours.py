@@ -557,7 +557,7 @@ class Traitors(AnyTraitors[PbftTrick]):
 
     def __init__(self, faults: Iterable[Fault], conspiracy: Conspiracy) -> None:
         super().__init__(_tricks(faults, conspiracy))
-        self.conspiracy: Final = conspiracy
+        self.ring: Final = conspiracy
 
     def replica_type(self, index: int) -> type[Replica]:
         """What the machine of a traitor is inside."""
@@ -578,7 +578,7 @@ class Traitors(AnyTraitors[PbftTrick]):
             replica.forgets = lambda: any(trick.active for trick in amnesia)
         if twin or not tricks:
             return replica
-        return Puppet(replica, index, self.conspiracy, tricks)
+        return Puppet(replica, index, self.ring, tricks)
 
 
 def _tricks(

@@ -1,14 +1,9 @@
-"""One run of a PBFT chain: two phases, under the eyes of the checkers.
-
-Law of the file: **a resolved manifest determines the run.** First the safety phase, in which anything
-may happen; then the network heals, the core starts, and must go on within the bound while traitors
-are traitors still.
+"""One run of a PBFT chain: two phases (`sim/run.py`), under the eyes of the checkers.
 
 Streams of randomness are apart (network and disks; faults; traitors; clients), so that leaving out a
 fault changes as little as possible of the rest: it is what makes shrinking work.
 """
 
-import random
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -21,8 +16,8 @@ from gridtokenx.lab.faults import Behave, RoundMutation, byzantine
 from gridtokenx.lab.sim.history import BlockPoint, History, ViewPoint
 from gridtokenx.lab.sim.inject import Injector
 from gridtokenx.lab.sim.manifest import Manifest
-from gridtokenx.lab.sim.network import Envelope, LinkProfile
-from gridtokenx.lab.sim.outcome import Finding, Outcome, Violation, percentile
+from gridtokenx.lab.sim.network import Envelope
+from gridtokenx.lab.sim.outcome import Violation, percentile
 from gridtokenx.lab.sim.pbft.behaviours import Traitors
 from gridtokenx.lab.sim.pbft.chain import (
     Clients,
@@ -36,6 +31,8 @@ from gridtokenx.lab.sim.pbft.messages import phase_of, round_of
 from gridtokenx.lab.sim.pbft.operators import Operators
 from gridtokenx.lab.sim.pbft.traitors import Conspiracy, Puppet
 from gridtokenx.lab.sim.pbft.variants import variant_named
+from gridtokenx.lab.sim.run import Measured, SimulatedRun, profile_of
+from gridtokenx.lab.sim.streams import stream
 from gridtokenx.lab.sim.world import START_MS, SimulatedNode, World
 from gridtokenx.ledger.records import final_height
 from gridtokenx.ledger.runtime import ExecutedBlock
@@ -53,13 +50,7 @@ _GOVERN_MS: Final = 1_500
 """How often operators look at the chain."""
 
 
-def stream(seed: int, name: str) -> random.Random:
-    """A source of randomness of its own."""
-    number = int.from_bytes(sha256(b"gtx sim stream", name.encode(), b"%d" % seed), "big")
-    return random.Random(number)  # noqa: S311 - repeatable on purpose
-
-
-class PbftRun:
+class PbftRun(SimulatedRun):
     """A chain under test.
 
     Args:
@@ -68,30 +59,24 @@ class PbftRun:
     """
 
     def __init__(self, manifest: Manifest, note: Callable[[int, str], None] | None = None) -> None:
-        if manifest.seed is None:
-            raise AssertionError("resolve the manifest first (draw.resolve)")
-        self.manifest: Final = manifest
-        self._note_to = note
-        seed, chain, network = manifest.seed, manifest.chain, manifest.network
+        super().__init__(manifest, note)
+        seed, chain, network = self.seed, manifest.chain, manifest.network
         self.nodes: Final = chain.nodes
         self.variant: Final = variant_named(chain.variant)
         self.validators: Final = validators_of(chain.replicas)
         self.keys: Final = tuple(replica_signer(index).public_key for index in range(self.nodes))
-        self.byzantine: Final = byzantine(manifest.fault)
+        self.byzantine = byzantine(manifest.fault)
         ledger = make_ledger(self.validators, manifest.workload.clients)
         self.genesis: Final = ledger.genesis(START_MS)
         self.ledger: Final = SharedLedger(ledger)
-        profile = LinkProfile(
-            delay_ms=(network.least_delay_ms, network.delay_ms),
-            spread=network.spread,
-            loss=network.loss,
-            duplicate=network.duplicate,
-            reorder=network.reorder,
-        )
         world_seed = stream(seed, "world").getrandbits(64)
         verifier = KeyedHashVerifier()
-        self.world: Final = World(
-            world_seed, verifier, profile=profile, disk_ms=(0, network.disk_ms), trace=True
+        self.world = World(
+            world_seed,
+            verifier,
+            profile=profile_of(network),
+            disk_ms=(0, network.disk_ms),
+            trace=True,
         )
         self.clients: Final = Clients(manifest.workload.clients, stream(seed, "amounts"))
         self._client_draw: Final = stream(seed, "clients")
@@ -118,12 +103,11 @@ class PbftRun:
         self._add_nodes()
         self._at = (0, 0)
         self._views = 0
-        self._healed_ms = -1
         self._moment, self._steps = START_MS, 0
         self._block_points: list[BlockPoint] = []
         self._view_points: list[ViewPoint] = []
         self._sent = 0
-        self.injector: Final = Injector(
+        self.injector = Injector(
             self.world, self, manifest.fault, stream(seed, "faults"), self.note
         )
         self.world.on_committed = self._on_committed
@@ -274,6 +258,7 @@ class PbftRun:
             return
         self.checkers.stepped(index, node)
         if node.misbehaviours:
+            self.noticed.update(report.kind for report in node.misbehaviours)
             self.checkers.accused(node, self.byzantine)
         at = (replica.validators.set_id, replica.view)
         if at > self._at and at[0] in self.checkers.sets:
@@ -323,11 +308,6 @@ class PbftRun:
         if index not in self.byzantine and not excused:
             raise Violation("survival", f"replica {index} ended: {type(error).__name__}: {error}")
 
-    def note(self, text: str) -> None:
-        """Put a line on the timeline."""
-        if self._note_to is not None:
-            self._note_to(self.world.now - START_MS, text)
-
     # -- clients -----------------------------------------------------------------------------------
 
     def _work(self) -> None:
@@ -363,21 +343,6 @@ class PbftRun:
 
     # -- phases ------------------------------------------------------------------------------------
 
-    def run(self, commit: str) -> Outcome:
-        """Both phases; never raises a `Violation`."""
-        finding, recovery_ms = None, -1
-        try:
-            self._safety()
-            recovery_ms = self._liveness()
-            for node in self._honest:
-                if not node.store.damaged:
-                    self.checkers.check_disk(self._index[node.id], node)
-        except Violation as violation:
-            at_ms = self.world.now - START_MS
-            finding = Finding(checker=violation.checker, detail=violation.detail, at_ms=at_ms)
-            self.note(f"violation: {violation}")
-        return self._outcome(commit, finding, recovery_ms)
-
     def _safety(self) -> None:
         self.injector.begin()
         self.world.start(*self.keys)
@@ -393,9 +358,8 @@ class PbftRun:
         phase = self.manifest.liveness
         if not phase.bound_ms:
             return -1
-        core, self._healed_ms = self.core(), self.world.now - START_MS
-        self.injector.heal()
-        self.world.network.profile = LinkProfile((phase.least_delay_ms, phase.delay_ms))
+        core = self.core()
+        self._heal()
         for node in self._honest:
             if node.id not in {member.id for member in core}:
                 self.world.crash(node.id)
@@ -431,6 +395,11 @@ class PbftRun:
             sound = named or sound[: self.validators.quorum]
         return sound
 
+    def _judge(self) -> None:
+        for node in self._honest:
+            if not node.store.damaged:
+                self.checkers.check_disk(self._index[node.id], node)
+
     # -- the outcome -------------------------------------------------------------------------------
 
     def voided(self) -> tuple[str, ...]:
@@ -464,34 +433,21 @@ class PbftRun:
             ended_ms=self.world.now - START_MS,
         )
 
-    def _outcome(self, commit: str, finding: Finding | None, recovery_ms: int) -> Outcome:
-        voided = self.voided()
-        promise = "liveness" if finding is not None and finding.checker == "liveness" else "safety"
-        excused = any(line.startswith(promise) for line in voided)
-        verdict = "ok" if finding is None else "voided" if excused else "violation"
-        latencies = self.clients.latencies_ms
-        return Outcome(
-            name=self.manifest.name,
-            seed=self.manifest.seed or 0,
-            commit=commit,
-            verdict=verdict,
-            finding=finding,
-            voided=voided,
-            refused=tuple(self._operators.refused),
+    def _measured(self) -> Measured:
+        return Measured(
             trace=self.world.trace_digest(),
             replicas=self.validators.size,
             handovers=max(self.checkers.sets),
-            byzantine=tuple(sorted(self.byzantine)),
-            faults=len(self.manifest.fault),
             blocks=self.height(),
             views=self._views,
             transactions=len(self.clients.committed),
-            latency_p50_ms=percentile(latencies, 50),
-            latency_p95_ms=percentile(latencies, 95),
-            recovery_ms=recovery_ms,
-            virtual_ms=self.world.now - START_MS,
+            latencies_ms=self.clients.latencies_ms,
             deliveries=self.world.delivered,
+            refused=tuple(self._operators.refused),
         )
+
+    def _honest_nodes(self) -> Sequence[SimulatedNode]:
+        return self._honest
 
 
 def replica_in(node: SimulatedNode) -> Replica | None:

@@ -9,7 +9,10 @@ checker             promise, beside those of the PBFT chains
 ==================  ============================================================================
 agreement           no two validators finalise different public blocks at one height
 durability          what a node acknowledged is on its disk, after any crash
+certificate         a justification beside a public block convinces a stranger
 contradiction       no honest validator votes or authors twice for one thing
+innocence           nobody honest is accused with proof, on the public chain either
+honest-range        a feed's value lies between what two honest oracles observed
 survival            no process ends by itself, unless its disk fails
 audit: ...          the invariants of a real network's summary
 ==================  ============================================================================
@@ -18,15 +21,23 @@ audit: ...          the invariants of a real network's summary
 from collections.abc import Mapping
 from typing import Final
 
-from gridtokenx.core.codec import Wire
+from gridtokenx.core.codec import Wire, decode_own
+from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.keys import Verifier
 from gridtokenx.core.machine import Committed, Instant, NodeId
+from gridtokenx.finality.justifications import Justification, verify_justification
+from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.host.chains import ChainFacts
+from gridtokenx.host.history import ValidatorsOf
+from gridtokenx.lab.replay import decoded_events
 from gridtokenx.lab.sim.outcome import Violation
 from gridtokenx.lab.sim.pbft.checkers import Checkers
+from gridtokenx.lab.sim.pbft.follower import Rule
 from gridtokenx.lab.sim.world import SimulatedNode
-from gridtokenx.ledger.records import final_height
+from gridtokenx.ledger.records import final_height, load_finality
 from gridtokenx.ledger.runtime import ExecutedBlock
+from gridtokenx.oracle.chain.feeds import RoundClosed, SubmitObservation
+from gridtokenx.oracle.chain.rounds import Outcome, Status
 from gridtokenx.public.grandpa.messages import Votes
 from gridtokenx.public.messages import NewBlock
 from gridtokenx.public.slots import read_claim
@@ -46,13 +57,31 @@ class PublicCheckers:
 
     Args:
         genesis: block 0.
-        dishonest: indices of validators that may contradict themselves; honest ones pass that on.
+        validators: the first set.
+        validators_of: reads from a state who finalises the next block.
+        verifier: of signatures.
+        numbers: of every process, by its node id, and
+        byzantine: which of them may contradict themselves; honest ones pass that on.
     """
 
-    def __init__(self, genesis: ExecutedBlock, dishonest: frozenset[int]) -> None:
+    def __init__(
+        self,
+        genesis: ExecutedBlock,
+        validators: ValidatorSet,
+        validators_of: ValidatorsOf,
+        verifier: Verifier,
+        numbers: Mapping[NodeId, int],
+        byzantine: frozenset[int],
+    ) -> None:
         self.newest = genesis
-        self._dishonest: Final = dishonest
+        self.sets: Final = {validators.set_id: validators}
+        """Every set that a final block announced, by its number."""
+        self._validators_of: Final = validators_of
+        self._verifier: Final = verifier
+        self._numbers: Final = numbers
+        self._byzantine: Final = byzantine
         self._hashes: Final[dict[int, bytes]] = {0: genesis.hash}
+        self._proved: Final[set[tuple[bytes, bytes]]] = set()
         self._said: Final[dict[tuple[int, int, int, int], bytes]] = {}
         self._authored: Final[dict[tuple[int, int, int], bytes]] = {}
         self._acknowledged: Final[dict[int, int]] = {}
@@ -71,10 +100,14 @@ class PublicCheckers:
             )
         self._acknowledged[index] = executed.height
         self._check_durable(index, node)
+        self._check_proof(index, node, executed)
         if known is not None:
             return None
         self._hashes[executed.height] = executed.hash
         self.newest = executed
+        if executed.header.next_set_hash != self.sets[executed.header.set_id].hash:
+            following = self._validators_of(executed.state)
+            self.sets[following.set_id] = following
         return executed
 
     def emitted(self, message: Wire) -> None:
@@ -82,7 +115,7 @@ class PublicCheckers:
         match message:
             case Votes(votes):
                 for vote in votes:
-                    if vote.authority in self._dishonest:
+                    if not self._is_honest(vote.set_id, vote.authority):
                         continue
                     subject = (vote.set_id, vote.authority, vote.round, vote.stage)
                     if self._said.setdefault(subject, vote.target_hash) != vote.target_hash:
@@ -90,6 +123,8 @@ class PublicCheckers:
             case NewBlock(sealed):
                 header = sealed.block.header
                 place = (header.set_id, read_claim(header).authority, header.round)
+                if not self._is_honest(*place[:2]):
+                    return
                 if self._authored.setdefault(place, header.hash) != header.hash:
                     raise Violation("contradiction", f"two blocks of (set, author, slot) {place}")
 
@@ -99,11 +134,87 @@ class PublicCheckers:
             self._lives[index] = node.life
             self._check_durable(index, node)
 
+    def accused(self, node: SimulatedNode) -> None:
+        """A validator has reported somebody."""
+        for report in node.misbehaviours:
+            offender = self._numbers.get(report.offender)
+            if offender not in self._byzantine:
+                raise Violation("innocence", f"{offender} is accused of {report.kind}")
+        node.misbehaviours.clear()
+
+    def _is_honest(self, set_id: int, seat: int) -> bool:
+        """Whether that seat's own is; of a set that no final block announced nobody is asked."""
+        members = self.sets.get(set_id)
+        if members is None:
+            return False
+        return self._numbers[members.members[seat]] not in self._byzantine
+
+    def _check_proof(self, index: int, node: SimulatedNode, executed: ExecutedBlock) -> None:
+        """What is beside a block on disk convinces a stranger; not every block has a justification."""
+        raw = load_finality(node.store, executed.height)
+        if raw is None or (executed.hash, raw) in self._proved:
+            return
+        members = self.sets.get(executed.header.set_id)
+        if members is None:
+            raise Violation("certificate", f"{index}: a block of set {executed.header.set_id}")
+        try:
+            proof = decode_own(raw, Justification)
+            verify_justification(proof, executed.header, members, self._verifier)
+        except RemoteFault as fault:
+            raise Violation(
+                "certificate", f"{index}, public height {executed.height}: {fault}"
+            ) from None
+        self._proved.add((executed.hash, raw))
+
     def _check_durable(self, index: int, node: SimulatedNode) -> None:
         stored, promised = final_height(node.store) or 0, self._acknowledged.get(index, 0)
         if stored < promised:
             raise Violation(
                 "durability", f"{index} acknowledged height {promised}; its disk ends at {stored}"
+            )
+
+
+class FeedCheckers:
+    """Prices: what the oracle chain takes for one lies within what its honest members observed.
+
+    Args:
+        facts: of the oracle chain.
+        numbers: of every process, by its node id, and
+        byzantine: which of them are not honest.
+    """
+
+    def __init__(
+        self, facts: ChainFacts, numbers: Mapping[NodeId, int], byzantine: frozenset[int]
+    ) -> None:
+        self._ledger: Final = facts.ledger
+        self._numbers: Final = numbers
+        self._byzantine: Final = byzantine
+        self._observed: Final[dict[tuple[str, int], list[int]]] = {}
+        self.rounds = 0
+        """How many had a value, and were looked at."""
+
+    def take(self, executed: ExecutedBlock) -> None:
+        """One more block of the oracle chain; raises if a round closed outside the range."""
+        for transaction in executed.block.transactions:
+            number = self._numbers.get(transaction.body.sender)
+            if number is None or number in self._byzantine:
+                continue
+            for call in self._ledger.decode_calls(transaction):
+                if isinstance(call, SubmitObservation):
+                    self._observed.setdefault((call.feed, call.round), []).append(call.value)
+        for event in decoded_events(self._ledger, executed):
+            if isinstance(event, RoundClosed):
+                self._judge(event.feed, event.outcome)
+
+    def _judge(self, feed: str, outcome: Outcome) -> None:
+        honest = self._observed.pop((feed, outcome.round), [])
+        if outcome.status is Status.STALE:
+            return
+        self.rounds += 1
+        if not honest or not min(honest) <= outcome.value <= max(honest):
+            raise Violation(
+                "honest-range",
+                f"{feed}, round {outcome.round}: {outcome.value}; the honest observed {sorted(honest)}",
             )
 
 
@@ -115,6 +226,8 @@ class NetworkCheckers:
         numbers: of every process, by its node id.
         byzantine: numbers of those that are not honest; nothing is checked of what they say.
         verifier: of signatures.
+        validators_of: reads from a public state who finalises the next block.
+        rule: how the PBFT chains under test count votes.
     """
 
     def __init__(
@@ -123,12 +236,16 @@ class NetworkCheckers:
         numbers: Mapping[NodeId, int],
         byzantine: frozenset[int],
         verifier: Verifier,
+        validators_of: ValidatorsOf,
+        rule: Rule,
     ) -> None:
         self._numbers: Final = numbers
         self._byzantine: Final = byzantine
-        members = facts["public"].validators.members
-        dishonest = (seat for seat, key in enumerate(members) if numbers[key] in byzantine)
-        self.public: Final = PublicCheckers(facts["public"].genesis_block, frozenset(dishonest))
+        public = facts["public"]
+        self.public: Final = PublicCheckers(
+            public.genesis_block, public.validators, validators_of, verifier, numbers, byzantine
+        )
+        self.feeds: Final = FeedCheckers(facts["oracle"], numbers, byzantine)
         self.pbft: Final = {
             name: PbftCheckers(
                 facts[name].ledger,
@@ -136,6 +253,7 @@ class NetworkCheckers:
                 facts[name].validators,
                 verifier,
                 numbers,
+                rule,
             )
             for name in ("consortium", "oracle")
         }
@@ -144,6 +262,10 @@ class NetworkCheckers:
         """The highest final height of each chain."""
         found = {name: each.height for name, each in self.pbft.items()}
         return {"public": self.public.newest.height, **found}
+
+    def sets(self) -> dict[str, dict[int, ValidatorSet]]:
+        """Every set of each chain, by its number."""
+        return {"public": self.public.sets, **{name: each.sets for name, each in self.pbft.items()}}
 
     def committed(
         self, node: SimulatedNode, effect: Committed, now: Instant
@@ -154,7 +276,10 @@ class NetworkCheckers:
             return None
         if node.network == "public":
             return self.public.committed(number, node, effect)
-        return self.pbft[node.network].committed(number, node, effect, now)
+        first = self.pbft[node.network].committed(number, node, effect, now)
+        if first is not None and node.network == "oracle":
+            self.feeds.take(first)
+        return first
 
     def emitted(self, node: SimulatedNode, message: Wire) -> None:
         """A node sends a message."""
@@ -173,6 +298,8 @@ class NetworkCheckers:
             return
         if node.network == "public":
             self.public.stepped(number, node)
+            if node.misbehaviours:
+                self.public.accused(node)
         elif node.network in self.pbft:
             checkers = self.pbft[node.network]
             checkers.stepped(number, node)

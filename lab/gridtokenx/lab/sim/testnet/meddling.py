@@ -1,4 +1,4 @@
-"""Misbehaviour of processes that nobody trusts: relayers, devices, agents, the broker.
+"""Misbehaviour on connections: of relayers, devices, agents, the broker, and of nodes to their clients.
 
 Their worst is what anybody on the way could do to their connections' frames: withhold them, send old
 ones again, change them. What must follow is that nothing follows, but a delay.
@@ -11,6 +11,7 @@ from typing import Final
 
 from gridtokenx.lab.faults import Behave
 
+MEDDLING: Final = ("silent", "replay", "forge-signature")
 _REMEMBERED: Final = 64
 
 
@@ -26,6 +27,8 @@ class Meddler:
         self.fault: Final = fault
         self.node: Final = fault.node
         self.active = False
+        self.changed = 0
+        """How many frames were not sent as they were."""
         self._draw: Final = draw
         self._old: Final[deque[bytes]] = deque(maxlen=_REMEMBERED)
 
@@ -35,6 +38,7 @@ class Meddler:
             self._old.append(body)
             yield body
             return
+        self.changed += 1
         match self.fault.behaviour:
             case "replay":
                 yield body

@@ -13,24 +13,45 @@ in the manifest                           means
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from msgspec.structs import replace
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.gridtime import DAY_MS
 from gridtokenx.host.config import parse_toml
-from gridtokenx.lab.faults import Behave, Fault, RoundMutation, RoundPartition, ViewPartition
+from gridtokenx.lab.faults import (
+    BEHAVIOURS,
+    Behave,
+    Fault,
+    OfOracles,
+    OfRelayers,
+    RoundMutation,
+    RoundPartition,
+    ViewPartition,
+    byzantine,
+)
 from gridtokenx.lab.files import read_regular
 from gridtokenx.lab.manifest import Manifest, check_manifest, dump_manifest
+from gridtokenx.lab.sim.pbft.variants import VARIANTS as OF_ONE_CHAIN
+from gridtokenx.lab.sim.testnet.meddling import MEDDLING
 
 BROKER: Final = "broker"
 MARKET_DATA: Final = "market-data"
 DEVICES: Final = "devices"
 AGENTS: Final = "agents"
 CHAINS: Final = ("public", "consortium", "oracle")
-MEDDLING: Final = ("silent", "replay", "forge-signature")
-"""What a process that is no node may do to those that it talks to."""
+VALIDATORS: Final = (
+    "silent", "selective-silence", "delay", "equivocate", "conflicting-votes", "forge-signature",
+    "wrong-state-root", "censor", "replay", "block-liar", "twin",
+)  # fmt: skip
+"""What a traitor among the public chain's validators may do; see `validators.py`."""
+VARIANTS: Final = {
+    **{variant.name: variant.about for variant in OF_ONE_CHAIN.values()},
+    "few-precommits": "Takes a public block for final that f + 1 validators precommit: one honest one's word.",
+    "mean-of-feeds": "Takes the mean of what oracles observed: one of them moves it as far as it likes.",
+}
+"""Broken networks by name; see `variants.py`."""
 BOUND_MS: Final = 300_000
 """Within which a healed network goes on: views that grew, a boundary, its settlement, its acknowledgement."""
 _BARE: Final = frozenset(
@@ -160,21 +181,44 @@ def problems(network: Manifest, faults: Sequence[Fault], source: str) -> Iterato
     except LocalFault as refusal:
         yield str(refusal)
     processes = names(network)
-    nodes = sum(len(node_names(network, chain)) for chain in CHAINS)
     for number, fault in enumerate(faults, 1):
         if isinstance(fault, RoundMutation | RoundPartition | ViewPartition):
             yield f"fault {number}: rounds and views are one chain's; a network has three"
         elif isinstance(fault, Behave) and fault.node < len(processes):
-            if fault.node < nodes:
-                yield (
-                    f"fault {number}: {processes[fault.node]} is a node; traitors among nodes belong to "
-                    "runs of one chain"
-                )
-            elif fault.behaviour not in MEDDLING:
-                yield (
-                    f"fault {number}: {processes[fault.node]} may be {', '.join(MEDDLING)}, not "
-                    f"{fault.behaviour!r}"
-                )
+            name = processes[fault.node]
+            allowed = behaviours_of(name)
+            if fault.behaviour not in allowed:
+                yield f"fault {number}: {name} may be {', '.join(allowed)}, not {fault.behaviour!r}"
+            yield from _victim_problems(number, fault, processes)
+    for chain in CHAINS:
+        nodes = set(node_names(network, chain))
+        traitors = {processes[each] for each in byzantine(faults) if each < len(processes)}
+        if nodes <= traitors:
+            yield f"every node of the {chain} chain is a traitor: nobody is left to be judged"
+
+
+def behaviours_of(name: str) -> Sequence[str]:
+    """What a process of this name may do as a traitor."""
+    kind = name.partition("-")[0]
+    match kind:
+        case "public":
+            return VALIDATORS
+        case "consortium":
+            return BEHAVIOURS
+        case "oracle":
+            return (*BEHAVIOURS, *get_args(OfOracles))
+        case "relayer":
+            return tuple(dict.fromkeys((*MEDDLING, *get_args(OfRelayers))))
+        case _:
+            return MEDDLING
+
+
+def _victim_problems(number: int, fault: Behave, processes: Sequence[str]) -> Iterator[str]:
+    """A traitor wrongs members of its own chain."""
+    chain = processes[fault.node].partition("-")[0]
+    wronged = [processes[each] for each in fault.victims if each < len(processes)]
+    if chain in CHAINS and wronged and not any(each.startswith(f"{chain}-") for each in wronged):
+        yield f"fault {number}: no victim is of the {chain} chain: {', '.join(wronged)}"
 
 
 # -- writing ---------------------------------------------------------------------------------------

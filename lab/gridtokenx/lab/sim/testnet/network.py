@@ -4,7 +4,7 @@ Law of the file: **manifest and seed determine everything.** The manifest says w
 (its own seed: weather and households); the seed draws delays, disks and what faults leave to chance.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -17,6 +17,7 @@ from gridtokenx.devices.fleet.roster import Roster, make_roster
 from gridtokenx.devices.models.forecast import make_forecast
 from gridtokenx.devices.models.profiles import Profile, pack_profiles
 from gridtokenx.host.chains import CHAINS, ChainFacts, put_together
+from gridtokenx.lab.faults import Fault
 from gridtokenx.lab.manifest import Manifest
 from gridtokenx.lab.sim.network import LinkProfile
 from gridtokenx.lab.sim.pbft.chain import SharedLedger
@@ -24,6 +25,8 @@ from gridtokenx.lab.sim.testnet.broker import SimulatedBroker, broker_for
 from gridtokenx.lab.sim.testnet.naming import AGENTS, BROKER, DEVICES, MARKET_DATA, node_names
 from gridtokenx.lab.sim.testnet.nodes import ServingNode, SimulatedChain
 from gridtokenx.lab.sim.testnet.processes import Idle, Life, Process, Wires
+from gridtokenx.lab.sim.testnet.treason import NetworkTraitors, Place
+from gridtokenx.lab.sim.testnet.variants import network_variant
 from gridtokenx.lab.sim.testnet.workers import (
     Parts,
     Records,
@@ -101,6 +104,9 @@ class Testnet:
         profile: how links behave by default.
         disk_ms: longest time until a batch is durable.
         neighbourhood: made from the manifest if None.
+        variant: how nodes are broken on purpose; empty: they are not.
+        faults: of the run: who is a traitor, and how.
+        draws: the run's seed, from which traitors draw.
     """
 
     def __init__(
@@ -111,8 +117,12 @@ class Testnet:
         profile: LinkProfile | None = None,
         disk_ms: int = 2,
         neighbourhood: Neighbourhood | None = None,
+        variant: str = "",
+        faults: Sequence[Fault] = (),
+        draws: int = 0,
     ) -> None:
         self.manifest: Final = manifest
+        self._variant: Final = network_variant(variant)
         self.neighbourhood: Final = neighbourhood or make_neighbourhood(manifest)
         self.verifier: Final = KeyedHashVerifier()
         self.facts: Final = self._put_together()
@@ -127,9 +137,13 @@ class Testnet:
         self.wires: Final = Wires(self.world, START_MS)
         self.world.processes = self.wires.processes
         self.chains: Final = {name: self._chain(name) for name in CHAINS}
+        self.traitors: Final = NetworkTraitors(faults, dict(enumerate(self._places())), draws)
         self.processes: Final[list[Process]] = []
+        self.twins: Final[dict[int, Process]] = {}
+        """By the number of the process that has the same key."""
         self.by_name: Final[dict[str, Process]] = {}
         self.nodes: Final[dict[str, list[Process]]] = {name: [] for name in CHAINS}
+        self._numbers: Final[dict[NodeId, int]] = {}
         self._serving: Final[dict[NodeId, ServingNode]] = {}
         self._journals: Final = {
             entry.name: Records() for entry in self.neighbourhood.roster.households
@@ -153,10 +167,12 @@ class Testnet:
 
     def _put_together(self) -> dict[str, ChainFacts]:
         made = make_network(self.manifest, _PublicKeys(), self.neighbourhood.roster, START_MS)
-        return {
+        facts = {
             name: put_together(name, genesis, self.verifier)
             for name, genesis in made.by_chain().items()
         }
+        self._variant.spoil(facts["oracle"].ledger)
+        return facts
 
     def _chain(self, name: str) -> SimulatedChain:
         block_times_ms = {
@@ -165,24 +181,43 @@ class Testnet:
         }
         timing = Timing(block_time_ms=block_times_ms[name]) if name in block_times_ms else None
         facts = self.facts[name]
-        return SimulatedChain(facts, SharedLedger(facts.ledger), timing, self.verifier)
+        return SimulatedChain(
+            facts, SharedLedger(facts.ledger), timing, self.verifier, self._variant
+        )
 
     def _keys_of(self, chain: str) -> Sequence[NodeId]:
         return [signer_of(name).public_key for name in node_names(self.manifest, chain)]
 
+    def _places(self) -> Iterator[Place]:
+        """Of the nodes, which come first among processes."""
+        for chain in CHAINS:
+            yield from ((chain, index) for index in range(len(self._keys_of(chain))))
+
+    def _join_traitors(self) -> None:
+        for name, chain in self.chains.items():
+            signers = [signer_of(each) for each in node_names(self.manifest, name)]
+            keys = self._keys_of(name)
+            self.traitors.join(chain.facts, chain.ledger, chain.timing, keys, signers)
+
     def _add_all(self) -> None:
+        self._join_traitors()
         for chain in CHAINS:
             for index, name in enumerate(node_names(self.manifest, chain)):
                 begin = partial(self._begin_node, chain, index)
                 self.nodes[chain].append(self._add(name, begin, network=chain))
         parts = self.parts
         for position in range(self.manifest.bridge.relayers):
-            self._worker(f"relayer-{position}", partial(begin_relayer, parts, position=position))
+            lies = self.traitors.relayer_lies_of(len(self.processes))
+            told = self.traitors.told if lies else None
+            begin_one = partial(begin_relayer, parts, position=position, lies=lies, told=told)
+            self._worker(f"relayer-{position}", begin_one)
         self._worker(BROKER, self._begin_broker)
         self._worker(MARKET_DATA, partial(begin_market_data, parts))
         broker = signer_of(BROKER).public_key
         self._worker(DEVICES, partial(begin_devices, parts, journals=self._journals, broker=broker))
         self._worker(AGENTS, partial(begin_agents, parts))
+        for number in self.traitors.twins:
+            self._add_twin(number)
 
     def _worker(self, name: str, begin: Callable[[Life], Machine]) -> None:
         self._add(name, lambda life, _reader: begin(life), network="")
@@ -190,21 +225,37 @@ class Testnet:
     def _add(self, name: str, begin: Callable[[Life, Reader], Machine], *, network: str) -> Process:
         key = signer_of(name).public_key
         process = Process(self.wires, name, key, begin, network or name)
+        self._numbers[key] = len(self.processes)
         self.processes.append(process)
         self.by_name[name] = process
         return process
 
+    def _add_twin(self, number: int) -> None:
+        """A second process with the key of another: peers hear both, clients dial the first."""
+        first, (chain, index) = self.processes[number], list(self._places())[number]
+
+        def begin(life: Life, reader: Reader) -> Machine:
+            del life  # it serves nobody
+            machine = self.chains[chain].restore(reader, signer_of(first.name))
+            return self.traitors.play(chain, index, machine, twin=True)
+
+        place = sha256(b"gtx sim: twin", first.id)
+        name = f"{first.name}, the twin"
+        self.twins[number] = Process(self.wires, name, place, begin, chain, first.id)
+
     def _begin_node(self, chain: str, index: int, life: Life, reader: Reader) -> Machine:
         signer, simulated = signer_of(life.name), self.chains[chain]
-        machine = simulated.restore(reader, signer)
+        traitor = self.traitors.replica_type(chain, index)
+        machine = simulated.restore(reader, signer, traitor)
         serving = ServingNode(life, simulated, machine, reader, signer, self.parts.count(life.name))
         self._serving[life.node.id] = serving
         if chain == "oracle":
             market_data = signer_of(MARKET_DATA).public_key
             source = SimulatedSource(self.parts, life, market_data, index)
             broker = broker_for(life, signer_of(BROKER).public_key)
-            serving.take_readings(broker, {ENERGY_PRICE: source})
-        return machine
+            lies = self.traitors.lies_of(self._numbers[life.node.id])
+            serving.take_readings(broker, {ENERGY_PRICE: source}, lies, self.traitors.told)
+        return self.traitors.play(chain, index, machine)
 
     def _begin_broker(self, life: Life) -> Machine:
         SimulatedBroker(life)
@@ -215,13 +266,14 @@ class Testnet:
     def _committed(self, node: SimulatedNode, effect: Committed) -> None:
         executed = effect.value
         assert isinstance(executed, ExecutedBlock), "chains commit executed blocks"
-        self._serving[node.id].committed(executed)
+        if node.id in self._serving:
+            self._serving[node.id].committed(executed)
         if self.on_committed is not None:
             self.on_committed(node, effect)
 
     def start(self) -> None:
-        """Start every process."""
-        self.world.start()
+        """Start every process; twins come when their faults do."""
+        self.world.start(*(process.id for process in self.processes))
 
     def trace_digest(self) -> str:
         """Hash of everything that any machine was told, any connection carried, and the profiles."""
@@ -230,6 +282,7 @@ class Testnet:
 
     def close(self) -> None:
         """Let every coroutine end, so that nothing is left behind."""
-        lives = [life for process in self.processes for life in process.lives]
+        everybody = (*self.processes, *self.twins.values())
+        lives = [life for process in everybody for life in process.lives]
         for life in lives:
             life.bury()

@@ -4,6 +4,7 @@ What `host.chain_node` puts around a machine on a real network is here around th
 follow service, and on the oracle chain the intake of readings. Store, links and driver are the world's.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -21,13 +22,15 @@ from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.tasks import Tasks
 from gridtokenx.lab.sim.pbft.chain import SharedLedger
 from gridtokenx.lab.sim.testnet.links import PORT, ServedClient
+from gridtokenx.lab.sim.testnet.oracles import Desk, Lie
 from gridtokenx.lab.sim.testnet.processes import End, Life
+from gridtokenx.lab.sim.testnet.variants import NetworkVariant
 from gridtokenx.ledger.runtime import ExecutedBlock
 from gridtokenx.ledger.state import State
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.oracle.chain.ledger import OracleGenesis
 from gridtokenx.oracle.process.observer import Source
-from gridtokenx.oracle.process.service import OracleService
+from gridtokenx.oracle.process.service import OracleNode, OracleService
 from gridtokenx.pbft.membership import validators_of as pbft_validators_of
 from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.rotation import blocks_of
@@ -60,31 +63,41 @@ class SimulatedChain:
         ledger: the chain's, which remembers for all nodes what one has executed.
         timing: of its engine; None for the public chain.
         verifier: of signatures.
+        variant: how its nodes are broken on purpose, if they are.
     """
 
     facts: ChainFacts
     ledger: SharedLedger
     timing: Timing | None
     verifier: Verifier
+    variant: NetworkVariant
 
-    def restore(self, reader: Reader, signer: Signer) -> ChainMachine:
-        """A node's machine as its earlier lives left it."""
-        facts = self.facts
+    def restore(
+        self, reader: Reader, signer: Signer, traitor: type[Replica] | None = None
+    ) -> Replica | PublicNode:
+        """A node's machine as its earlier lives left it.
+
+        Args:
+            reader: its disk.
+            signer: its key.
+            traitor: what a traitor's replica is inside; None for whoever is none.
+        """
+        facts, rule = self.facts, self.variant.rule
         if self.timing is not None:
             assert not isinstance(facts.genesis, PublicGenesis), "that one has no timing"
-            return Replica.restore(
+            return (traitor or self.variant.replica).restore(
                 reader,
                 self.ledger,
-                facts.validators,
+                rule(facts.validators),
                 signer,
                 facts.genesis_block,
                 self.timing,
-                validators_of=pbft_validators_of,
+                validators_of=lambda tree: rule(pbft_validators_of(tree)),
                 rotation_blocks=blocks_of(facts.genesis.rotation_blocks),
             )
         assert isinstance(facts.genesis, PublicGenesis), "the other two have a timing"
         keys = NodeKeys(signer, KeyedHashVrf(signer.public_key), KeyedHashVrfVerifier())
-        return PublicNode(
+        return self.variant.validator(
             facts.ledger,
             facts.genesis_block,
             facts.validators,
@@ -190,14 +203,32 @@ class ServingNode:
         batch = tuple(transactions)
         self._life.after(0, lambda: world.submit(node, batch, everywhere=everywhere))
 
-    def take_readings(self, broker: BrokerAddress, sources: dict[str, Source]) -> None:
-        """Be an oracle: readings in, watermarks out, observations."""
-        genesis = self._chain.facts.genesis
+    def take_readings(
+        self,
+        broker: BrokerAddress,
+        sources: dict[str, Source],
+        lies: Sequence[Lie],
+        told: Counter[str],
+    ) -> None:
+        """Be an oracle: readings in, watermarks out, observations.
+
+        Args:
+            broker: where readings come from.
+            sources: of prices, by feed.
+            lies: what it does to all that, if it is a liar.
+            told: counts what it did.
+        """
+        facts = self._chain.facts
+        genesis = facts.genesis
         assert isinstance(genesis, OracleGenesis), "only its nodes take readings"
+        feeds = {spec.feed: spec for spec in genesis.feeds}
+        node: OracleNode = self
+        if lies:
+            node = Desk(self, self._life, self._signer, facts.ledger, feeds, lies, told)
         service = OracleService(
             genesis,
-            self._chain.facts.ledger,
-            self,
+            facts.ledger,
+            node,
             self._signer,
             SignatureChecker(CachingVerifier(self._chain.verifier)),
             broker,

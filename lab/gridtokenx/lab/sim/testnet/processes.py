@@ -143,6 +143,7 @@ class Process:
         id_: its node id.
         begin: begins a life: gets it with the disk, spawns what runs, returns the machine.
         network: the name of the chain whose nodes hear its broadcasts; empty for other processes.
+        identity: whose twin it is, if it is one.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class Process:
         id_: NodeId,
         begin: Callable[[Life, Reader], Machine],
         network: str,
+        identity: NodeId = b"",
     ) -> None:
         self.name: Final = name
         self.id: Final = id_
@@ -159,7 +161,7 @@ class Process:
         self.lives: Final[list[Life]] = []
         self._wires: Final = wires
         self._begin: Final = begin
-        self.node: Final = wires.world.add(id_, self._build, network=network)
+        self.node: Final = wires.world.add(id_, self._build, network=network, identity=identity)
         wires.processes[id_] = self
 
     def _build(self, reader: Reader) -> Machine:

@@ -1,8 +1,7 @@
 """One run of a whole network: two phases, under the eyes of the checkers, and the audit at the end.
 
-Law of the file: **a resolved manifest determines the run**, as of a chain by itself (`sim/pbft/run.py`).
-First anything may happen. Then all is healed, and within the bound every node of every chain has gone
-on, every packet that was under way has ended, and an interval that closed afterwards is settled.
+After healing (`sim/run.py` has the phases) every node of every chain must go on within the bound, every
+packet that was under way must end, and an interval that closed afterwards be settled.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,21 +13,22 @@ from gridtokenx.core.codec import Wire
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.gridtime import interval_at
 from gridtokenx.core.machine import Committed, NodeId, Reader
-from gridtokenx.core.quorum import max_faulty
 from gridtokenx.lab.faults import Behave, RoundMutation, byzantine
 from gridtokenx.lab.manifest import Manifest as Network
+from gridtokenx.lab.sim.history import History, ViewPoint
 from gridtokenx.lab.sim.inject import Injector
 from gridtokenx.lab.sim.manifest import Manifest
-from gridtokenx.lab.sim.network import Envelope, LinkProfile
-from gridtokenx.lab.sim.outcome import Finding, Outcome, Violation, percentile
-from gridtokenx.lab.sim.pbft.run import stream
+from gridtokenx.lab.sim.network import Envelope
+from gridtokenx.lab.sim.outcome import Outcome, Violation
+from gridtokenx.lab.sim.run import Measured, SimulatedRun, profile_of
 from gridtokenx.lab.sim.store import SimulatedStore
+from gridtokenx.lab.sim.streams import stream
 from gridtokenx.lab.sim.testnet.checkers import NetworkCheckers
-from gridtokenx.lab.sim.testnet.meddling import Meddler
-from gridtokenx.lab.sim.testnet.naming import BROKER, CHAINS, DEVICES, node_names
+from gridtokenx.lab.sim.testnet.naming import BROKER, DEVICES, node_names
 from gridtokenx.lab.sim.testnet.network import Neighbourhood, Testnet, make_neighbourhood
 from gridtokenx.lab.sim.testnet.processes import Life, Process
 from gridtokenx.lab.sim.testnet.tally import Tally
+from gridtokenx.lab.sim.testnet.variants import network_variant
 from gridtokenx.lab.sim.world import START_MS, SimulatedNode
 from gridtokenx.lab.testnet.audit import StoppedChain, audit_chains
 from gridtokenx.lab.testnet.summary import Summary, summarise_chains
@@ -54,7 +54,7 @@ def _opened(store: SimulatedStore) -> AbstractContextManager[Reader]:
     return nullcontext(store)
 
 
-class TestnetRun:
+class TestnetRun(SimulatedRun):
     """A network under test.
 
     Args:
@@ -63,50 +63,49 @@ class TestnetRun:
     """
 
     def __init__(self, manifest: Manifest, note: Callable[[int, str], None] | None = None) -> None:
-        if manifest.seed is None or manifest.testnet is None:
-            raise AssertionError("resolve the manifest first (draw.resolve)")
-        self.manifest: Final = manifest
-        self._note_to = note
-        seed, links = manifest.seed, manifest.network
+        super().__init__(manifest, note)
+        if manifest.testnet is None:
+            raise AssertionError("a run of one chain is `PbftRun`")
         self.network: Final = manifest.testnet
-        profile = LinkProfile(
-            delay_ms=(links.least_delay_ms, links.delay_ms),
-            spread=links.spread,
-            loss=links.loss,
-            duplicate=links.duplicate,
-            reorder=links.reorder,
-        )
         self.testnet: Final = Testnet(
             self.network,
-            stream(seed, "world").getrandbits(64),
-            profile=profile,
-            disk_ms=links.disk_ms,
+            stream(self.seed, "world").getrandbits(64),
+            profile=profile_of(manifest.network),
+            disk_ms=manifest.network.disk_ms,
             neighbourhood=neighbourhood_of(self.network),
+            variant=manifest.chain.variant,
+            faults=manifest.fault,
+            draws=self.seed,
         )
-        self.places: Final[Sequence[NodeId]] = [each.id for each in self.testnet.processes]
-        self._numbers: Final = {id_: number for number, id_ in enumerate(self.places)}
-        traitors = (fault for fault in manifest.fault if not isinstance(fault, Behave))
-        self.byzantine: Final = byzantine(traitors)
+        self.world = self.testnet.world
+        processes, twins = self.testnet.processes, self.testnet.twins
+        self.places: Final[Sequence[NodeId]] = [each.id for each in (*processes, *twins.values())]
+        self._numbers: Final = {each.id: number for number, each in enumerate(processes)}
+        self._numbers.update((twin.id, number) for number, twin in twins.items())
+        nodes = sum(map(len, self.testnet.nodes.values()))
+        self.byzantine = frozenset(number for number in byzantine(manifest.fault) if number < nodes)
         self.checkers: Final = NetworkCheckers(
-            self.testnet.facts, self._numbers, self.byzantine, self.testnet.verifier
+            self.testnet.facts,
+            self._numbers,
+            self.byzantine,
+            self.testnet.verifier,
+            self.testnet.chains["public"].validators_of,
+            network_variant(manifest.chain.variant).rule,
         )
         self.tally: Final = Tally()
-        self._meddlers: Final = {
-            number: Meddler(fault, stream(seed, f"meddler {number}"))
-            for number, fault in enumerate(manifest.fault)
-            if isinstance(fault, Behave)
-        }
         self._view = self._views = self._told_ms = 0
-        world = self.testnet.world
-        self.injector: Final = Injector(
-            world, self, manifest.fault, stream(seed, "faults"), self.note
+        self._summary: Summary | None = None
+        self._view_points: list[ViewPoint] = []
+        world = self.world
+        self.injector = Injector(
+            world, self, manifest.fault, stream(self.seed, "faults"), self.note
         )
         self.testnet.on_committed = self._on_committed
         world.on_emitted = self._on_emitted
         world.on_stepped = self._on_stepped
         world.on_halted = self._on_halted
         self.testnet.wires.on_failure = self._on_failure
-        for meddler in self._meddlers.values():
+        for meddler in self.testnet.traitors.meddlers:
             self.testnet.wires.meddlers.setdefault(self.places[meddler.node], []).append(meddler)
 
     # -- what faults ask (`Subject`) ---------------------------------------------------------------
@@ -157,9 +156,19 @@ class TestnetRun:
 
     def misbehave(self, fault: Behave | RoundMutation, *, active: bool) -> None:
         """Switch a behaviour on or off."""
-        for meddler in self._meddlers.values():
-            if meddler.fault is fault:
-                meddler.active = active
+        if isinstance(fault, RoundMutation):
+            raise TypeError("the manifest was checked: no round is one of three chains")
+        if fault.behaviour == "twin":
+            self._toggle_twin(self.testnet.twins[fault.node].id, active=active)
+        self.testnet.traitors.switch(fault, active=active)
+
+    def _toggle_twin(self, place: NodeId, *, active: bool) -> None:
+        alive = self.world.nodes[place].alive
+        if active and not alive:
+            self.testnet.traitors.told["twin"] += 1
+            self.world.start(place)
+        elif not active and alive:
+            self.world.crash(place)
 
     def _honest(self) -> list[tuple[str, SimulatedNode]]:
         return [
@@ -169,10 +178,13 @@ class TestnetRun:
             if self._numbers[process.id] not in self.byzantine
         ]
 
+    def _honest_nodes(self) -> list[SimulatedNode]:
+        return [node for _, node in self._honest()]
+
     # -- what the world tells ----------------------------------------------------------------------
 
     def _on_committed(self, node: SimulatedNode, effect: Committed) -> None:
-        now = self.testnet.world.now
+        now = self.world.now
         first = self.checkers.committed(node, effect, now)
         if first is not None:
             self.tally.take(self.testnet.facts[node.network], first, now)
@@ -195,6 +207,8 @@ class TestnetRun:
         self.checkers.emitted(node, message)
 
     def _on_stepped(self, node: SimulatedNode) -> None:
+        if node.misbehaviours and self._numbers[node.id] not in self.byzantine:
+            self.noticed.update(report.kind for report in node.misbehaviours)
         self.checkers.stepped(node)
         machine = node.machine
         if node.network == _LEADING and isinstance(machine, Replica) and machine.view > self._view:
@@ -202,9 +216,20 @@ class TestnetRun:
             self._views = max(self._views, attempt)
             if attempt:
                 self.note(f"the consortium is in view {self._view}")
+            self._note_view(machine)
             self.injector.observe()
         elif self.injector.watches:
             self.injector.observe()
+
+    def _note_view(self, replica: Replica) -> None:
+        members = replica.validators
+        point = ViewPoint(
+            at_ms=self.since_start_ms,
+            set_id=members.set_id,
+            view=self._view % PERIOD_VIEWS,
+            members=tuple(self._numbers[key] for key in members.members),
+        )
+        self._view_points.append(point)
 
     def _on_halted(self, node: SimulatedNode, error: Exception) -> None:
         name = self._process(node).name
@@ -225,40 +250,19 @@ class TestnetRun:
     def _process(self, node: SimulatedNode) -> Process:
         return self.testnet.wires.processes[node.id]
 
-    def note(self, text: str) -> None:
-        """Put a line on the timeline; faults by their numbers, processes by name."""
-        if self._note_to is not None:
-            self._note_to(self.testnet.world.now - START_MS, text)
-
     # -- phases ------------------------------------------------------------------------------------
-
-    def run(self, commit: str) -> Outcome:
-        """Both phases and the audit; never raises a `Violation`."""
-        finding, recovery_ms, summary = None, -1, None
-        try:
-            self._safety()
-            recovery_ms = self._liveness()
-            summary = self._audit()
-        except Violation as violation:
-            at_ms = self.testnet.world.now - START_MS
-            finding = Finding(checker=violation.checker, detail=violation.detail, at_ms=at_ms)
-            self.note(f"violation: {violation}")
-        outcome = self._outcome(commit, finding, recovery_ms, summary)
-        self.testnet.close()
-        return outcome
 
     def _safety(self) -> None:
         self.injector.begin()
         self.testnet.start()
-        self.testnet.world.run_for(self.manifest.safety.duration_ms)
+        self.world.run_for(self.manifest.safety.duration_ms)
 
     def _liveness(self) -> int:
         """Heal everything and let it go on; returns how long that took."""
-        phase, world = self.manifest.liveness, self.testnet.world
+        phase, world = self.manifest.liveness, self.world
         if not phase.bound_ms:
             return -1
-        self.injector.heal()
-        world.network.profile = LinkProfile((phase.least_delay_ms, phase.delay_ms))
+        self._heal()
         for process in self.testnet.processes:
             if not process.node.alive and not process.node.store.damaged:
                 world.start(process.id)
@@ -290,7 +294,7 @@ class TestnetRun:
             if (height := final_height(node.store) or 0) < targets[chain] and not node.store.damaged
         ]
 
-    def _audit(self) -> Summary:
+    def _judge(self) -> None:
         """Everything executed again; raises at the first invariant that does not hold."""
         chains = {
             name: StoppedChain(
@@ -308,42 +312,44 @@ class TestnetRun:
         for name, against in audited.verdicts.against.items():
             if against:
                 raise Violation(f"audit: {name}", against[0])
-        return summarise_chains(audited)
+        self._summary = self._told(summarise_chains(audited))
 
     # -- telling -----------------------------------------------------------------------------------
 
-    def _outcome(
-        self, commit: str, finding: Finding | None, recovery_ms: int, summary: Summary | None
-    ) -> Outcome:
-        voided = tuple(self._voided())
-        verdict = "ok" if finding is None else "voided" if voided else "violation"
-        travelled = self.tally.travelled_ms
-        return Outcome(
-            name=self.manifest.name,
-            seed=self.manifest.seed or 0,
-            commit=commit,
-            verdict=verdict,
-            finding=finding,
-            voided=voided,
+    def _measured(self) -> Measured:
+        self.noticed.update(self.tally.refused)
+        return Measured(
             trace=self.testnet.trace_digest(),
             replicas=sum(map(len, self.testnet.nodes.values())),
-            byzantine=tuple(sorted(self.byzantine)),
-            faults=len(self.manifest.fault),
+            handovers=0,
             blocks=sum(self.checkers.heights().values()),
             views=self._views,
             transactions=self.tally.transactions,
-            latency_p50_ms=percentile(travelled, 50),
-            latency_p95_ms=percentile(travelled, 95),
-            recovery_ms=recovery_ms,
-            virtual_ms=self.testnet.world.now - START_MS,
-            deliveries=self.testnet.world.delivered + self.testnet.wires.carried,
-            summary=self._summary(summary),
+            latencies_ms=self.tally.travelled_ms,
+            deliveries=self.world.delivered + self.testnet.wires.carried,
+            summary=self._summary,
         )
 
-    def _summary(self, audited: Summary | None) -> Summary | None:
+    def run(self, commit: str) -> Outcome:
+        """See `SimulatedRun`; afterwards no coroutine is left."""
+        try:
+            return super().run(commit)
+        finally:
+            self.testnet.close()
+
+    def history(self) -> History:
+        """What happened, to be drawn."""
+        return History(
+            bands=self.injector.bands(START_MS, [each.name for each in self.testnet.processes]),
+            blocks=tuple(self.tally.blocks),
+            views=tuple(self._view_points),
+            packets=tuple(self.tally.packets),
+            healed_ms=self._healed_ms,
+            ended_ms=self.since_start_ms,
+        )
+
+    def _told(self, audited: Summary) -> Summary:
         """As `./scripts/up --summary` prints it."""
-        if audited is None:
-            return None
         published = self.testnet.parts.count(DEVICES).value("readings_published")
         rejected = sum(
             self.testnet.parts.count(name).value("readings_rejected")
@@ -352,7 +358,7 @@ class TestnetRun:
         readings = audited["readings"]
         return {
             "network": self.network.name,
-            "seconds": (self.testnet.world.now - START_MS) / 1_000,
+            "seconds": self.since_start_ms / 1_000,
             **audited,
             "readings": {
                 "published": published,
@@ -361,19 +367,25 @@ class TestnetRun:
             },
         }
 
-    def _voided(self) -> list[str]:
+    def voided(self) -> tuple[str, ...]:
         """Promises that nobody gave."""
-        found = list(self._withheld())
-        for chain in CHAINS:
-            nodes = self.testnet.nodes[chain]
-            bad = sum(self._numbers[process.id] in self.byzantine for process in nodes)
-            if bad > max_faulty(len(nodes)):
-                found.append(f"{chain}: {bad} of {len(nodes)} nodes are Byzantine")
-        return found
+        return (*self._overrun(), *self._withheld())
+
+    def _overrun(self) -> Iterator[str]:
+        """Sets with more traitors than they tolerate: what they say the other chains believe."""
+        for chain, sets in self.checkers.sets().items():
+            for set_id, members in sorted(sets.items()):
+                bad = sum(self._numbers[key] in self.byzantine for key in members.members)
+                if bad > members.faulty:
+                    where = f" in set {set_id}" if set_id else ""
+                    told = f"{bad} of {members.size} {chain} nodes are Byzantine{where}"
+                    yield f"safety: {told}, {members.faulty} tolerated"
+                    yield f"liveness: {told}, {members.faulty} tolerated"
 
     def _withheld(self) -> Iterator[str]:
         """Those who are trusted for liveness, and break it: a behaviour does not heal."""
-        names = {self.testnet.processes[meddler.node].name for meddler in self._meddlers.values()}
+        liars = {fault.node for fault in self.manifest.fault if isinstance(fault, Behave)}
+        names = {self.testnet.processes[number].name for number in liars}
         if all(f"relayer-{each}" in names for each in range(self.network.bridge.relayers)):
             yield "liveness: every relayer misbehaves"
         for name in sorted(names & {BROKER, DEVICES}):

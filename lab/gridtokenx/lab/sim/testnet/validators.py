@@ -206,7 +206,6 @@ TRICKS: Final[dict[str, type[ValidatorTrick]]] = {
     "replay": Replay,
     "block-liar": BlockLiar,
 }
-BEHAVIOURS: Final = (*TRICKS, "twin")
 
 
 class Validators(AnyTraitors[ValidatorTrick]):

@@ -5,13 +5,14 @@ them run. What must outlive a kill is given from outside.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
 from gridtokenx.bridge.process.chains import relayed, relaying_fee
-from gridtokenx.bridge.process.driver import RelayerDriver
+from gridtokenx.bridge.process.driver import RelayChain, RelayerDriver
 from gridtokenx.bridge.process.follower import FollowedChain
 from gridtokenx.bridge.relayer.machine import Options, Relayer
 from gridtokenx.consortium.chain import ConsortiumGenesis, consortium_chain
@@ -36,6 +37,7 @@ from gridtokenx.lab.manifest import AHEAD_INTERVALS, Manifest
 from gridtokenx.lab.sim.testnet.broker import broker_for
 from gridtokenx.lab.sim.testnet.links import access, follow
 from gridtokenx.lab.sim.testnet.processes import End, Idle, Life, settle
+from gridtokenx.lab.sim.testnet.relayers import LyingChain, RelayerLie
 from gridtokenx.lab.testnet.genesis import WORKLOAD
 from gridtokenx.ledger.readings import RETAINED_BOUNDARIES
 from gridtokenx.oracle.feeds.mapping import extract
@@ -85,16 +87,30 @@ class Parts:
 # -- relayers --------------------------------------------------------------------------------------
 
 
-def begin_relayer(parts: Parts, life: Life, position: int) -> Idle:
-    """One relayer; see `bridge.process.run`."""
+def begin_relayer(
+    parts: Parts,
+    life: Life,
+    position: int,
+    lies: Sequence[RelayerLie] = (),
+    told: Counter[str] | None = None,
+) -> Idle:
+    """One relayer; see `bridge.process.run`.
+
+    Args:
+        parts: of the network.
+        life: of the process.
+        position: among relayers.
+        lies: what it does, if it is a liar.
+        told: counts what it did.
+    """
     signer, metrics = parts.signer(life.name), parts.count(life.name)
-    chains: dict[str, FollowedChain] = {}
+    chains: dict[str, RelayChain] = {}
     for name, facts in parts.facts.items():
         follower = follow(
             life, facts, parts.nodes[name], signer, parts.verifier, metrics, first=position
         )
         nonces = facts.nonces(follower, signer.public_key, life.clock)
-        chains[name] = FollowedChain(
+        chain = FollowedChain(
             follower,
             ChainClient(follower, signer, nonces, life.clock),
             facts.validators,
@@ -102,6 +118,7 @@ def begin_relayer(parts: Parts, life: Life, position: int) -> Idle:
             life.clock,
             relaying_fee(facts),
         )
+        chains[name] = chain if told is None else LyingChain(name, chain, lies, told)
         life.spawn(follower.run(), f"follow {name}")
     options = Options(position=position, relayers=parts.manifest.bridge.relayers)
     machine = Relayer(relayed(list(parts.facts.values())), options)
