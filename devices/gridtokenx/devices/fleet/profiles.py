@@ -1,7 +1,8 @@
 """Makes the profiles of a neighbourhood in Bangkok.
 
-Imported only when a network is set up: its imports are heavy, and here, and nowhere else in the
-project, floats describe energy. What comes out is rounded to whole watts and never computed again.
+Used only when a network is set up: what computes the sun is heavy, and imported when it is used. Here,
+and nowhere else in the project, floats describe energy. What comes out is rounded to whole watts and
+never computed again.
 
 Sun: pvlib's clear sky (Ineichen, bundled Linke turbidity), transposed to each roof, with NOCT cell
 temperature and -0.4 %/K. Clouds: one field for the whole neighbourhood, passing over it from west
@@ -14,14 +15,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Final
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final
 
-import holidays
 import numpy as np
-import pandas as pd
-import pvlib
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 
 from gridtokenx.core.gridtime import BANGKOK_UTC_OFFSET_MS, DAY_MS
 from gridtokenx.devices.models.battery import BatterySpec
@@ -31,6 +29,9 @@ from gridtokenx.devices.models.meter import MeterSpec
 from gridtokenx.devices.models.profiles import STEP_MS, Profile
 from gridtokenx.devices.models.sensor import VoltageSpec
 from gridtokenx.devices.models.solar import SolarSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Series = NDArray[np.float64]
 
@@ -121,6 +122,8 @@ def make_profiles(
         days: how many; a multiple of seven keeps weekdays in place when the profile repeats.
         neighbourhood: from `plan_neighbourhood`.
     """
+    import pandas as pd  # noqa: PLC0415 - see the head of the file
+
     times = pd.date_range(
         start_local_date.isoformat(), periods=days * _MINUTES_PER_DAY, freq="60s", tz=BANGKOK_ZONE
     )
@@ -201,7 +204,10 @@ def _draw_spec(seed: int, index: int, habits: Habits, *, has_battery: bool) -> H
 class _ClearSky:
     """The cloudless sky over Bangkok; turned to a roof on demand."""
 
-    def __init__(self, times: pd.DatetimeIndex) -> None:
+    def __init__(self, times: "pd.DatetimeIndex") -> None:
+        import pvlib  # noqa: PLC0415 - see the head of the file
+
+        self._irradiance = pvlib.irradiance
         place = pvlib.location.Location(
             BANGKOK_LATITUDE, BANGKOK_LONGITUDE, BANGKOK_ZONE, BANGKOK_ALTITUDE_M
         )
@@ -213,7 +219,7 @@ class _ClearSky:
 
     def on_roof(self, tilt_deg: float, azimuth_deg: float) -> Series:
         """Irradiance on the roof's plane in W/m2."""
-        plane = pvlib.irradiance.get_total_irradiance(
+        plane = self._irradiance.get_total_irradiance(
             tilt_deg,
             azimuth_deg,
             self._sun["apparent_zenith"],
@@ -244,7 +250,8 @@ def _cloud_field(seed: int, days: int) -> Series:
 def _texture(draw: np.random.Generator, length: int) -> Series:
     """First-order autoregressive noise of unit variance."""
     shocks = draw.standard_normal(length) * (1.0 - _MEMORY**2) ** 0.5
-    return np.asarray(lfilter([1.0], [1.0, -_MEMORY], shocks), dtype=np.float64)
+    remembered = accumulate(shocks.tolist(), lambda before, shock: shock + _MEMORY * before)
+    return np.fromiter(remembered, dtype=np.float64, count=length)
 
 
 def _ambient_temperature(seed: int, days: int, clouds: Series) -> Series:
@@ -258,6 +265,8 @@ def _ambient_temperature(seed: int, days: int, clouds: Series) -> Series:
 
 def _days_off(start: date, days: int) -> tuple[bool, ...]:
     """For each day whether it is a weekend or a public holiday in Thailand."""
+    import holidays  # noqa: PLC0415 - see the head of the file
+
     dates = [start + timedelta(days=day) for day in range(days)]
     official = holidays.country_holidays("TH", years={each.year for each in dates})
     return tuple(each.weekday() >= 5 or each in official for each in dates)
