@@ -4,7 +4,8 @@ from html import escape
 
 from gridtokenx.lab.chaos.manifest import Manifest, dump
 from gridtokenx.lab.chaos.outcome import FaultOutcome, Outcome
-from gridtokenx.lab.report.page import document, footer, header, table, tiles, timeline
+from gridtokenx.lab.report.page import timeline
+from gridtokenx.lab.report.pieces import document, footer, header, table, tiles
 from gridtokenx.lab.report.timeline import Timeline
 from gridtokenx.lab.sim.history import History
 

@@ -14,6 +14,7 @@ import msgspec
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab.report.page import Swept
+from gridtokenx.lab.report.summaries import flat_summary
 from gridtokenx.lab.sim.sweep import summary
 
 
@@ -73,6 +74,9 @@ def rows(records: Sequence[Swept]) -> list[dict[str, Any]]:
             row["byzantine"] = len(outcome.byzantine)
             row["refused"] = "; ".join(outcome.refused)
             row["voided"] = "; ".join(outcome.voided)
+            row["noticed"] = sum(outcome.noticed.values())
+            summary = row.pop("summary") or {}
+            row.update({f"summary.{name}": value for name, value in flat_summary(summary)})
             row.update({f"finding_{name}": value for name, value in found.items()})
             flat.append(row)
     return flat

@@ -10,7 +10,8 @@ from typing import Final
 import msgspec
 
 from gridtokenx.lab.report.charts import distribution, verdicts
-from gridtokenx.lab.report.style import STYLE
+from gridtokenx.lab.report.pieces import document, footer, header, table, tiles
+from gridtokenx.lab.report.summaries import network_tables
 from gridtokenx.lab.report.timeline import FAMILIES, Timeline
 from gridtokenx.lab.sim.history import History
 from gridtokenx.lab.sim.manifest import Manifest, dump
@@ -106,6 +107,8 @@ def _run_body(told: Told) -> list[str]:
     broken = None if finding is None else (finding.at_ms, finding.checker)
     return [
         *timeline(Timeline(told.history, told.outcome.name, broken)),
+        *_noticed(told.outcome),
+        *network_tables(told.outcome),
         "<h2>Everything that was drawn</h2>",
         (
             '<div class="card"><details><summary>The resolved manifest: <code>gtx sim replay</code>'
@@ -114,16 +117,28 @@ def _run_body(told: Told) -> list[str]:
     ]
 
 
+def _noticed(outcome: Outcome) -> list[str]:
+    """What honest nodes refused of others, and whom they accused."""
+    if not outcome.noticed:
+        return []
+    rows = [[reason, f"{count:,}"] for reason, count in outcome.noticed.items()]
+    return [
+        "<h2>What the honest refused</h2>",
+        f'<div class="card">{table(["reason", "times"], rows)}</div>',
+    ]
+
+
 def _run_tiles(outcome: Outcome) -> list[tuple[str, str, str]]:
+    what = "packet" if outcome.summary is not None else "commit"
     return [
         (_verdict_class(outcome), outcome.verdict, "verdict"),
         ("", str(outcome.blocks), "blocks"),
         ("", str(outcome.transactions), "transactions committed"),
-        ("", _ms(outcome.latency_p50_ms), "commit latency, median"),
-        ("", _ms(outcome.latency_p95_ms), "commit latency, 95 %"),
+        ("", _ms(outcome.latency_p50_ms), f"{what} latency, median"),
+        ("", _ms(outcome.latency_p95_ms), f"{what} latency, 95 %"),
         ("", _ms(outcome.recovery_ms), "recovery after healing"),
         ("", str(outcome.views), "highest view"),
-        ("", f"{len(outcome.byzantine)} of {outcome.replicas}", "Byzantine replicas"),
+        ("", f"{len(outcome.byzantine)} of {outcome.replicas}", "Byzantine nodes"),
     ]
 
 
@@ -194,10 +209,12 @@ def _failures(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _distributions(records: Sequence[Swept]) -> Iterable[str]:
+    networks = any(outcome.summary for record in records for outcome in record.outcomes)
+    what = "packet" if networks else "commit"
     for measure, title in (
         ("recovery_ms", "recovery after healing"),
-        ("latency_p50_ms", "median commit latency"),
-        ("latency_p95_ms", "95th percentile of commit latency"),
+        ("latency_p50_ms", f"median {what} latency"),
+        ("latency_p95_ms", f"95th percentile of {what} latency"),
         ("blocks", "blocks"),
     ):
         named = [
@@ -224,43 +241,3 @@ def _ms(value: int) -> str:
 
 def _verdict_class(outcome: Outcome) -> str:
     return {"ok": "good", "violation": "bad"}.get(outcome.verdict, "warn")
-
-
-def header(title: str, about: str) -> str:
-    """What a page is about."""
-    return f"<header><h1>{escape(title)}</h1><p>{escape(about)}</p></header>"
-
-
-def tiles(numbers: Sequence[tuple[str, str, str]]) -> str:
-    """Numbers that come first: kind (good, bad, warn), value, name."""
-    inside = "".join(
-        f'<div class="tile {kind}"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
-        for kind, value, name in numbers
-    )
-    return f'<section class="tiles">{inside}</section>'
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows of plain text."""
-
-    def cells(row: Sequence[str], tag: str) -> str:
-        return "".join(f"<{tag}>{escape(each)}</{tag}>" for each in row)
-
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return f"<table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def footer(text: str, tool: str = "gtx sim") -> str:
-    """What made the page, and of what."""
-    return f"<footer>{escape(tool)}, {escape(text)}</footer>"
-
-
-def document(title: str, parts: Iterable[str]) -> str:
-    """The whole page."""
-    inside = "\n".join(parts)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{inside}\n</main>\n</body>\n</html>\n"
-    )

@@ -51,7 +51,8 @@ svg .label { font-size: 12.5px; fill: var(--ink); font-weight: 500; }
 svg .small { font-size: 11px; fill: var(--soft); font-variant-numeric: tabular-nums; }
 svg .grid { stroke: var(--edge); stroke-width: 1; fill: none; }
 svg .line { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
-svg .mark { fill: var(--accent); fill-opacity: 0.65; } svg .bar { fill: var(--accent); fill-opacity: 0.75; }
+svg .mark { fill: var(--accent); fill-opacity: 0.65; } svg .mark.late { fill: var(--warn); }
+ svg .bar { fill: var(--accent); fill-opacity: 0.75; }
 svg .band { fill-opacity: 0.85; } svg .shade { fill-opacity: 0.09; } svg .view { fill: var(--accent); }
 svg .even { fill-opacity: 0.14; } svg .odd { fill-opacity: 0.3; }
 svg .down { fill: var(--down); } svg .network { fill: var(--network); } svg .clock { fill: var(--clock); }

@@ -57,6 +57,7 @@ class Timeline:
         """Of the faults that are shown."""
         self._end_ms = max(1, history.ended_ms)
         self._bands = list(history.bands)[:_MOST_LANES]
+        self._chains = list(dict.fromkeys(block.chain for block in history.blocks)) or [""]
         self._y = _TOP
         self._marks: list[tuple[float, float]] = []
 
@@ -112,6 +113,8 @@ class Timeline:
         self._y += 8
         points = self._history.views
         name = "set / view" if any(point.set_id for point in points) else "view"
+        if self._chains != [""]:
+            name = f"consortium {name}"
         yield text(_LEFT - 10, self._y + 12, name, "label", "end")
         starts = [0, *(point.at_ms for point in points), self._end_ms]
         names = [(0, 0), *((point.set_id, point.view) for point in points)]
@@ -141,7 +144,13 @@ class Timeline:
         return self._y + _CHART - (_CHART - 22) * value / max(most, 1e-9)
 
     def _latency(self) -> Iterator[str]:
+        """Of transactions; of a network, of packets between its chains."""
+        if self._history.packets:
+            yield from self._packets()
+            return
         full = [block for block in self._history.blocks if block.latency_ms >= 0]
+        if not full and self._chains != [""]:
+            return
         most = max((block.latency_ms for block in full), default=1) / 1000
         yield from self._frame("commit latency", most, "s")
         for block in full:
@@ -150,6 +159,19 @@ class Timeline:
                 f" median {block.latency_ms} ms"
             )
             yield dot(self._x(block.at_ms), self._at(block.latency_ms / 1000, most), "mark", title)
+        self._y += _CHART + _GAP
+
+    def _packets(self) -> Iterator[str]:
+        packets = self._history.packets
+        most = max(packet.latency_ms for packet in packets) / 1000
+        yield from self._frame("packet latency", most, "s")
+        for packet in packets:
+            kind = "mark" if packet.end == "acknowledged" else "mark late"
+            title = (
+                f"{packet.route}, {packet.end} at {seconds(packet.at_ms)}, {packet.latency_ms} ms after it"
+                " left"
+            )
+            yield dot(self._x(packet.at_ms), self._at(packet.latency_ms / 1000, most), kind, title)
         self._y += _CHART + _GAP
 
     def _throughput(self) -> Iterator[str]:
@@ -170,10 +192,17 @@ class Timeline:
         self._y += _CHART + _GAP
 
     def _heights(self) -> Iterator[str]:
+        """One line per chain."""
         blocks = self._history.blocks
         most = max((block.height for block in blocks), default=1)
         yield from self._frame("height", most, "")
-        yield path(list(self._stairs(blocks, most)), "line")
+        for number, chain in enumerate(self._chains):
+            own = tuple(block for block in blocks if block.chain == chain)
+            yield path(list(self._stairs(own, most)), f"line series{number}")
+            if chain:
+                left = _LEFT + 10 + 110 * number
+                yield box(left, self._y + 2, 9, 9, f"fill series{number}")
+                yield text(left + 14, self._y + 10, f"{chain} {own[-1].height}", "small")
         self._y += _CHART + 8
 
     def _stairs(self, blocks: tuple[BlockPoint, ...], most: int) -> Iterator[Point]:
