@@ -174,6 +174,28 @@ def nothing(event: Event) -> Sequence[Effect]:
     return ()
 
 
+async def test_a_machine_is_asked_when_the_turn_of_a_message_comes(tmp_path: Path) -> None:
+    """Not before: the first votes of a batch may make the signatures of the others needless."""
+    order: list[str] = []
+
+    def react(event: Event) -> Sequence[Effect]:
+        if isinstance(event, Received):
+            order.append("step")
+        return ()
+
+    async with staged(tmp_path, react) as stage:
+        name = stage.machine.verification
+
+        def asked(message: Wire) -> Sequence[SignatureCheck] | Unknown:
+            order.append("asked")
+            return name(message)
+
+        stage.machine.verification = asked  # type: ignore[method-assign]
+        stage.deliver(*(encode(note(number)) for number in range(3)))
+        await until(lambda: len(stage.machine.numbers()) == 3)
+    assert order == ["asked", "step"] * 3
+
+
 async def test_nothing_visible_leaves_before_what_was_persisted_earlier(tmp_path: Path) -> None:
     key = b"k"
     durable_when_sent: list[bool] = []

@@ -619,6 +619,49 @@ def test_a_later_set_is_unknown_and_an_impossible_voter_refused() -> None:
         bench.replica.verification(BLOCK.block)
 
 
+def test_votes_that_change_nothing_are_not_even_checked() -> None:
+    """At n = 21 a third of all signatures: the paper's watermarks, and prepares beyond a quorum."""
+    bench = Bench(1)
+    other = bench.block(transactions=(transfer(1, 0),))
+    bench.hear(bench.pre_prepare(BLOCK))
+    late, contradiction = bench.prepare(3, BLOCK), bench.prepare(3, other)
+    assert len(bench.replica.verification(late)) == 1  # type: ignore[arg-type]  # no `Unknown`
+    bench.hear(bench.prepare(2, BLOCK))
+    assert bench.take(Commit), "it is prepared now"
+    assert bench.replica.verification(late) == ()
+    assert len(bench.replica.verification(contradiction)) == 1  # type: ignore[arg-type]
+    assert len(bench.replica.verification(bench.commit(3, BLOCK))) == 1  # type: ignore[arg-type]
+    slot = bench.replica._log.slot(BLOCK.height)
+    bench.hear(Prepare(late.ballot, late.replica, bytes(64)))
+    assert 3 not in slot.prepares, "what was not checked is not kept"
+    bench.hear(bench.commit(0, BLOCK), bench.commit(2, BLOCK))
+    assert bench.replica.head.hash == BLOCK.hash
+    for vote in (late, contradiction, bench.commit(3, BLOCK)):
+        assert bench.replica.verification(vote) == ()
+    before = bench.replica._log
+    bench.hear(
+        Commit(bench.commit(3, BLOCK).vote, 3, bytes(64)), Prepare(late.ballot, 3, bytes(64))
+    )
+    assert len(before) == 0
+    assert bench.rejected == []
+
+
+def test_what_was_settled_stays_settled_in_later_views_and_lives() -> None:
+    """A vote may wait for its turn, unchecked, while its view ends: it must not count then either."""
+    bench = Bench(1)
+    bench.hear(bench.pre_prepare(BLOCK), bench.prepare(2, BLOCK))
+    late = bench.prepare(3, BLOCK)
+    assert bench.replica.verification(late) == ()
+    changes = [bench.view_change(i, 2, prepared=[bench.prepared(BLOCK)]) for i in (0, 2, 3)]
+    bench.hear(*changes[:2])
+    assert bench.replica.view == 2
+    assert bench.replica.verification(late) == ()
+    bench.hear(Prepare(late.ballot, late.replica, bytes(64)))
+    assert 3 not in bench.replica._log.slot(BLOCK.height).prepares
+    bench.live()
+    assert bench.replica.verification(late) == ()
+
+
 def test_exchanged_transactions_do_not_accuse_the_primary() -> None:
     """Its signature covers the header; who relays another body is the liar."""
     bench = Bench(1)

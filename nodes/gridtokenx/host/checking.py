@@ -6,7 +6,7 @@ digests of whole checks, valid ones only, so nothing that was not verified is ev
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -83,11 +83,17 @@ class SignatureChecker:
         """For each group, whether all its signatures are valid."""
         if self._pool is not None:
             await self._check_on_threads([check for group in groups for check in group])
+        return [self.holds(group) for group in groups]
+
+    @property
+    def threaded(self) -> bool:
+        """Whether several are checked at once: then it is better to ask for many together."""
+        return self._pool is not None
+
+    def holds(self, group: Iterable[SignatureCheck]) -> bool:
+        """Whether all these signatures are valid; checks on the caller's own thread."""
         verify = self.verifier.verify
-        return [
-            all(verify(check.public_key, check.message, check.signature) for check in group)
-            for group in groups
-        ]
+        return all(verify(check.public_key, check.message, check.signature) for check in group)
 
     def close(self) -> None:
         """Stop the threads."""

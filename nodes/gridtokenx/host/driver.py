@@ -17,7 +17,7 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
 from gridtokenx.core.codec import MAX_MESSAGE_BYTES, Wire, decode, encode
@@ -106,7 +106,8 @@ class _Pending:
 
     sender: NodeId
     message: Wire
-    checks: Sequence[SignatureCheck] = field(default_factory=tuple)
+    checks: Sequence[SignatureCheck] | None = None
+    """What it stands on; None: the machine was not asked yet."""
 
 
 class Driver:
@@ -229,14 +230,16 @@ class Driver:
         batch: list[_Pending] = []
         if self._retry_stash:
             self._retry_stash = False
-            batch += [found for each in self._stash.empty() if (found := self._name(*each))]
+            batch += [_Pending(*each) for each in self._stash.empty()]
         for _ in range(len(self._ready)):
             if len(batch) >= BATCH_FRAMES or len(self._patient) >= PATIENT_FRAMES:
                 break
             link = self._ready.popleft()
             for pending in self._take(link):
-                patient = isinstance(pending.message, self._patient_types)
-                (self._patient if patient else batch).append(pending)
+                if not isinstance(pending.message, self._patient_types):
+                    batch.append(pending)
+                elif self._name(pending):
+                    self._patient.append(pending)
             if link.waiting and not link.closed:
                 self._ready.append(link)
         return batch
@@ -244,24 +247,39 @@ class Driver:
     def _some_patient(self) -> list[_Pending]:
         """The oldest patient messages, few enough that nobody waits long behind them."""
         taken = [self._patient.popleft()]
-        checks = len(taken[0].checks)
+        checks = len(taken[0].checks or ())
         while (
             self._patient
             and len(taken) < BATCH_FRAMES
-            and checks + len(self._patient[0].checks) <= PATIENT_CHECKS
+            and checks + len(self._patient[0].checks or ()) <= PATIENT_CHECKS
         ):
             taken.append(self._patient.popleft())
-            checks += len(taken[-1].checks)
+            checks += len(taken[-1].checks or ())
         return taken
 
     async def _check_and_step(self, batch: Sequence[_Pending]) -> None:
-        valid = await self._parts.checker.all_valid([pending.checks for pending in batch])
-        for pending, holds in zip(batch, valid, strict=True):
-            if holds:
-                self._step(Received(Verified(pending.sender, pending.message)))
-            else:
-                name = type(pending.message).__name__
-                self._links.fault(pending.sender, BadSignature(name))
+        """One after the other, so that what the first of them make needless is not even checked.
+
+        With threads that check, all are checked together before the first is taken.
+        """
+        checker = self._parts.checker
+        if not checker.threaded:
+            for pending in batch:
+                if self._name(pending):
+                    self._step_if(pending, holds=checker.holds(pending.checks or ()))
+            return
+        named = [pending for pending in batch if self._name(pending)]
+        valid = await checker.all_valid([pending.checks or () for pending in named])
+        for pending, holds in zip(named, valid, strict=True):
+            self._step_if(pending, holds=holds)
+
+    def _step_if(self, pending: _Pending, *, holds: bool) -> None:
+        """Take a message whose signatures hold; count a fault of its sender otherwise."""
+        if holds:
+            self._step(Received(Verified(pending.sender, pending.message)))
+        else:
+            name = type(pending.message).__name__
+            self._links.fault(pending.sender, BadSignature(name))
 
     def _take(self, link: Link) -> list[_Pending]:
         taken: list[_Pending] = []
@@ -284,22 +302,26 @@ class Driver:
             self._links.fault(sender, fault)
             return None
         self._parts.metrics.count("messages_received", kind=type(message).__name__)
-        return self._name(sender, message)
+        return _Pending(sender, message)
 
-    def _name(self, sender: NodeId, message: Wire) -> _Pending | None:
-        """Ask the machine which signatures a message stands on."""
+    def _name(self, pending: _Pending) -> bool:
+        """Ask the machine which signatures a message stands on; whether it may go on."""
+        if pending.checks is not None:
+            return True
+        sender, message = pending.sender, pending.message
         try:
             checks = self._machine.verification(message)
         except RemoteFault as fault:
             self._links.fault(sender, fault)
-            return None
+            return False
         except Exception as error:
             raise self._halted(error, f"verification of {type(message).__name__}") from error
         if isinstance(checks, Unknown):
             if not self._stash.add(sender, message):
                 self._parts.metrics.count("stash_dropped")
-            return None
-        return _Pending(sender, message, checks)
+            return False
+        pending.checks = checks
+        return True
 
     # -- the machine -------------------------------------------------------------------------------
 

@@ -185,8 +185,9 @@ def _restore(log: VoteLog, slot: Slot, name: bytes, value: bytes) -> None:
         slot.own_prepare = decode_own(value, Prepare)
         log.add_prepare(slot.own_prepare)
     elif name == _COMMIT:
-        slot.own_commit = decode_own(value, Commit)
-        log.add_commit(slot.own_commit)
+        commit = decode_own(value, Commit)
+        slot.settle(commit)
+        log.add_commit(commit)
     elif name == _PREPARED:
         slot.prepared = decode_own(value, PreparedCertificate)
     elif name.startswith(_BODY):

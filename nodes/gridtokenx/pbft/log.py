@@ -86,6 +86,8 @@ class Slot:
     """What this replica voted last, to be sent again."""
     own_commit: Commit | None = None
     """What this replica voted last, to be sent again."""
+    settled: set[tuple[int, bytes]] = field(default_factory=set)
+    """(view, hash) of what this replica voted to commit: further prepares for it prove nothing new."""
     prepare_tally: Tally[Ballot] = field(default_factory=Tally)
     """Of `prepares`, without those of the primaries of their views."""
     commit_tally: Tally[CommitVote] = field(default_factory=Tally)
@@ -113,6 +115,12 @@ class Slot:
     def prepared_in(self, view: int) -> bool:
         """Whether this replica knows that the proposal accepted in `view` is prepared."""
         return self.own_commit is not None and self.own_commit.vote.view == view
+
+    def settle(self, commit: Commit) -> None:
+        """This replica votes to commit: it has the proof that the block is prepared in that view."""
+        self.own_commit = commit
+        if len(self.settled) < MAX_BODIES:
+            self.settled.add((commit.vote.view, commit.vote.block_hash))
 
     def end_view(self) -> None:
         """The view of the accepted proposal ended: its overlay goes, what is prepared stays."""
@@ -164,6 +172,11 @@ class VoteLog:
             del self._slots[old]
 
     # -- votes -------------------------------------------------------------------------------------
+
+    def is_settled(self, ballot: Ballot) -> bool:
+        """Whether prepares for this ballot can change nothing here any more; once so, it stays so."""
+        slot = self._slots.get(ballot.height)
+        return slot is not None and (ballot.view, ballot.block_hash) in slot.settled
 
     def add_prepare(self, prepare: Prepare) -> Equivocation | None:
         """Keep a verified prepare; returns the proof if its author contradicts itself."""

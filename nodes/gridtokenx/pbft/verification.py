@@ -1,9 +1,10 @@
 """Which signatures a message stands on: named before the machine sees it.
 
-Law of the file: **nothing signed enters `Replica.step` unchecked.** Keys are found by the message's
-own set id; a set that is not known yet makes the driver wait (`Unknown`). Every rule that must hold
-for a key to be nameable at all is checked here, the rest by the handlers: also whether the set is the
-present one, for the sets of all earlier terms stay known.
+Law of the file: **nothing signed that `Replica.step` reads enters it unchecked.** Keys are found by
+the message's own set id; a set that is not known yet makes the driver wait (`Unknown`). Every rule
+that must hold for a key to be nameable at all is checked here, the rest by the handlers: also whether
+the set is the present one, for the sets of all earlier terms stay known. What a replica is sure to
+throw away unread (`Replica._is_needless`) does not come here.
 
 A certified block's transactions are not checked again: a quorum checked them before it voted. Nor are
 those of a proposal that wait here already: they were checked when they came, and are the same to the
