@@ -11,6 +11,7 @@ import random
 import pytest
 from tests.simulation.pbft_cluster import CHAIN_ID, VERIFIER, transfer
 from tests.simulation.pbft_script import Bench
+from tests.stages import spread
 
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.errors import RemoteFault
@@ -157,7 +158,7 @@ def decide(bench: Bench, block: ExecutedBlock) -> None:
     assert bench.replica.head.hash == block.hash
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", spread(range(60), 20))
 def test_whatever_a_traitor_signs(seed: int) -> None:
     bench = Bench(1)
     traitor = Traitor(bench, random.Random(seed))

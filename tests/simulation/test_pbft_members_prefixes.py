@@ -5,6 +5,7 @@ contradicts nothing that left it in the last, and the chain goes on with it.
 """
 
 import copy
+import itertools
 
 import pytest
 from tests.simulation.members_cluster import MembersCluster, add, key, remove, replace
@@ -43,8 +44,7 @@ def around_a_handover(change: Change, n: int) -> tuple[MembersCluster, int]:
     return cluster, cluster.members.set_id + 1
 
 
-@pytest.mark.parametrize("name", CHANGES)
-@pytest.mark.parametrize("victim", [0, 2, 4])
+@pytest.mark.parametrize(("name", "victim"), spread([*itertools.product(CHANGES, (0, 2, 4))], 4))
 def test_a_crash_anywhere_around_a_handover(name: str, victim: int) -> None:
     change = CHANGES[name]
     n = 5 if name == "a replica leaves" else 4

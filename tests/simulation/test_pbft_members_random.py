@@ -17,7 +17,7 @@ from tests.stages import spread
 
 from gridtokenx.pbft.membership import Change
 
-SEEDS = spread(range(int(os.environ.get("GTX_PBFT_SEEDS", "40"))), 10)
+SEEDS = spread(range(int(os.environ.get("GTX_PBFT_SEEDS", "40"))), 4)
 EVERYBODY = 8
 
 

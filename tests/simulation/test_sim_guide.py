@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs/researcher-guide.md").read_text(encoding="utf-8")
 EXAMPLE = GUIDE[GUIDE.index("## A worked example") : GUIDE.index("## A manifest")]
@@ -17,6 +19,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_worked_example_works(tmp_path: Path) -> None:
     (tmp_path / "compose").symlink_to(ROOT / "compose")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

@@ -4,6 +4,7 @@ More seeds: ``GTX_STAGES=slow GTX_SIM_SEEDS=5000 pytest tests/simulation/test_si
 ``gtx sim sweep compose/manifests/sim-swarm.toml --seeds 0..4999 --jobs 2``.
 """
 
+import itertools
 import os
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from gridtokenx.lab.sim.execute import execute
 from gridtokenx.lab.sim.manifest import Chain, Liveness, Manifest, Safety, Workload, load, parse
 
 ROOT = Path(__file__).parents[2] / "compose"
-PLAIN = 8
+PLAIN = 3
 """Seeds of each manifest that the plain stage draws."""
 SEEDS = range(int(os.environ.get("GTX_SIM_SEEDS", "150")))
 
@@ -45,8 +46,9 @@ def short(*faults: AnyFault, replicas: int = 4, seed: int | None = None) -> Mani
     )
 
 
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
-@pytest.mark.parametrize("replicas", [4, 5])
+@pytest.mark.parametrize(
+    ("behaviour", "replicas"), spread([*itertools.product(BEHAVIOURS, (4, 5))], 15)
+)
 def test_one_traitor_that_leads_breaks_nothing(behaviour: str, replicas: int) -> None:
     """With a crash in between, so that views change under every behaviour."""
     traitor = msgspec.convert({"kind": "behave", "node": 0, "behaviour": behaviour}, Behave)

@@ -92,7 +92,7 @@ def first_failure(name: str, most: int) -> Outcome | None:
     return next((outcome for outcome in outcomes if outcome.failed), None)
 
 
-@pytest.mark.parametrize("name", CAUGHT)
+@pytest.mark.parametrize("name", spread(list(CAUGHT), 3 * PLAIN))
 def test_a_sweep_catches_it_and_spares_the_real_replica(name: str) -> None:
     most, checkers = CAUGHT[name]
     outcome = first_failure(name, most)

@@ -155,6 +155,7 @@ for_ms = 20000
 """
 
 
+@pytest.mark.slow
 def test_a_chain_that_is_down_as_a_whole_catches_up() -> None:
     """Meters keep what no watermark covers, and the broker keeps nothing."""
     outcome = execute(network(WHOLE_CHAIN, seconds=45), 3)
@@ -172,6 +173,7 @@ for_ms = 5000
 """
 
 
+@pytest.mark.slow
 def test_nodes_that_lost_their_disks_fetch_everything_again() -> None:
     outcome = execute(network(FORGETFUL), 4)
     assert outcome.verdict == "ok", outcome.finding
@@ -203,6 +205,7 @@ for_ms = 30000
 """
 
 
+@pytest.mark.slow
 def test_a_silent_relayer_and_devices_that_lie_cost_a_delay() -> None:
     outcome = execute(network(MEDDLERS), 5)
     assert outcome.verdict == "ok", outcome.finding

@@ -493,6 +493,7 @@ def scratches(directory: Path) -> list[Path]:
     return list(directory.glob(f"{PREFIX}*"))
 
 
+@pytest.mark.slow
 def test_what_a_killed_command_leaves_is_cleared_by_the_next(node: Path, tmp_path: Path) -> None:
     target = tmp_path / "x.backup"
     killed_amid("create", "write_archive", "backup", "create", "--home", node, "--to", target)
@@ -528,6 +529,7 @@ def test_only_own_directories_are_cleared(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_scratch_directories_are_made_and_cleared_at_once(tmp_path: Path) -> None:
     """Processes that make, clear and abandon them do not take each other's."""
     program = (
