@@ -1,5 +1,6 @@
 """Stages: what a plain `scripts/test` leaves out, and how to turn it on."""
 
+import itertools
 import os
 
 import pytest
@@ -32,7 +33,7 @@ def pytest_configure() -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Order the tests, skip what belongs to a stage that is off, and say how it is turned on."""
-    begin_with_networks(items, getattr(config, "workerinput", {}).get("workercount", 1))
+    begin_with_waits(items, getattr(config, "workerinput", {}).get("workercount", 1))
     if "full" in STAGES:
         return
     for stage in STAGED.keys() - STAGES:
@@ -42,14 +43,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def begin_with_networks(items: list[pytest.Item], workers: int) -> None:
-    """Let whole networks begin at once, where the first two of the test processes begin.
+def begin_with_waits(items: list[pytest.Item], workers: int) -> None:
+    """Let tests that mostly wait begin where test processes begin, beside all that computes.
 
-    They last long, do little, and wait for each other's places (`whole_network`): at the end of a run
-    they would keep the other processes idle for a quarter of an hour.
+    Each process is given a share of the list to begin with, and others take from its end what is left.
+    Whole networks last long, do little, and wait for each other's places (`whole_network`); real
+    processes wait for time. At the end of a run they would keep the machine idle for minutes.
     """
     networks = [item for item in items if "whole_network" in getattr(item, "fixturenames", ())]
-    others = [item for item in items if item not in networks]
-    here, there = networks[::2], networks[1::2]
-    share = len(items) // workers - len(here) if workers > 1 else 0
-    items[:] = [*here, *others[:share], *there, *others[share:]]
+    real = [item for item in items if item.get_closest_marker("e2e") and item not in networks]
+    files = list(dict.fromkeys(item.path for item in real))
+    heads: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    for number, item in enumerate(networks):
+        heads[number % 2 % workers].append(item)
+    for item in real:
+        heads[(1 + files.index(item.path) % 2) % workers].append(item)
+    waiting = {*networks, *real}
+    others = iter([item for item in items if item not in waiting])
+    left, arranged = len(items), list[pytest.Item]()
+    for number, head in enumerate(heads):
+        share = left // (workers - number)
+        arranged += [*head, *itertools.islice(others, max(0, share - len(head)))]
+        left = len(items) - len(arranged)
+    items[:] = [*arranged, *others]
