@@ -56,7 +56,8 @@ class Chain(Section, frozen=True):
 
     replicas: Replicas = 4
     observers: Annotated[int, Meta(ge=0, le=64)] = 0
-    """Nodes without a seat at first; their indices come after the replicas'."""
+    """Nodes without a seat at first; their indices come after the replicas'. Of a network: so many of the
+    consortium and of the oracle chain each."""
     variant: Annotated[str, Meta(pattern="^[a-z0-9-]{0,40}$")] = ""
     """A deliberately broken replica (`gtx sim variants`); empty: the real one."""
     window: Window = 1
@@ -289,7 +290,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     least = min(manifest.swarm.replicas) if manifest.swarm is not None else chain.replicas
     nodes = least + chain.observers
     if manifest.testnet is not None:
-        nodes = len(naming.names(manifest.testnet))
+        nodes = len(naming.names(manifest.testnet, chain.observers))
     for number, change in enumerate(manifest.change, 1):
         for problem in _change_problems(change, nodes):
             yield f"change {number}: {problem}"
@@ -317,18 +318,24 @@ def _chain_problems(manifest: Manifest) -> Iterator[str]:
 def _network_problems(manifest: Manifest, network: Testnet) -> Iterator[str]:
     """What is said of one chain means nothing to a network of three."""
     usual = Manifest()
-    for name in ("workload", "byzzfuzz", "change"):
+    for name in ("workload", "byzzfuzz"):
         if getattr(manifest, name) != getattr(usual, name):
             yield f"[{name}] is about one chain; it cannot be used with testnet"
-    variant = manifest.chain.variant
-    if manifest.chain != Chain(variant=variant):
-        yield "[chain] is about one chain; with testnet it may hold `variant` only"
+    variant, observers = manifest.chain.variant, manifest.chain.observers
+    if manifest.chain != Chain(variant=variant, observers=observers):
+        yield "[chain] is about one chain; with testnet it may hold `variant` and `observers` only"
     if variant not in naming.VARIANTS:
         known = ", ".join(filter(None, naming.VARIANTS))
         yield f"chain.variant = {variant!r}: known: {known}"
     if manifest.liveness.core != "all":
         yield "liveness.core: of a network all are healed"
-    yield from naming.problems(network, manifest.fault, manifest.name)
+    yield from naming.problems(network, observers, manifest.fault, manifest.name)
+    processes = naming.names(network, observers)
+    for number, change in enumerate(manifest.change, 1):
+        named = [processes[node] for node in change.nodes if node < len(processes)]
+        chains = {name.rpartition("-")[0] for name in named}
+        if chains - {"consortium", "oracle"} or len(chains) > 1:
+            yield f"change {number}: of one of the PBFT chains, not {', '.join(named)}"
 
 
 def _change_problems(change: Change, nodes: int) -> Iterator[str]:
@@ -439,12 +446,12 @@ def dump(manifest: Manifest) -> str:
         inside = list(_lines(section, type(section)()))
         if inside or name in ("swarm", "byzzfuzz"):
             lines += ["", f"[{name}]", *inside]
-    for change in manifest.change:
-        lines += ["", "[[change]]", *_lines(change, Change())]
     processes: Sequence[str] = ()
     if manifest.testnet is not None:
         lines += naming.dump_lines(manifest.testnet)
-        processes = naming.names(manifest.testnet)
+        processes = naming.names(manifest.testnet, manifest.chain.observers)
+    for change in manifest.change:
+        lines += ["", "[[change]]", *_change_lines(change, processes)]
     for fault in manifest.fault:
         lines += ["", "[[fault]]", *_fault_lines(fault, processes)]
     return "\n".join(lines) + "\n"
@@ -457,6 +464,13 @@ def _fault_lines(fault: Fault, processes: Sequence[str]) -> Iterator[str]:
         if value != field.default:
             shown = naming.by_name(field.name, value, processes)
             yield f"{field.name} = {_toml(shown)}"
+
+
+def _change_lines(change: Change, processes: Sequence[str]) -> Iterator[str]:
+    for name in change.__struct_fields__:
+        value = getattr(change, name)
+        if value != getattr(Change(), name):
+            yield f"{name} = {_toml(naming.by_name(name, value, processes))}"
 
 
 def _lines(table: Section, usual: Section, skip: Iterable[str] = ()) -> Iterator[str]:

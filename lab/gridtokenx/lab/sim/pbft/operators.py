@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from gridtokenx.core.codec import Wire
+from gridtokenx.core.codec import Wire, encode
 from gridtokenx.core.keys import Signer
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.lab.sim.manifest import Change
@@ -65,6 +65,7 @@ class Operators:
         """Each change that was passed over, with the reason."""
         self._next = 0
         self._begun = -1
+        self._numbers: dict[tuple[int, bytes], int] = {}
 
     def under_way(self, head: ExecutedBlock) -> bool:
         """Whether the change that comes next was begun and its set is not there yet."""
@@ -149,5 +150,7 @@ class Operators:
 
     def _sign(self, state: State, node: int, call: Wire) -> Transaction:
         signer = self._signer(node)
-        nonce = self._admission.standing(state, signer.public_key).next_nonce or 0
+        nonce = self._admission.standing(state, signer.public_key).next_nonce
+        if nonce is None:  # any number will do that was not used: the same for the same words
+            nonce = self._numbers.setdefault((node, encode(call)), len(self._numbers) + 1)
         return sign_transaction(signer, self._chain_id, nonce, [call])

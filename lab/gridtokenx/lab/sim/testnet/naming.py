@@ -7,6 +7,7 @@ in the manifest                           means
 ``[testnet]``, ``[testnet.devices]``      the same, written here
 (a manifest of `gtx testnet` by itself)   a grid day of it, without faults
 ``nodes = ["oracle-2", "relayer-0"]``     in faults, processes by name; by number works as well
+``[chain] observers``, ``[[change]]``     nodes without a seat, and changes of a PBFT chain's set
 ========================================  ========================================================
 """
 
@@ -57,25 +58,26 @@ BOUND_MS: Final = 300_000
 _BARE: Final = frozenset(
     {"time", "public", "consortium", "oracle", "bridge", "devices", "market", "ports"}
 )
+_PLACE: Final = ("node", "add", "remove", "replace", "by")
 _PLACES: Final = ("nodes", "senders", "receivers", "victims")
 
 Raw = dict[str, Any]
 """A TOML table, not yet typed."""
 
 
-def node_names(manifest: Manifest, chain: str) -> list[str]:
-    """The nodes of a chain."""
+def node_names(manifest: Manifest, chain: str, observers: int = 0) -> list[str]:
+    """The nodes of a chain; `observers` of each PBFT chain have no seat at first."""
     counts = {
         "public": manifest.public.candidates or manifest.public.validators,
-        "consortium": manifest.consortium.replicas,
-        "oracle": manifest.oracle.nodes,
+        "consortium": manifest.consortium.replicas + observers,
+        "oracle": manifest.oracle.nodes + observers,
     }
     return [f"{chain}-{index}" for index in range(counts[chain])]
 
 
-def names(manifest: Manifest) -> list[str]:
+def names(manifest: Manifest, observers: int = 0) -> list[str]:
     """All processes; a fault's number of one is its position here."""
-    nodes = [name for chain in CHAINS for name in node_names(manifest, chain)]
+    nodes = [name for chain in CHAINS for name in node_names(manifest, chain, observers)]
     relayers = [f"relayer-{position}" for position in range(manifest.bridge.relayers)]
     return [*nodes, *relayers, BROKER, MARKET_DATA, DEVICES, AGENTS]
 
@@ -101,9 +103,12 @@ def expand(raw: Raw, source: str, beside: Path | None) -> Raw:
     network = raw["testnet"]
     if isinstance(network, str):
         network = _read(network, source, beside)
-    faults = [_by_number(fault, network) for fault in raw.get("fault", ())]
     liveness = {"bound_ms": BOUND_MS, **raw.get("liveness", {})}
-    return {**raw, "testnet": network, "liveness": liveness} | ({"fault": faults} if faults else {})
+    expanded = {**raw, "testnet": network, "liveness": liveness}
+    for key in ("fault", "change"):
+        if isinstance(raw.get(key), list):
+            expanded[key] = [_by_number(each, network, _observers(raw)) for each in raw[key]]
+    return expanded
 
 
 def _alone(raw: Raw) -> Raw:
@@ -136,10 +141,17 @@ def _read(name: str, source: str, beside: Path | None) -> Raw:
         raise LocalFault(f"manifest {source}: testnet = {name!r} is not TOML: {error}") from None
 
 
-def _by_number(fault: object, network: object) -> object:
+def _observers(raw: Raw) -> int:
+    chain = raw.get("chain")
+    count = chain.get("observers", 0) if isinstance(chain, dict) else 0
+    return count if isinstance(count, int) and 0 <= count <= 64 else 0
+
+
+def _by_number(fault: object, network: object, observers: int) -> object:
+    """A fault's or change's table with processes by number."""
     if not isinstance(fault, dict) or not isinstance(network, dict):
         return fault
-    numbers = {name: number for number, name in enumerate(names(_sizes(network)))}
+    numbers = {name: number for number, name in enumerate(names(_sizes(network), observers))}
 
     def number(value: object) -> object:
         return numbers.get(value, value) if isinstance(value, str) else value
@@ -153,8 +165,9 @@ def _by_number(fault: object, network: object) -> object:
             [number(each) for each in side] if isinstance(side, list) else side
             for side in fault["sides"]
         ]
-    if "node" in fault:
-        changed["node"] = number(fault["node"])
+    for key in _PLACE:
+        if key in fault:
+            changed[key] = number(fault[key])
     return changed
 
 
@@ -174,13 +187,15 @@ def _sizes(network: Raw) -> Manifest:
 # -- judging ---------------------------------------------------------------------------------------
 
 
-def problems(network: Manifest, faults: Sequence[Fault], source: str) -> Iterator[str]:
+def problems(
+    network: Manifest, observers: int, faults: Sequence[Fault], source: str
+) -> Iterator[str]:
     """What of a network's run could not work."""
     try:
         check_manifest(network, f"{source}, testnet")
     except LocalFault as refusal:
         yield str(refusal)
-    processes = names(network)
+    processes = names(network, observers)
     for number, fault in enumerate(faults, 1):
         if isinstance(fault, RoundMutation | RoundPartition | ViewPartition):
             yield f"fault {number}: rounds and views are one chain's; a network has three"
@@ -191,7 +206,7 @@ def problems(network: Manifest, faults: Sequence[Fault], source: str) -> Iterato
                 yield f"fault {number}: {name} may be {', '.join(allowed)}, not {fault.behaviour!r}"
             yield from _victim_problems(number, fault, processes)
     for chain in CHAINS:
-        nodes = set(node_names(network, chain))
+        nodes = set(node_names(network, chain, observers))
         traitors = {processes[each] for each in byzantine(faults) if each < len(processes)}
         if nodes <= traitors:
             yield f"every node of the {chain} chain is a traitor: nobody is left to be judged"
@@ -242,4 +257,4 @@ def by_name(key: str, value: Any, processes: Sequence[str]) -> Any:
         return [name(each) for each in value]
     if key == "sides":
         return [[name(each) for each in side] for side in value]
-    return name(value) if key == "node" else value
+    return name(value) if key in _PLACE else value

@@ -105,6 +105,7 @@ class Testnet:
         disk_ms: longest time until a batch is durable.
         neighbourhood: made from the manifest if None.
         variant: how nodes are broken on purpose; empty: they are not.
+        observers: so many nodes of each PBFT chain have no seat at first.
         faults: of the run: who is a traitor, and how.
         draws: the run's seed, from which traitors draw.
     """
@@ -118,11 +119,13 @@ class Testnet:
         disk_ms: int = 2,
         neighbourhood: Neighbourhood | None = None,
         variant: str = "",
+        observers: int = 0,
         faults: Sequence[Fault] = (),
         draws: int = 0,
     ) -> None:
         self.manifest: Final = manifest
         self._variant: Final = network_variant(variant)
+        self._observers: Final = observers
         self.neighbourhood: Final = neighbourhood or make_neighbourhood(manifest)
         self.verifier: Final = KeyedHashVerifier()
         self.facts: Final = self._put_together()
@@ -185,8 +188,12 @@ class Testnet:
             facts, SharedLedger(facts.ledger), timing, self.verifier, self._variant
         )
 
+    def node_names(self, chain: str) -> list[str]:
+        """The nodes of a chain, those without a seat too."""
+        return node_names(self.manifest, chain, self._observers)
+
     def _keys_of(self, chain: str) -> Sequence[NodeId]:
-        return [signer_of(name).public_key for name in node_names(self.manifest, chain)]
+        return [signer_of(name).public_key for name in self.node_names(chain)]
 
     def _places(self) -> Iterator[Place]:
         """Of the nodes, which come first among processes."""
@@ -195,14 +202,14 @@ class Testnet:
 
     def _join_traitors(self) -> None:
         for name, chain in self.chains.items():
-            signers = [signer_of(each) for each in node_names(self.manifest, name)]
+            signers = [signer_of(each) for each in self.node_names(name)]
             keys = self._keys_of(name)
             self.traitors.join(chain.facts, chain.ledger, chain.timing, keys, signers)
 
     def _add_all(self) -> None:
         self._join_traitors()
         for chain in CHAINS:
-            for index, name in enumerate(node_names(self.manifest, chain)):
+            for index, name in enumerate(self.node_names(chain)):
                 begin = partial(self._begin_node, chain, index)
                 self.nodes[chain].append(self._add(name, begin, network=chain))
         parts = self.parts

@@ -9,23 +9,32 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import Final
 
+from msgspec.structs import replace
+
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.gridtime import interval_at
 from gridtokenx.core.machine import Committed, NodeId, Reader
-from gridtokenx.lab.faults import Behave, RoundMutation, byzantine
+from gridtokenx.interchain.stores import CLIENTS
+from gridtokenx.lab.faults import Behave, Fault, RoundMutation, byzantine
 from gridtokenx.lab.manifest import Manifest as Network
 from gridtokenx.lab.sim.history import History, ViewPoint
 from gridtokenx.lab.sim.inject import Injector
-from gridtokenx.lab.sim.manifest import Manifest
+from gridtokenx.lab.sim.manifest import Change, Manifest
 from gridtokenx.lab.sim.network import Envelope
 from gridtokenx.lab.sim.outcome import Outcome, Violation
+from gridtokenx.lab.sim.pbft.operators import Operators
 from gridtokenx.lab.sim.run import Measured, SimulatedRun, profile_of
 from gridtokenx.lab.sim.store import SimulatedStore
 from gridtokenx.lab.sim.streams import stream
 from gridtokenx.lab.sim.testnet.checkers import NetworkCheckers
-from gridtokenx.lab.sim.testnet.naming import BROKER, DEVICES, node_names
-from gridtokenx.lab.sim.testnet.network import Neighbourhood, Testnet, make_neighbourhood
+from gridtokenx.lab.sim.testnet.naming import BROKER, DEVICES
+from gridtokenx.lab.sim.testnet.network import (
+    Neighbourhood,
+    Testnet,
+    make_neighbourhood,
+    signer_of,
+)
 from gridtokenx.lab.sim.testnet.processes import Life, Process
 from gridtokenx.lab.sim.testnet.tally import Tally
 from gridtokenx.lab.sim.testnet.variants import network_variant
@@ -33,8 +42,9 @@ from gridtokenx.lab.sim.world import START_MS, SimulatedNode
 from gridtokenx.lab.testnet.audit import StoppedChain, audit_chains
 from gridtokenx.lab.testnet.summary import Summary, summarise_chains
 from gridtokenx.ledger.records import final_height
+from gridtokenx.ledger.state import State
 from gridtokenx.pbft.replica import Replica
-from gridtokenx.pbft.rotation import PERIOD_VIEWS, turn_of
+from gridtokenx.pbft.rotation import PERIOD_VIEWS, primary_of
 
 _FULL_CHECKS: Final = 40
 """At so many heights of each chain the ledgers' invariants are looked at: they walk the whole state."""
@@ -42,6 +52,14 @@ _STAND_MS: Final = 10_000
 """How often a run says how far it is."""
 _LEADING: Final = "consortium"
 """Of the three chains the one that `leader`, heights and views in faults are about."""
+
+
+_GOVERNED: Final = ("consortium", "oracle")
+"""Chains whose sets their members change."""
+_GOVERN_MS: Final = 1_500
+"""How often operators look at their chain."""
+_SENT_TO: Final = 2
+"""They hand what they say to so many nodes."""
 
 
 @cache
@@ -74,6 +92,7 @@ class TestnetRun(SimulatedRun):
             disk_ms=manifest.network.disk_ms,
             neighbourhood=neighbourhood_of(self.network),
             variant=manifest.chain.variant,
+            observers=manifest.chain.observers,
             faults=manifest.fault,
             draws=self.seed,
         )
@@ -93,7 +112,11 @@ class TestnetRun(SimulatedRun):
             network_variant(manifest.chain.variant).rule,
         )
         self.tally: Final = Tally()
-        self._view = self._views = self._told_ms = 0
+        self._govern_draw: Final = stream(self.seed, "clients")
+        self._operators: Final = {chain: self._make_operators(chain) for chain in _GOVERNED}
+        self._at = (0, 0)
+        self._sets: dict[str, int] = {}
+        self._views = self._told_ms = 0
         self._summary: Summary | None = None
         self._view_points: list[ViewPoint] = []
         world = self.world
@@ -108,6 +131,19 @@ class TestnetRun(SimulatedRun):
         for meddler in self.testnet.traitors.meddlers:
             self.testnet.wires.meddlers.setdefault(self.places[meddler.node], []).append(meddler)
 
+    def _make_operators(self, chain: str) -> Operators:
+        """Of a PBFT chain: each change is of one, and is told to it by its own indices."""
+        nodes = [self._numbers[process.id] for process in self.testnet.nodes[chain]]
+        own = [_localised(each, nodes) for each in self.manifest.change if each.nodes[0] in nodes]
+        return Operators(
+            own,
+            self.testnet.facts[chain].chain_id,
+            lambda index: signer_of(self.testnet.nodes[chain][index].name),
+            self.testnet.chains[chain].ledger.admission,
+            stream(self.seed, f"operators of {chain}"),
+            lambda line: self.note(f"{chain}: {line}"),
+        )
+
     # -- what faults ask (`Subject`) ---------------------------------------------------------------
 
     def leader(self) -> int:
@@ -119,16 +155,17 @@ class TestnetRun(SimulatedRun):
         return self._leading(1)
 
     def _leading(self, ahead: int) -> int:
-        replicas = self.testnet.nodes[_LEADING]
-        return self._numbers[replicas[(turn_of(self._view) + ahead) % len(replicas)].id]
+        set_id, view = self._at
+        members = self.checkers.pbft[_LEADING].sets[set_id]
+        return self._numbers[members.members[primary_of(view + ahead, members)]]
 
     def height(self) -> int:
         """Of the consortium."""
         return self.checkers.heights()[_LEADING]
 
     def view(self) -> int:
-        """Of the consortium."""
-        return self._view
+        """Of the consortium: the highest, in whatever set."""
+        return self._views
 
     def holds(self, condition: str) -> bool:
         """For an honest replica of a PBFT chain."""
@@ -139,6 +176,12 @@ class TestnetRun(SimulatedRun):
                 and node.alive
                 and (final_height(node.store) or 0) + 1 < heights[chain]
                 for chain, node in self._honest()
+            )
+        if condition == "handover":
+            return any(
+                node.machine.validators.set_id < max(self.checkers.pbft[chain].sets)
+                for chain, node in self._honest()
+                if isinstance(node.machine, Replica)
             )
         machines = [node.machine for _, node in self._honest()]
         replicas = [machine for machine in machines if isinstance(machine, Replica)]
@@ -188,8 +231,21 @@ class TestnetRun(SimulatedRun):
         first = self.checkers.committed(node, effect, now)
         if first is not None:
             self.tally.take(self.testnet.facts[node.network], first, now)
+            self._tell_sets(node.network)
             self.injector.observe()
             self._tell_stand(now - START_MS)
+
+    def _tell_sets(self, chain: str) -> None:
+        """A set that a block announced; the public chain's are the elections' business."""
+        sets = self.checkers.sets()[chain]
+        newest = max(sets)
+        if chain in _GOVERNED and newest > self._sets.get(chain, 0):
+            self._sets[chain] = newest
+            names = [self._name_of(key) for key in sets[newest].members]
+            self.note(f"set {newest} of {chain} is announced: {', '.join(names)}")
+
+    def _name_of(self, key: NodeId) -> str:
+        return self.testnet.processes[self._numbers[key]].name
 
     def _tell_stand(self, since_start_ms: int) -> None:
         """How far everything is, from time to time: a day takes a minute of somebody's."""
@@ -211,25 +267,27 @@ class TestnetRun(SimulatedRun):
             self.noticed.update(report.kind for report in node.misbehaviours)
         self.checkers.stepped(node)
         machine = node.machine
-        if node.network == _LEADING and isinstance(machine, Replica) and machine.view > self._view:
-            self._view, attempt = machine.view, machine.view % PERIOD_VIEWS
-            self._views = max(self._views, attempt)
-            if attempt:
-                self.note(f"the consortium is in view {self._view}")
-            self._note_view(machine)
-            self.injector.observe()
+        if node.network == _LEADING and isinstance(machine, Replica):
+            self._look_at_view(machine, honest=self._numbers[node.id] not in self.byzantine)
         elif self.injector.watches:
             self.injector.observe()
 
-    def _note_view(self, replica: Replica) -> None:
+    def _look_at_view(self, replica: Replica, *, honest: bool) -> None:
+        """Whether an honest replica is further than any before: in views, or in sets."""
         members = replica.validators
-        point = ViewPoint(
-            at_ms=self.since_start_ms,
-            set_id=members.set_id,
-            view=self._view % PERIOD_VIEWS,
-            members=tuple(self._numbers[key] for key in members.members),
-        )
+        at = (members.set_id, replica.view)
+        if not honest or at <= self._at or at[0] not in self.checkers.pbft[_LEADING].sets:
+            if self.injector.watches:
+                self.injector.observe()
+            return
+        seats = tuple(self._numbers[key] for key in members.members)
+        attempt = at[1] % PERIOD_VIEWS
+        if attempt:
+            self.note(f"the consortium is in view {attempt}")
+        self._at, self._views = at, max(self._views, attempt)
+        point = ViewPoint(at_ms=self.since_start_ms, set_id=at[0], view=attempt, members=seats)
         self._view_points.append(point)
+        self.injector.observe()
 
     def _on_halted(self, node: SimulatedNode, error: Exception) -> None:
         name = self._process(node).name
@@ -255,6 +313,8 @@ class TestnetRun(SimulatedRun):
     def _safety(self) -> None:
         self.injector.begin()
         self.testnet.start()
+        if self.manifest.change:
+            self._govern()
         self.world.run_for(self.manifest.safety.duration_ms)
 
     def _liveness(self) -> int:
@@ -279,6 +339,36 @@ class TestnetRun(SimulatedRun):
             raise Violation("liveness", f"{phase.bound_ms} ms after healing: {missing}")
         return world.now - start_ms
 
+    def _govern(self) -> None:
+        """Let the operators say what is to be said, and come again."""
+        for chain, operators in self._operators.items():
+            head = self.checkers.pbft[chain].newest
+            if self._healed_ms >= 0 and not operators.under_way(head):
+                continue
+            nodes = self.testnet.nodes[chain]
+            up = [
+                index
+                for index, each in enumerate(nodes)
+                if each.node.alive
+                and not each.node.paused
+                and self._numbers[each.id] not in self.byzantine
+            ]
+            for said in operators.say(head, up, self.since_start_ms):
+                for index in self._govern_draw.sample(range(len(nodes)), _SENT_TO):
+                    self.world.submit(nodes[index].id, [said])
+        self.world.at(self.world.now + _GOVERN_MS, self._govern)
+
+    def _unfollowed(self) -> Iterator[str]:
+        """Which chain does not know yet by whom another one is certified."""
+        newest = {name: each.newest for name, each in self.checkers.pbft.items()}
+        newest["public"] = self.checkers.public.newest
+        for chain, checkers in self.checkers.pbft.items():
+            last = max(checkers.sets)
+            for other, block in newest.items() if last else ():
+                client = None if other == chain else CLIENTS.get(State(block.state), chain)
+                if client is not None and client.set_id < last:
+                    yield f"{other} knows set {client.set_id} of {chain}, {last} is the last"
+
     def _missing(
         self, targets: dict[str, int], waiting: frozenset[bytes], interval: int
     ) -> list[str]:
@@ -288,6 +378,8 @@ class TestnetRun(SimulatedRun):
         left = waiting & self.tally.open_packets.keys()
         if left:
             return [f"{len(left)} packets that were under way have not ended"]
+        if unfollowed := list(self._unfollowed()):
+            return unfollowed
         return [
             f"{self._process(node).name} is at height {height}, not {targets[chain]}"
             for chain, node in self._honest()
@@ -321,7 +413,12 @@ class TestnetRun(SimulatedRun):
         return Measured(
             trace=self.testnet.trace_digest(),
             replicas=sum(map(len, self.testnet.nodes.values())),
-            handovers=0,
+            handovers=sum(max(checkers.sets) for checkers in self.checkers.pbft.values()),
+            refused=tuple(
+                f"{chain}: {line}"
+                for chain, operators in self._operators.items()
+                for line in operators.refused
+            ),
             blocks=sum(self.checkers.heights().values()),
             views=self._views,
             transactions=self.tally.transactions,
@@ -353,7 +450,7 @@ class TestnetRun(SimulatedRun):
         published = self.testnet.parts.count(DEVICES).value("readings_published")
         rejected = sum(
             self.testnet.parts.count(name).value("readings_rejected")
-            for name in node_names(self.network, "oracle")
+            for name in self.testnet.node_names("oracle")
         )
         readings = audited["readings"]
         return {
@@ -383,10 +480,31 @@ class TestnetRun(SimulatedRun):
                     yield f"liveness: {told}, {members.faulty} tolerated"
 
     def _withheld(self) -> Iterator[str]:
-        """Those who are trusted for liveness, and break it: a behaviour does not heal."""
-        liars = {fault.node for fault in self.manifest.fault if isinstance(fault, Behave)}
+        """Those who are trusted for liveness, and break it for longer than the first phase."""
+        duration_ms = self.manifest.safety.duration_ms
+        liars = {
+            fault.node
+            for fault in self.manifest.fault
+            if isinstance(fault, Behave) and not _ends_within(fault, duration_ms)
+        }
         names = {self.testnet.processes[number].name for number in liars}
         if all(f"relayer-{each}" in names for each in range(self.network.bridge.relayers)):
             yield "liveness: every relayer misbehaves"
         for name in sorted(names & {BROKER, DEVICES}):
             yield f"liveness: {name} misbehaves"
+
+
+def _ends_within(fault: Fault, duration_ms: int) -> bool:
+    """Whether it is over by then for sure."""
+    timed = not (fault.at_height or fault.at_view or fault.when)
+    return timed and 0 < fault.for_ms <= duration_ms - fault.at_ms
+
+
+def _localised(change: Change, nodes: Sequence[int]) -> Change:
+    """A change with nodes by their index on their chain."""
+    named = {
+        key: nodes.index(node)
+        for key in ("add", "remove", "replace", "by")
+        if (node := getattr(change, key)) is not None
+    }
+    return replace(change, **named)
