@@ -170,12 +170,14 @@ class Pool:
             now_ms: network time.
         """
         block = tuple(included)
-        for sender in {transaction.body.sender for transaction in block}:
+        last = {transaction.body.sender: transaction.body.nonce for transaction in block}
+        for sender, nonce in last.items():
             own = self._senders.get(sender)
-            if own is not None:
-                standing = standing_of(sender)
-                self._renew(own, standing.next_nonce)
-                self._cut_to_budget(own, standing.budget)
+            if own is None or (len(own.by_nonce) == 1 and nonce in own.by_nonce):
+                continue  # of most nothing is left but what the block has, and goes below
+            standing = standing_of(sender)
+            self._renew(own, standing.next_nonce)
+            self._cut_to_budget(own, standing.budget)
         self.discard(block)
         self.expire(now_ms)
 
