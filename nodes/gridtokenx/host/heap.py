@@ -13,7 +13,7 @@ import gc
 import sys
 from typing import Final
 
-YOUNG: Final = 20_000
+YOUNG: Final = 100_000
 """Objects that may be made, less those that died, before the youngest are looked at; Python's: 700."""
 MIDDLE: Final = 20
 OLD: Final = 20

@@ -55,6 +55,9 @@ DRAIN_S: Final = 7.0
 """How long stopping may take; fork server, container engines and service managers wait longer."""
 AT_ONCE_EXIT: Final = 130
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+SWITCH_S: Final = 0.0005
+"""How long the interpreter may keep a thread waiting for another; Python's: 5 ms. The store's writer
+takes it back some fifteen times for a large block, and votes wait for what it writes."""
 AGAIN_EXIT: Final = 75
 """EX_TEMPFAIL of sysexits.h: start it again."""
 
@@ -85,6 +88,7 @@ def serve(work: Callable[[], Coroutine[object, object, None]]) -> int:
     ends the process. Call it after any fork: the event loop begins here.
     """
     faulthandler.enable()
+    sys.setswitchinterval(SWITCH_S)
     with _one_line_errors() as outcome:
         arm_crash_points()
         with asyncio.Runner(loop_factory=_new_loop) as runner:
