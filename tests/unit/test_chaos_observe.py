@@ -25,6 +25,22 @@ def observer(*, bound_ms: int = 0, asks_work: bool = False) -> Observer:
     return made
 
 
+class Clock:
+    """Time that passes when it is told to."""
+
+    now_s = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("gridtokenx.lab.chaos.observe.time", made)
+    return made
+
+
 def grow(chain: Observer, height: int, *indices: int) -> None:
     for index in indices:
         chain.seen(index, Seen(height, chain.view, chain.leader))
@@ -69,23 +85,23 @@ def test_new_work_is_asked_for_that_was_sent_after_the_end() -> None:
     assert not chain.unsettled
 
 
-def test_who_is_late_has_broken_its_bound() -> None:
+def test_who_is_late_has_broken_its_bound(clock: Clock) -> None:
     chain = observer(bound_ms=1)
     chain.begin(1, PAUSE, "pause", [0], keeps_quorum=False)
     chain.end(1)
-    time.sleep(0.01)
+    clock.now_s += 0.01
     assert not chain.unsettled, "given up"
     assert "level" in chain.outcomes(0.0)[0].broken
 
 
-def test_a_fault_in_the_way_puts_the_bound_off_until_it_is_over() -> None:
+def test_a_fault_in_the_way_puts_the_bound_off_until_it_is_over(clock: Clock) -> None:
     chain = observer(bound_ms=1)
     chain.begin(1, PAUSE, "pause", [0], keeps_quorum=False)
     chain.end(1)
     chain.begin(2, Partition(), "partition", [0, 1], keeps_quorum=False)
-    time.sleep(0.01)
+    clock.now_s += 0.01
     assert {watch.number for watch in chain.unsettled} == {1, 2}
-    assert not chain.watches[0].broken(time.monotonic())
+    assert not chain.watches[0].broken(clock.now_s)
     assert chain.watches[0].deadline_s() is None
 
 
