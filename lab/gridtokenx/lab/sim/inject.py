@@ -118,7 +118,6 @@ class Injector:
         self._started: set[int] = set()
         self._spans: dict[int, tuple[Instant, Instant | None]] = {}
         self._over = False
-        world.network.rules.append(self._verdict)
 
     def begin(self) -> None:
         """Set every trigger."""
@@ -332,9 +331,16 @@ class Injector:
     # -- links -------------------------------------------------------------------------------------
 
     def _rule(self, number: int, rule: Rule) -> Undo:
+        if not self._rules:
+            self._world.network.rules.append(self._verdict)
         self._rules[number] = rule
         self._rules = dict(sorted(self._rules.items()))
-        return lambda: self._rules.__delitem__(number)
+        return lambda: self._end_rule(number)
+
+    def _end_rule(self, number: int) -> None:
+        del self._rules[number]
+        if not self._rules:
+            self._world.network.rules.remove(self._verdict)
 
     def _verdict(self, envelope: Envelope) -> Verdict | None:
         for rule in self._rules.values():
