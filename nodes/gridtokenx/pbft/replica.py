@@ -42,6 +42,7 @@ Ours differs:
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Self
 
 from gridtokenx.core.codec import Wire, decode_own
 from gridtokenx.core.errors import LocalFault, RemoteFault
@@ -128,7 +129,7 @@ class Replica(ViewChanging):
         pool: Pool | None = None,
         validators_of: ValidatorsOf | None = None,
         rotation_blocks: int = 0,
-    ) -> "Replica":
+    ) -> Self:
         """A replica as its earlier lives left it, or a new one on an empty disk.
 
         Args:

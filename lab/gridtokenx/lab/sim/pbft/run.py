@@ -29,6 +29,7 @@ from gridtokenx.lab.sim.pbft.chain import (
 from gridtokenx.lab.sim.pbft.checkers import Checkers
 from gridtokenx.lab.sim.pbft.messages import phase_of, round_of
 from gridtokenx.lab.sim.pbft.operators import Operators
+from gridtokenx.lab.sim.pbft.sharing import SharedChecks, sharing
 from gridtokenx.lab.sim.pbft.traitors import Conspiracy, Puppet
 from gridtokenx.lab.sim.pbft.variants import variant_named
 from gridtokenx.lab.sim.run import Measured, SimulatedRun, profile_of
@@ -97,6 +98,7 @@ class PbftRun(SimulatedRun):
             self.note,
         )
         self._traitors: Final = Traitors(manifest.fault, self._make_conspiracy(seed))
+        self._checks: Final[SharedChecks] = {}
         self.places: list[NodeId] = []
         self._index: dict[NodeId, int] = {}
         self._honest: list[SimulatedNode] = []
@@ -151,7 +153,7 @@ class PbftRun(SimulatedRun):
             rule = self.variant.rule  # the chain's: a traitor counts as all do
             honest = index not in self.byzantine
             replica_type = self.variant.replica if honest else self._traitors.replica_type(index)
-            replica = replica_type.restore(
+            replica = sharing(replica_type).restore(
                 reader,
                 self.ledger,
                 rule(self.validators),
@@ -161,6 +163,7 @@ class PbftRun(SimulatedRun):
                 rotation_blocks=self.manifest.chain.rotation_blocks,
                 validators_of=lambda tree: rule(membership.validators_of(tree)),
             )
+            replica.shared = self._checks
             return self._traitors.play(replica, index, twin=twin)
 
         return build
@@ -250,11 +253,13 @@ class PbftRun(SimulatedRun):
 
     def _on_stepped(self, node: SimulatedNode) -> None:
         index = self._index[node.id]
-        self._check_pace(index)
-        if index in self.byzantine:
-            return
-        replica = replica_in(node)
-        if replica is None:
+        self._steps += 1
+        if self.world.now != self._moment:
+            self._moment, self._steps = self.world.now, 1
+        elif self._steps > _MOST_STEPS:
+            raise Violation("survival", f"replica {index} spins: {_MOST_STEPS} steps in no time")
+        replica = node.machine  # an honest one is in no wrapper
+        if index in self.byzantine or not isinstance(replica, Replica):
             return
         self.checkers.stepped(index, node)
         if node.misbehaviours:
@@ -265,14 +270,6 @@ class PbftRun(SimulatedRun):
             self._note_view(*at)
         elif self.injector.watches:
             self.injector.observe()
-
-    def _check_pace(self, index: int) -> None:
-        """Time must pass: a machine that sets timers to now for ever stops the world."""
-        if self.world.now != self._moment:
-            self._moment, self._steps = self.world.now, 0
-        self._steps += 1
-        if self._steps > _MOST_STEPS:
-            raise Violation("survival", f"replica {index} spins: {_MOST_STEPS} steps in no time")
 
     def _note_block(self, executed: ExecutedBlock, latencies_ms: list[int]) -> None:
         point = BlockPoint(
