@@ -26,7 +26,7 @@ slow-disk           batches take longer to be durable                           
 lost-sync           the disk confirms what it does not keep                       Byzantine
 torn-write          a crash leaves a part of a batch                              Byzantine
 bit-flip            a stored record is damaged: its checksum ends the process     down
-behave              a replica breaks the protocol (see `BEHAVIOURS`)              Byzantine
+behave              a node breaks the protocol, a relayer lies (`AnyBehaviour`)   Byzantine
 round-mutation      a replica's messages of one round are changed (ByzzFuzz)      Byzantine
 ==================  ============================================================  ============
 

@@ -30,6 +30,7 @@ from gridtokenx.lab.sim.sweep import (
     summary,
     sweep,
 )
+from gridtokenx.lab.sim.testnet.naming import VARIANTS as OF_NETWORKS
 
 KEPT: Final = ("run.toml", "outcome.json", "timeline.jsonl")
 FIRST_FAILURES: Final = 5
@@ -337,11 +338,12 @@ def figure(records: tuple[Path, ...], measure: str, out: Path) -> None:
 
 @command.command()
 def variants() -> None:
-    """List the deliberately broken replicas that a manifest may name (chain.variant)."""
-    width = max(map(len, VARIANTS))
-    for variant in VARIANTS.values():
-        if variant.name:
-            click.echo(f"{variant.name:{width}}  {variant.about}")
+    """List what may be broken on purpose in a run of one chain, or of a network (chain.variant)."""
+    width = max(map(len, OF_NETWORKS))
+    for name, about in OF_NETWORKS.items():
+        if name:
+            where = "" if name in VARIANTS else " (networks only)"
+            click.echo(f"{name:{width}}  {about}{where}")
 
 
 # -- saying ----------------------------------------------------------------------------------------

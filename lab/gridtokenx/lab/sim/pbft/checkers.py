@@ -97,7 +97,7 @@ class Checkers:
         if known is not None and known != hash_:
             raise Violation(
                 "agreement",
-                f"replica {index} commits {hash_.hex()[:12]} at height {height}, where"
+                f"{self._who(index)} commits {hash_.hex()[:12]} at height {height}, where"
                 f" {known.hex()[:12]} is committed",
             )
         proof = self._check_certificate(index, node, executed)
@@ -118,7 +118,7 @@ class Checkers:
         if of_set is not None and of_set not in self.sets:
             raise Violation(
                 "durability",
-                f"replica {index} speaks in set {of_set}, which no committed block announces",
+                f"{self._who(index)} speaks in set {of_set}, which no committed block announces",
             )
         vote = vote_in(message, self.sets)
         if vote is None:
@@ -130,7 +130,7 @@ class Checkers:
         if known != statement:
             raise Violation(
                 "contradiction",
-                f"replica {index} says {statement.hex()[:12]} about {subject}, and had said"
+                f"{self._who(index)} says {statement.hex()[:12]} about {subject}, and had said"
                 f" {known.hex()[:12]}",
             )
 
@@ -145,12 +145,16 @@ class Checkers:
         for report in node.misbehaviours:
             offender = self._index.get(report.offender)
             if offender not in byzantine:
-                raise Violation("innocence", f"replica {offender} is accused of {report.kind}")
+                raise Violation("innocence", f"{self._who(offender)} is accused of {report.kind}")
         node.misbehaviours.clear()
 
     def check_disk(self, index: int, node: SimulatedNode) -> None:
         """At the end: an honest disk holds a gap-free prefix of the one chain."""
         self._check_durable(index, node)
+
+    def _who(self, index: int | None) -> str:
+        """A node, for people."""
+        return f"replica {index}"
 
     # -- parts -------------------------------------------------------------------------------------
 
@@ -162,7 +166,7 @@ class Checkers:
         before = self._views.get(index, (0, 0))
         if said < before:
             raise Violation(
-                "views", f"replica {index} went from (set, view) {before} back to {said}"
+                "views", f"{self._who(index)} went from (set, view) {before} back to {said}"
             )
         self._views[index] = said
 
@@ -171,7 +175,7 @@ class Checkers:
         if stored < promised:
             raise Violation(
                 "durability",
-                f"replica {index} acknowledged height {promised}; its disk ends at {stored}",
+                f"{self._who(index)} acknowledged height {promised}; its disk ends at {stored}",
             )
 
     def _check_certificate(
@@ -180,7 +184,8 @@ class Checkers:
         raw = load_finality(node.store, executed.height)
         if raw is None:
             raise Violation(
-                "certificate", f"replica {index} has no proof of height {executed.height} on disk"
+                "certificate",
+                f"{self._who(index)} has no proof of height {executed.height} on disk",
             )
         known = self._proved.get((executed.hash, raw))
         if known is not None:
@@ -195,7 +200,7 @@ class Checkers:
             verify_certificate(proof, executed.header, members, self._verifier)
         except RemoteFault as fault:
             raise Violation(
-                "certificate", f"replica {index}, height {executed.height}: {fault}"
+                "certificate", f"{self._who(index)}, height {executed.height}: {fault}"
             ) from None
         if len(self._proved) >= _KEPT_PROOFS:
             self._proved.clear()

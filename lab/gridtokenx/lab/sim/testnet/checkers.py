@@ -18,7 +18,7 @@ audit: ...          the invariants of a real network's summary
 ==================  ============================================================================
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from gridtokenx.core.codec import Wire, decode_own
@@ -46,10 +46,18 @@ from gridtokenx.public.slots import read_claim
 class PbftCheckers(Checkers):
     """As of a chain by itself, but for execution: the audit executes every block once more."""
 
+    names: Sequence[str] = ()
+    """Of processes, by number."""
+
     def _execute(self, executed: ExecutedBlock) -> None:
-        if executed.header.parent != self.newest.hash:
+        newest = self.newest
+        if executed.height == newest.height + 1 and executed.header.parent != newest.hash:
             raise Violation("validity", f"height {executed.height} does not follow from its parent")
-        self.newest = executed
+        if executed.height > newest.height:  # a gap is a state that was taken over
+            self.newest = executed
+
+    def _who(self, index: int | None) -> str:
+        return self.names[index] if index is not None else "somebody unknown"
 
 
 class PublicCheckers:
@@ -62,6 +70,7 @@ class PublicCheckers:
         verifier: of signatures.
         numbers: of every process, by its node id, and
         byzantine: which of them may contradict themselves; honest ones pass that on.
+        names: of processes, by number.
     """
 
     def __init__(
@@ -72,8 +81,10 @@ class PublicCheckers:
         verifier: Verifier,
         numbers: Mapping[NodeId, int],
         byzantine: frozenset[int],
+        names: Sequence[str],
     ) -> None:
         self.newest = genesis
+        self._names: Final = names
         self.sets: Final = {validators.set_id: validators}
         """Every set that a final block announced, by its number."""
         self._validators_of: Final = validators_of
@@ -95,7 +106,7 @@ class PublicCheckers:
         if known is not None and known != executed.hash:
             raise Violation(
                 "agreement",
-                f"{index} finalises {executed.hash.hex()[:12]} at public height"
+                f"{self._names[index]} finalises {executed.hash.hex()[:12]} at public height"
                 f" {executed.height}, where {known.hex()[:12]} is final",
             )
         self._acknowledged[index] = executed.height
@@ -139,7 +150,8 @@ class PublicCheckers:
         for report in node.misbehaviours:
             offender = self._numbers.get(report.offender)
             if offender not in self._byzantine:
-                raise Violation("innocence", f"{offender} is accused of {report.kind}")
+                who = "somebody unknown" if offender is None else self._names[offender]
+                raise Violation("innocence", f"{who} is accused of {report.kind}")
         node.misbehaviours.clear()
 
     def _is_honest(self, set_id: int, seat: int) -> bool:
@@ -156,13 +168,15 @@ class PublicCheckers:
             return
         members = self.sets.get(executed.header.set_id)
         if members is None:
-            raise Violation("certificate", f"{index}: a block of set {executed.header.set_id}")
+            raise Violation(
+                "certificate", f"{self._names[index]}: a block of set {executed.header.set_id}"
+            )
         try:
             proof = decode_own(raw, Justification)
             verify_justification(proof, executed.header, members, self._verifier)
         except RemoteFault as fault:
             raise Violation(
-                "certificate", f"{index}, public height {executed.height}: {fault}"
+                "certificate", f"{self._names[index]}, public height {executed.height}: {fault}"
             ) from None
         self._proved.add((executed.hash, raw))
 
@@ -170,7 +184,8 @@ class PublicCheckers:
         stored, promised = final_height(node.store) or 0, self._acknowledged.get(index, 0)
         if stored < promised:
             raise Violation(
-                "durability", f"{index} acknowledged height {promised}; its disk ends at {stored}"
+                "durability",
+                f"{self._names[index]} acknowledged height {promised}; its disk ends at {stored}",
             )
 
 
@@ -228,6 +243,7 @@ class NetworkCheckers:
         verifier: of signatures.
         validators_of: reads from a public state who finalises the next block.
         rule: how the PBFT chains under test count votes.
+        names: of processes, by number.
     """
 
     def __init__(
@@ -238,12 +254,19 @@ class NetworkCheckers:
         verifier: Verifier,
         validators_of: ValidatorsOf,
         rule: Rule,
+        names: Sequence[str],
     ) -> None:
         self._numbers: Final = numbers
         self._byzantine: Final = byzantine
         public = facts["public"]
         self.public: Final = PublicCheckers(
-            public.genesis_block, public.validators, validators_of, verifier, numbers, byzantine
+            public.genesis_block,
+            public.validators,
+            validators_of,
+            verifier,
+            numbers,
+            byzantine,
+            names,
         )
         self.feeds: Final = FeedCheckers(facts["oracle"], numbers, byzantine)
         self.pbft: Final = {
@@ -257,6 +280,8 @@ class NetworkCheckers:
             )
             for name in ("consortium", "oracle")
         }
+        for each in self.pbft.values():
+            each.names = names
 
     def heights(self) -> dict[str, int]:
         """The highest final height of each chain."""

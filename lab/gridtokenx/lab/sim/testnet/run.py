@@ -110,6 +110,7 @@ class TestnetRun(SimulatedRun):
             self.testnet.verifier,
             self.testnet.chains["public"].validators_of,
             network_variant(manifest.chain.variant).rule,
+            [each.name for each in processes],
         )
         self.tally: Final = Tally()
         self._govern_draw: Final = stream(self.seed, "clients")
@@ -301,6 +302,9 @@ class TestnetRun(SimulatedRun):
     def _on_failure(self, life: Life, error: BaseException) -> None:
         if isinstance(error, Violation) or not isinstance(error, Exception):
             raise error
+        if self._numbers[life.node.id] in self.byzantine:
+            self.note(f"{life.name} ends: {error}")
+            return
         raise Violation(
             "survival", f"{life.name} ended: {type(error).__name__}: {error}"
         ) from error
