@@ -31,7 +31,7 @@ def neighbours() -> list[bytes]:
     return sorted(set(found)) + [key for path, key in by_path if path[:3] == first]
 
 
-KEYS = st.sampled_from(neighbours()) | st.binary(max_size=3)
+KEYS = st.deferred(lambda: st.sampled_from(neighbours())) | st.binary(max_size=3)
 VALUES = st.binary(max_size=5)
 STATES = st.dictionaries(KEYS, VALUES, max_size=25)
 CHANGES = st.lists(st.dictionaries(KEYS, st.none() | VALUES, max_size=12), max_size=6)
