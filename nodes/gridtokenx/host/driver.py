@@ -202,7 +202,8 @@ class Driver:
             self._set_alarm()
             if self._ready or self._submitted or self._joined or self._patient:
                 self._wake.set()
-            await asyncio.sleep(0)  # sockets and the store's news get their turn
+            if self._wake.is_set():  # else waiting is their turn
+                await asyncio.sleep(0)  # sockets and the store's news get their turn
 
     def _fire_timers(self) -> None:
         now = self._parts.clock.now_ms()
