@@ -117,6 +117,13 @@ def test_a_lying_relayer_costs_time_only(behaviour: str) -> None:
     assert sum(told.tally.ended.values()) > 0
 
 
+def test_old_frames_on_every_connection_end_no_process() -> None:
+    """A swarm found it: market data was asked for a document that there is not."""
+    told, outcome = run(behave("oracle-1", "replay"), seconds=10)
+    assert outcome.verdict == "ok", outcome.finding
+    assert told.testnet.traitors.deeds["replay"] > 0
+
+
 BEYOND = {
     "public": behave("public-0", "equivocate")
     + behave("public-1", "equivocate")

@@ -34,19 +34,21 @@ class Meddler:
 
     def meddle(self, body: bytes) -> Iterator[bytes]:
         """What is sent in place of a frame."""
+        old = list(self._old)
+        self._old.append(body)
         if not self.active or self._draw.random() >= self.fault.share:
-            self._old.append(body)
             yield body
             return
-        self.changed += 1
         match self.fault.behaviour:
             case "replay":
                 yield body
-                if self._old:
-                    yield self._draw.choice(self._old)
+                if not old:
+                    return
+                yield self._draw.choice(old)
             case "forge-signature":
                 changed = bytearray(body)
                 changed[-1 - self._draw.randrange(min(64, len(body)))] ^= 1
                 yield bytes(changed)
             case _:
                 """Silence."""
+        self.changed += 1

@@ -233,6 +233,9 @@ def begin_market_data(parts: Parts, life: Life) -> Idle:
 
     def accept(end: End) -> None:
         def answer(body: bytes) -> None:
+            if len(body) != 1 or body[0] >= len(DOCUMENTS):
+                end.close("no such document")
+                return
             document = DOCUMENTS[body[0]](market, parts.clock.grid_ms(life.clock.now_ms()))
             end.send(document.encode())
 
