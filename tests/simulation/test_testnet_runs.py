@@ -91,7 +91,16 @@ def test_the_same_seed_is_the_same_trace_in_another_process() -> None:
     crash = (
         '[[fault]]\nkind = "crash"\nnodes = ["consortium-0", "agents"]\nat_ms = 3000\nfor_ms = 4000'
     )
-    manifest = network(crash, seconds=10)
+    traitors = "".join(
+        f'[[fault]]\nkind = "behave"\nnode = "{node}"\nbehaviour = "{behaviour}"\n'
+        for node, behaviour in (
+            ("consortium-1", "forge-signature"),
+            ("public-2", "equivocate"),
+            ("oracle-3", "false-price"),
+            ("relayer-0", "replay"),
+        )
+    )
+    manifest = network(f"{crash}\n{traitors}", seconds=10)
     here = execute(manifest, 7).trace
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
