@@ -1,6 +1,7 @@
 """Exploring a small scope: all of it is enumerated, a broken quorum is found in it, the real one not."""
 
 import os
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -10,10 +11,23 @@ from tests.stages import spread
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab import cli
+from gridtokenx.lab.commands import sim as commands
 from gridtokenx.lab.sim.execute import execute
 from gridtokenx.lab.sim.explore import SCOPE, count, partitions, scenarios, scope
-from gridtokenx.lab.sim.manifest import Chain, Swarm, dump, load, parse
+from gridtokenx.lab.sim.manifest import (
+    Chain,
+    Liveness,
+    Manifest,
+    Safety,
+    Swarm,
+    dump,
+    load,
+    parse,
+)
+from gridtokenx.lab.sim.outcome import Outcome
+from gridtokenx.lab.sim.sweep import read_record
 
+QUICK = Manifest(safety=Safety(duration_ms=100), liveness=Liveness(bound_ms=0))
 BELL = [1, 1, 2, 5, 15, 52, 203]
 PLAIN = 16
 """Of the 2,944 runs of the scope, how many the plain stage goes through, evenly spread."""
@@ -65,3 +79,27 @@ def test_two_f_plus_one_is_found_kept_and_told_again(
     assert execute(manifest, 0).failed
     real = msgspec.structs.replace(manifest, chain=Chain(replicas=5))
     assert execute(real, 0).verdict == "ok"
+
+
+def test_an_exploration_goes_on_from_its_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = tmp_path / "runs.jsonl"
+    asked: list[str] = []
+
+    def some(runs: Iterable[tuple[Manifest, int]], jobs: int) -> Iterator[Outcome]:
+        for manifest, seed in islice(runs, jobs):
+            asked.append(manifest.name)
+            outcome = execute(QUICK, seed)
+            yield msgspec.structs.replace(outcome, name=manifest.name)
+
+    monkeypatch.setattr(commands, "run_all", some)
+    for views, code in (("1", 0), ("1", 0), ("2", 2)):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["sim", "explore", "--views", views, "--jobs", "3", "--record", str(record)])
+        assert ended.value.code == code
+    assert asked == [f"explore-{number}" for number in range(1, 7)]
+    said = capsys.readouterr()
+    assert "\n3 of 184 runs are on record\n" in said.out
+    assert "every partition of 1 views" in said.err
+    assert [outcome.name for outcome in read_record(record)[1]] == asked

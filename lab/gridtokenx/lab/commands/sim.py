@@ -15,7 +15,7 @@ from gridtokenx.lab.files import check_outputs, save, write
 from gridtokenx.lab.report.page import Told
 from gridtokenx.lab.sim.draw import resolve
 from gridtokenx.lab.sim.execute import commit, execute, tell
-from gridtokenx.lab.sim.explore import SCOPE, count, scenarios, scope
+from gridtokenx.lab.sim.explore import SCOPE, count, number_of, scenarios, scope
 from gridtokenx.lab.sim.figure import MEASURES, draw, read_series, table
 from gridtokenx.lab.sim.manifest import Manifest, dump, load, parse
 from gridtokenx.lab.sim.outcome import Outcome, percentile, shown_ms
@@ -265,6 +265,12 @@ def _write_regression(path: Path, shrinker: Shrinker) -> None:
 @click.option("--views", type=click.IntRange(1, 3), default=2, show_default=True)
 @click.option("--sides", type=click.IntRange(2, 5), default=2, show_default=True)
 @click.option("--jobs", type=click.IntRange(1, 64), default=DEFAULT_JOBS, show_default=True)
+@click.option(
+    "--record",
+    "record_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A file with one line per run; an exploration that was stopped goes on from there.",
+)
 @click.option("--stop-after", type=click.IntRange(min=1), help="End after so many violations.")
 @click.option(
     "--into",
@@ -278,6 +284,7 @@ def explore(
     views: int,
     sides: int,
     jobs: int,
+    record_path: Path | None,
     stop_after: int | None,
     into: Path,
 ) -> int:
@@ -292,22 +299,35 @@ def explore(
         f"{base.name} at commit {commit()}: {total} runs of {base.chain.replicas} replicas, one a"
         f" twin, {views} views, {sides} sides"
     )
-    started, bar, failures, done = time.perf_counter(), _Bar(total, 0), list[Outcome](), 0
-    runs = ((manifest, manifest.seed or 0) for manifest in scenarios(base, views, sides))
-    for outcome in run_all(runs, jobs):
-        done += 1
-        if outcome.failed:
-            failures.append(outcome)
-        bar.step(len(failures))
-        if stop_after is not None and len(failures) >= stop_after:
-            break
+    about = f"every partition of {views} views into {sides} sides, with a twin of each replica"
+    record = Record(record_path, base, about=about, number_of=number_of)
+    before = len(record.outcomes)
+    if before:
+        click.echo(f"{before} of {total} runs are on record")
+    started, bar, failed, stopped = time.perf_counter(), _Bar(total, before), 0, False
+    todo = (m for m in scenarios(base, views, sides) if number_of(m) not in record.outcomes)
+    try:
+        for outcome in run_all(((manifest, manifest.seed or 0) for manifest in todo), jobs):
+            record.add(outcome)
+            failed += outcome.failed
+            bar.step(failed)
+            if stop_after is not None and failed >= stop_after:
+                break
+    except KeyboardInterrupt:
+        stopped = True
     bar.end()
-    wall_s = time.perf_counter() - started
-    click.echo(f"{done} runs in {wall_s:.0f} s: {len(failures)} violations")
+    wall_s, done = time.perf_counter() - started, len(record.outcomes)
+    failures = [outcome for outcome in record.outcomes.values() if outcome.failed]
+    seen = f" ({done} with those on record)" if before else ""
+    click.echo(f"{done - before} runs in {wall_s:.0f} s{seen}: {len(failures)} violations")
     for outcome in failures[:FIRST_FAILURES]:
         click.echo(f"{outcome.name}: {_finding(outcome)}")
     if failures:
         _keep_scenario(base, views, sides, failures[0], into)
+    if stopped:
+        kept = "the same command goes on from there" if record_path else "nothing is on record"
+        click.echo(f"stopped after {done} of {total} runs; {kept}")
+        return STOPPED_EXIT
     return 1 if failures else 0
 
 

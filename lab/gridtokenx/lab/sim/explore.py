@@ -15,6 +15,7 @@ import msgspec
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab.faults import Behave, ViewPartition
 from gridtokenx.lab.sim.manifest import Chain, Liveness, Manifest, Safety, Workload
+from gridtokenx.lab.sim.outcome import Outcome
 
 Sides = tuple[tuple[int, ...], ...]
 PHASES: Final = (0, 1, 2)
@@ -70,6 +71,11 @@ def scenarios(base: Manifest, views: int, sides: int) -> Iterator[Manifest]:
                 seed=base.seed or 0,
                 fault=(Behave(node=twin, behaviour="twin"), *_faults(chosen, phase)),
             )
+
+
+def number_of(run: Manifest | Outcome) -> int:
+    """Which run of its exploration it is, from 1: all have one seed, and names of their own."""
+    return int(run.name.rpartition("-")[2])
 
 
 def scope(base: Manifest) -> Manifest:

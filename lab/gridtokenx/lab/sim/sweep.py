@@ -9,9 +9,11 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -50,15 +52,26 @@ class Record:
     Args:
         path: where; made if it is not there.
         manifest: what is swept.
+        about: what is studied, if the manifest does not say all of it.
+        number_of: tells the runs apart; a sweep's by their seeds.
     """
 
-    def __init__(self, path: Path | None, manifest: Manifest) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        manifest: Manifest,
+        *,
+        about: str = "",
+        number_of: Callable[[Outcome], int] = attrgetter("seed"),
+    ) -> None:
         self._path: Final = path
-        text = dump(manifest)
+        self._number_of: Final = number_of
+        text, about = dump(manifest), about or manifest.about
         self._head: Final = Head(
-            format=FORMAT, manifest=_digest(text), commit=commit(), about=manifest.about, text=text
+            format=FORMAT, manifest=_digest(text), commit=commit(), about=about, text=text
         )
         self.outcomes: Final[dict[int, Outcome]] = {}
+        """By number."""
         if path is not None:
             self._open(path)
 
@@ -70,7 +83,7 @@ class Record:
         """
         if self._path is not None:
             self._append(self._path, msgspec.json.encode(outcome) + b"\n")
-        self.outcomes[outcome.seed] = outcome
+        self.outcomes[self._number_of(outcome)] = outcome
 
     def _begin(self, path: Path) -> None:
         try:
@@ -103,17 +116,18 @@ class Record:
         head = _head_in(path, lines[0])
         if head != self._head:
             raise LocalFault(
-                f"{path}: a record of manifest {head.manifest} at commit {head.commit}; this is"
-                f" {self._head.manifest} at {self._head.commit}. Name another file, or delete this one"
+                f"{path}: a record of manifest {head.manifest} at commit {head.commit} ({head.about}); this"
+                f" is {self._head.manifest} at {self._head.commit} ({self._head.about}). Name another file,"
+                " or delete this one"
             )
         for outcome in _outcomes_in(path, lines[1:-1], head):
-            self.outcomes[outcome.seed] = outcome
+            self.outcomes[self._number_of(outcome)] = outcome
         if lines[-1]:  # the last line was cut short: its seed runs again
             os.truncate(path, sum(len(line) + 1 for line in lines[:-1]))
 
 
 def read_record(path: Path) -> tuple[Head, tuple[Outcome, ...]]:
-    """A record and its outcomes by seed; a last line that was cut short is left out.
+    """A record and its outcomes by seed and name; a last line that was cut short is left out.
 
     Raises:
         LocalFault: it is no record of a sweep, or damaged.
@@ -123,8 +137,8 @@ def read_record(path: Path) -> tuple[Head, tuple[Outcome, ...]]:
     except OSError as error:
         raise LocalFault(f"{path}: cannot be read: {error.strerror}") from None
     head = _head_in(path, lines[0])
-    outcomes = {outcome.seed: outcome for outcome in _outcomes_in(path, lines[1:-1], head)}
-    return head, tuple(outcomes[seed] for seed in sorted(outcomes))
+    outcomes = {(each.seed, each.name): each for each in _outcomes_in(path, lines[1:-1], head)}
+    return head, tuple(outcomes[run] for run in sorted(outcomes))
 
 
 def _digest(text: str) -> str:
@@ -177,7 +191,7 @@ def run_all(runs: Iterable[tuple[Manifest, int]], jobs: int) -> Iterator[Outcome
 def _spread(runs: Iterable[tuple[Manifest, int]], jobs: int) -> Iterator[Outcome]:
     """Over processes; a few runs are queued for each, so that an end comes soon when it is asked for."""
     waiting = iter(runs)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(_start_method())
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker) as pool:
         running: set[Future[Outcome]] = set()
         try:
@@ -194,6 +208,12 @@ def _spread(runs: Iterable[tuple[Manifest, int]], jobs: int) -> Iterator[Outcome
                     yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_method() -> str:
+    """A copy of this process has everything imported, which is a second run's time; threads forbid it."""
+    copies = sys.platform == "linux" and threading.active_count() == 1
+    return "fork" if copies else "spawn"
 
 
 @contextlib.contextmanager
