@@ -7,6 +7,7 @@ A transaction is acknowledged when a verified final block says so, as any client
 import asyncio
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -53,8 +54,8 @@ class Load:
         self._rate: Final = rate
         self._on_done: Final = on_done
         self.acknowledged: Final[list[Acknowledged]] = []
-        self.failed = 0
-        """Transactions that expired or were refused."""
+        self.failed: Final = Counter[str]()
+        """Transactions that expired or were refused, by reason."""
         self._numbers = itertools.count(1)
 
     async def run(self) -> None:
@@ -81,12 +82,12 @@ class Load:
         sent_s = time.monotonic()
         try:
             inclusion = await account.call([call], VALID_MS)
-        except RemoteFault:
-            self.failed += 1
+        except RemoteFault as fault:
+            self.failed[fault.reason] += 1
             await asyncio.sleep(1.0)
             return
         if not inclusion.ok:
-            self.failed += 1
+            self.failed["failed in its block"] += 1
             return
         done = Acknowledged(inclusion.transaction_id, inclusion.height, sent_s, time.monotonic())
         self.acknowledged.append(done)

@@ -79,6 +79,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     through it and grew most."""
     load_average: float
     """Of the machine, over the last minute of the run."""
+    unanswered_why: dict[str, int] = {}
+    """How many for each reason."""
 
     @property
     def failed(self) -> bool:

@@ -179,6 +179,11 @@ def _value(text: str) -> str:
 # -- saying ----------------------------------------------------------------------------------------
 
 
+def _why(outcome: Outcome) -> str:
+    reasons = [f"{count} {reason}" for reason, count in sorted(outcome.unanswered_why.items())]
+    return f" ({', '.join(reasons)})" if reasons else ""
+
+
 def told(outcome: Outcome) -> list[str]:
     """An outcome for people."""
     seconds = outcome.duration_ms / 1_000
@@ -186,7 +191,7 @@ def told(outcome: Outcome) -> list[str]:
     lines.append(
         f"{outcome.blocks} blocks, {outcome.transactions} transactions acknowledged (latency p50"
         f" {shown_ms(outcome.latency_p50_ms)}, p95 {shown_ms(outcome.latency_p95_ms)}), {outcome.unanswered}"
-        f" unanswered, {outcome.views} view changes in {seconds:.0f} s"
+        f" unanswered{_why(outcome)}, {outcome.views} view changes in {seconds:.0f} s"
     )
     lines.append(
         f"longest pause between blocks {outcome.longest_pause_ms} ms; replicas took"
