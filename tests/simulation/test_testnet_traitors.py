@@ -117,6 +117,15 @@ def test_a_lying_relayer_costs_time_only(behaviour: str) -> None:
     assert sum(told.tally.ended.values()) > 0
 
 
+def test_false_watermarks_lose_no_reading() -> None:
+    told, outcome = run(behave("oracle-1", "false-watermark"), seconds=40)
+    assert outcome.verdict == "ok", outcome.finding
+    assert told.testnet.traitors.deeds["false-watermark"] > 0
+    assert outcome.summary is not None
+    readings = outcome.summary["readings"]
+    assert readings["verified"] == readings["published"] > 0
+
+
 def test_old_frames_on_every_connection_end_no_process() -> None:
     """A swarm found it: market data was asked for a document that there is not."""
     told, outcome = run(behave("oracle-1", "replay"), seconds=10)

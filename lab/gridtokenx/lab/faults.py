@@ -71,7 +71,9 @@ Behaviour = Literal[
 ]  # fmt: skip
 """What a Byzantine replica does; one sentence on each in `sim/pbft/behaviours.py`."""
 BEHAVIOURS: Final[tuple[str, ...]] = get_args(Behaviour)
-OfOracles = Literal["false-price", "withheld-data", "late-data", "false-reading"]
+OfOracles = Literal[
+    "false-price", "withheld-data", "late-data", "false-reading", "false-watermark",
+]  # fmt: skip
 """What an oracle of a whole network does to data beside; see `sim/testnet/oracles.py`."""
 OfRelayers = Literal["false-proof", "old-header"]
 """What a relayer does beside; see `sim/testnet/relayers.py`."""

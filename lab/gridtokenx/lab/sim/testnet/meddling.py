@@ -29,14 +29,18 @@ class Meddler:
         self.active = False
         self.changed = 0
         """How many frames were not sent as they were."""
-        self._draw: Final = draw
+        self.draw: Final = draw
         self._old: Final[deque[bytes]] = deque(maxlen=_REMEMBERED)
+
+    def tells(self) -> bool:
+        """Whether it uses this opportunity."""
+        return self.active and self.draw.random() < self.fault.share
 
     def meddle(self, body: bytes) -> Iterator[bytes]:
         """What is sent in place of a frame."""
         old = list(self._old)
         self._old.append(body)
-        if not self.active or self._draw.random() >= self.fault.share:
+        if not self.tells():
             yield body
             return
         match self.fault.behaviour:
@@ -44,10 +48,10 @@ class Meddler:
                 yield body
                 if not old:
                     return
-                yield self._draw.choice(old)
+                yield self.draw.choice(old)
             case "forge-signature":
                 changed = bytearray(body)
-                changed[-1 - self._draw.randrange(min(64, len(body)))] ^= 1
+                changed[-1 - self.draw.randrange(min(64, len(body)))] ^= 1
                 yield bytes(changed)
             case _:
                 """Silence."""

@@ -10,6 +10,7 @@ false-price             observes several times, or a fraction of, what its sourc
 withheld-data           hands over neither readings nor observations
 late-data               hands them over later
 false-reading           changes what meters measured, under their signatures
+false-watermark         tells devices that more of their readings are committed, or none
 ======================  ========================================================================
 """
 
@@ -21,12 +22,14 @@ from typing import Final, get_args
 
 from msgspec.structs import replace
 
-from gridtokenx.core.codec import Wire, encode
+from gridtokenx.core.codec import Wire, decode, encode
 from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.keys import Signer
 from gridtokenx.lab.faults import Behave, OfOracles
+from gridtokenx.lab.sim.testnet.broker import Publish, read
+from gridtokenx.lab.sim.testnet.meddling import Meddler
 from gridtokenx.lab.sim.testnet.processes import Life
-from gridtokenx.ledger.readings import SubmitReading
+from gridtokenx.ledger.readings import TOPIC_ROOT, SubmitReading, Watermark
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger
 from gridtokenx.ledger.transactions import Transaction, sign_transaction
 from gridtokenx.oracle.chain.feeds import SubmitObservation
@@ -36,6 +39,7 @@ from gridtokenx.oracle.process.service import OracleNode
 BEHAVIOURS: Final[tuple[str, ...]] = get_args(OfOracles)
 FACTORS: Final = ((3, 1), (1, 3))
 TOO_MUCH_WH: Final = 1_000
+_WATERMARKS: Final = f"{TOPIC_ROOT}/watermark/"
 
 
 class Lie:
@@ -61,6 +65,26 @@ class Lie:
         """Another value, as far away as the feed lets it be."""
         times, parts = self._factor
         return min(max(value * times // parts, spec.minimum), spec.maximum)
+
+
+class FalseWatermarks(Meddler):
+    """false-watermark: nobody signs them, and each device believes what it may have said."""
+
+    def meddle(self, body: bytes) -> Iterator[bytes]:
+        """See `Meddler`: what is published of watermarks is changed."""
+        said = self._false(body) if self.tells() else None
+        self.changed += said is not None
+        yield said or body
+
+    def _false(self, body: bytes) -> bytes | None:
+        with suppress(RemoteFault):
+            packet = read(body)
+            if isinstance(packet, Publish) and packet.topic.startswith(_WATERMARKS):
+                said = decode(packet.payload, Watermark)
+                wrong = self.draw.choice((0, said.sequence + 1, said.sequence + 3))
+                payload = encode(replace(said, sequence=wrong))
+                return encode(replace(packet, payload=payload))
+        return None
 
 
 class Desk:

@@ -20,7 +20,7 @@ from gridtokenx.lab.sim.pbft.traitors import Conspiracy, Puppet
 from gridtokenx.lab.sim.streams import stream
 from gridtokenx.lab.sim.testnet import oracles, relayers
 from gridtokenx.lab.sim.testnet.meddling import MEDDLING, Meddler
-from gridtokenx.lab.sim.testnet.oracles import Lie
+from gridtokenx.lab.sim.testnet.oracles import FalseWatermarks, Lie
 from gridtokenx.lab.sim.testnet.relayers import RelayerLie
 from gridtokenx.lab.sim.testnet.validators import Puppet as ValidatorPuppet
 from gridtokenx.lab.sim.testnet.validators import Validators
@@ -55,9 +55,9 @@ class NetworkTraitors:
         ]
         self._chains: Final[dict[str, Traitors | Validators]] = {}
         self.meddlers: Final = [
-            Meddler(fault, stream(seed, f"meddler {number}"))
+            kind(fault, stream(seed, f"meddler {number}"))
             for number, fault in self._faults
-            if fault.behaviour in MEDDLING
+            if (kind := _meddler(fault)) is not None
         ]
         factor = stream(seed, "oracles").choice(oracles.FACTORS)
         self._lies: Final = [
@@ -164,3 +164,10 @@ class NetworkTraitors:
         for known, chain, local in self._local:
             if known is fault:
                 self._chains[chain].switch(local, active=active)
+
+
+def _meddler(fault: Behave) -> type[Meddler] | None:
+    """What it does on connections; None for nothing."""
+    if fault.behaviour == "false-watermark":
+        return FalseWatermarks
+    return Meddler if fault.behaviour in MEDDLING else None
