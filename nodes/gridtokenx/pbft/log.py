@@ -158,7 +158,10 @@ class VoteLog:
     def run_above(self, height: int, most: int) -> list[Slot]:
         """The slots next above a height, ascending, up to the first gap and at most so many."""
         run: list[Slot] = []
-        while len(run) < most and (slot := self._slots.get(height + len(run) + 1)) is not None:
+        for each in range(height + 1, height + most + 1):
+            slot = self._slots.get(each)
+            if slot is None:
+                break
             run.append(slot)
         return run
 

@@ -371,13 +371,17 @@ Message: TypeAlias = (
 """What a host decodes frames of this sub-protocol to."""
 
 
+_OF_NO_SET: Final = frozenset((Transactions, Status))
+"""The most frequent ones that are for everybody."""
+
+
 def set_of(message: Wire) -> int | None:
     """The set whose members alone a message is for; None if it is for everybody."""
+    if type(message) in _OF_NO_SET:
+        return None
     match message:
         case Prepare(ballot=vote) | Commit(vote=vote):
             return vote.set_id
-        case Transactions():
-            return None
         case PrePrepare():
             return message.block.header.set_id
         case ViewChange(body=body) | NewView(body=body):

@@ -40,6 +40,8 @@ def primary_of(view: int, validators: ValidatorSet) -> int:
 
     Ours differs: each period begins with the next replica, whatever happened in the one before.
     """
+    if view < PERIOD_VIEWS:
+        return view % validators.size
     return turn_of(view) % validators.size
 
 

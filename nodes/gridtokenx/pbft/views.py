@@ -45,6 +45,7 @@ class Views:
         self._validators: Final = validators
         self._me: Final = me
         self._suspects: dict[int, Instant] = {}
+        self._primary = (0, primary_of(0, validators))
         self.view = 0
         self.active = True
         self.attempts = 0
@@ -60,13 +61,17 @@ class Views:
 
     @property
     def primary(self) -> int:
-        """Index of the view's primary."""
-        return primary_of(self.view, self._validators)
+        """Index of the view's primary; asked for after every event, so the last answer is kept."""
+        view, primary = self._primary
+        if view != self.view:
+            primary = primary_of(self.view, self._validators)
+            self._primary = (self.view, primary)
+        return primary
 
     @property
     def leads(self) -> bool:
         """Whether this replica proposes now."""
-        return self.active and primary_of(self.view, self._validators) == self._me
+        return self.active and self.primary == self._me
 
     @property
     def own_change(self) -> ViewChange | None:

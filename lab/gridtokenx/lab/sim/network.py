@@ -149,7 +149,9 @@ class Network:
         arrival = envelope.sent_ms + profile.delay(draw)
         link = (envelope.sender, envelope.receiver)
         if not (profile.reorder and draw.random() < profile.reorder):
-            arrival = max(arrival, self._last_arrival.get(link, 0))
+            last = self._last_arrival.get(link, 0)
+            if last > arrival:
+                arrival = last
             self._last_arrival[link] = arrival
         if profile.duplicate and draw.random() < profile.duplicate:
             return [arrival, arrival + profile.delay(draw)]
