@@ -243,6 +243,12 @@ class ExecutedBlock:
     """What this block changed of its parent's state."""
     events: tuple[bytes, ...]
     """Encoded `EventRecord`s, the leaves under the header's event root."""
+    height: int = field(init=False)
+    """The block's height: every vote is compared with the head's."""
+
+    def __post_init__(self) -> None:
+        """Called when it is made."""
+        object.__setattr__(self, "height", self.block.header.height)
 
     @property
     def header(self) -> Header:
@@ -253,11 +259,6 @@ class ExecutedBlock:
     def hash(self) -> bytes:
         """The block's hash."""
         return self.block.header.hash
-
-    @property
-    def height(self) -> int:
-        """The block's height."""
-        return self.block.header.height
 
 
 class Ledger:

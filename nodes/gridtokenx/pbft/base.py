@@ -151,6 +151,11 @@ class ReplicaBase:
         return self._views.view
 
     @property
+    def position(self) -> tuple[int, int]:
+        """The set and the view, in the order in which they grow."""
+        return self._validators.set_id, self._views.view
+
+    @property
     def active(self) -> bool:
         """Whether it takes part in `view`; False while it waits for the new-view."""
         return self._views.active

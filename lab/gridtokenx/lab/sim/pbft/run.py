@@ -265,7 +265,7 @@ class PbftRun(SimulatedRun):
         if node.misbehaviours:
             self.noticed.update(report.kind for report in node.misbehaviours)
             self.checkers.accused(node, self.byzantine)
-        at = (replica.validators.set_id, replica.view)
+        at = replica.position
         if at > self._at and at[0] in self.checkers.sets:
             self._note_view(*at)
         elif self.injector.watches:
