@@ -175,6 +175,23 @@ def test_a_network_that_is_broken_on_purpose_is_caught(
     assert outcome.finding.checker == checker
 
 
+SWARM = """
+[swarm]
+faults = 3
+least_byzantine = 1
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["mean-of-feeds", "few-precommits", "weak-commit"])
+def test_a_swarm_catches_a_network_that_is_broken(variant: str) -> None:
+    verdicts = (
+        run(f'[chain]\nvariant = "{variant}"\n{SWARM}', seed, seconds=40)[1].verdict
+        for seed in range(20)
+    )
+    assert "violation" in verdicts
+
+
 @pytest.mark.parametrize(
     ("faults", "complaint"),
     [
