@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from gridtokenx.host.process import AGAIN_EXIT
+
 _LOG: Final = logging.getLogger(__name__)
 BLOCK_S: Final = 300.0
 STOP_S: Final = 20.0
@@ -148,10 +150,16 @@ class Reader:
 
     def _interrupt(self, part: Part) -> None:
         terminal = self._terminals.pop(part.name)
+        if terminal.poll() == AGAIN_EXIT:
+            return  # a restored node that has caught up ends by itself, sooner or later than its reader
         assert terminal.poll() is None, f"line {part.line}: {self.said(part.name)[-2000:]}"
         os.killpg(terminal.pid, signal.SIGINT)
         code = terminal.wait(STOP_S)
-        assert code in (0, 130, -signal.SIGINT), (part.name, code, self.said(part.name)[-2000:])
+        assert code in (0, 130, -signal.SIGINT, AGAIN_EXIT), (
+            part.name,
+            code,
+            self.said(part.name)[-2000:],
+        )
 
     # -- internals ---------------------------------------------------------------------------------
 

@@ -276,7 +276,7 @@ class Network:
     def verify(self) -> None:
         """Assert that `gtx verify` agrees with every node's disk."""
         homes = self.node_homes()
-        said = gtx("verify", *(part for home in homes for part in ("--home", home)), timeout_s=240)
+        said = gtx("verify", *(part for home in homes for part in ("--home", home)), timeout_s=600)
         assert said.code == 0, said
         assert said.out.count("everything agrees") == len(homes), said.out
 
