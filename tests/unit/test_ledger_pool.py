@@ -181,6 +181,22 @@ def test_a_block_settles_its_senders_and_touches_no_others() -> None:
     assert list(pool.candidates()) == [send(A, 2, fee=10), send(B, 0)], "nonce 3 is unpaid"
 
 
+def test_after_a_block_only_who_has_more_is_asked_about() -> None:
+    """Also who has one left, if that is another than what the block includes."""
+    pool, asked = Pool(), list[bytes]()
+
+    def standing_of(sender: bytes) -> Standing:
+        asked.append(sender)
+        return at(1)
+
+    for transaction in (send(A, 0), send(B, 1), send(C, 0), send(C, 1)):
+        pool.add(transaction, 0, FRESH)
+    pool.settle([send(A, 0), send(B, 0), send(C, 0)], standing_of, 10)
+    assert set(asked) == {B.public_key, C.public_key}
+    assert set(pool.candidates()) == {send(B, 1), send(C, 1)}
+    assert pool.gapped == 0
+
+
 def test_a_fork_that_takes_a_nonce_back_opens_a_gap() -> None:
     pool = Pool()
     sent = [send(A, nonce) for nonce in range(3)]
