@@ -39,10 +39,6 @@ def test_it_finalises_trades_stops_and_goes_on(tmp_path: Path) -> None:
     with network.fresh("--for", "40s", "--summary", summary_path) as process:
         network.wait_for("all processes", network.all_started, 60)
         network.wait_for("three chains that finalise", network.finalises, 30)
-        refuses_to_be_disturbed(network)
-        shown = gtx("testnet", "status", "--home", network.home)
-        assert shown.code == 0, shown
-        assert "consortium" in shown.out
         assert network.stopped(process, 120) == 0, network.said()
     summary = read_summary(summary_path)
     check_summary(summary, network)
@@ -96,6 +92,10 @@ def goes_on(network: Network, before: dict) -> None:
 
         network.wait_for("heights beyond the last ones", has_grown, 40)
         assert network.chain_ids() == chain_ids
+        shown = gtx("testnet", "status", "--home", network.home)
+        assert shown.code == 0, shown
+        assert "consortium" in shown.out
+        refuses_to_be_disturbed(network)
         process.send_signal(signal.SIGINT)
         assert network.stopped(process, STOP_S) == 0, network.said()
     assert network.pids() == {}
