@@ -19,7 +19,7 @@ def test_every_command_of_the_guide_works(tmp_path: Path) -> None:
     manifest = tmp_path / "local.toml"
     manifest.write_text(
         f"[ports]\ngateway = {base}\nbase = {base + 1}\n"
-        "[public]\nera_slots = 10\n"  # the guide waits for three elections
+        "[public]\nslot_ms = 3000\nera_slots = 10\n"  # the guide waits for three elections
     )
     guide = GUIDE.read_text(encoding="utf-8")
     ports = sorted(set(re.findall(r"\b2[78]1\d\d\b", guide)))
