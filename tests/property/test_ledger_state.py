@@ -69,6 +69,51 @@ def test_logs_keep_order_and_do_not_mix(left, right) -> None:
     assert state.changes() == {}, "neither way leaves anything behind"
 
 
+class _SlowLog(Log[int]):
+    """Appends as it overwrites: what is there is read first."""
+
+    def append(self, state: State, value: int, *parts: bytes | int | str) -> int:
+        index = self.length(state, *parts)
+        self._items.put(state, value, *parts, index)
+        self._lengths.put(state, index + 1, *parts)
+        return index
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["append", "clear", "drain", "save", "back", "block"]),
+            st.integers(0, 3),
+        )
+    )
+)
+def test_appending_without_looking_is_appending(script: list[tuple[str, int]]) -> None:
+    """Across savepoints and blocks: the same values, and the same changes of the tree."""
+    fast, slow = Log("test.log", UInt63), _SlowLog("test.log", UInt63)
+    ours, theirs = State(StateTree.empty()), State(StateTree.empty())
+    saved: list[tuple[int, int]] = []
+    for word, value in script:
+        for log, state in ((fast, ours), (slow, theirs)):
+            if word == "append":
+                log.append(state, value, "left")
+            elif word == "clear":
+                log.clear(state, "left")
+            elif word == "drain":
+                log.drain(state, "left")
+        if word == "save":
+            saved.append((ours.savepoint(), theirs.savepoint()))
+        elif word == "back" and saved:
+            back = saved.pop()
+            ours.rollback(back[0])
+            theirs.rollback(back[1])
+        elif word == "block":
+            assert ours.changes() == theirs.changes()
+            ours, theirs = (State(s.tree.update(s.changes())) for s in (ours, theirs))
+            saved.clear()
+        assert list(fast.walk(ours, "left")) == list(slow.walk(theirs, "left"))
+    assert ours.changes() == theirs.changes()
+
+
 class Pair(Wire, frozen=True):
     left: UInt63
     right: tuple[UInt63, ...]

@@ -64,6 +64,13 @@ class State:
         self._journal.append((key, before))
         now[key] = value
 
+    def put_new(self, key: bytes, value: bytes) -> None:
+        """`put` where the caller knows that there is nothing: the tree is not asked."""
+        before = self._now.get(key)
+        self._before.setdefault(key, before)
+        self._journal.append((key, before))
+        self._now[key] = value
+
     @property
     def root(self) -> bytes | None:
         """The root of the tree, as long as nothing was written here: it stands for all that is read."""
@@ -210,6 +217,13 @@ class Map(Generic[T]):
         if not self._is_small:
             state.keep_decoded(key, raw, value)
 
+    def put_new_at(self, state: State, value: T, key: bytes) -> None:
+        """Set the value at a key at which there is none."""
+        raw = encode(value)
+        state.put_new(key, raw)
+        if not self._is_small:
+            state.keep_decoded(key, raw, value)
+
     def delete_at(self, state: State, key: bytes) -> None:
         """Forget the value at a key; nothing happens if there is none."""
         if state.get(key) is not None:
@@ -269,8 +283,8 @@ class Log(Generic[T]):
 
     def append(self, state: State, value: T, *parts: KeyPart) -> int:
         """Add an entry; returns its index."""
-        index = self.length(state, *parts)
-        self._items.put(state, value, *parts, index)
+        index = self.length(state, *parts)  # at which nothing is: emptying a list deletes it all
+        self._items.put_new_at(state, value, self._items.key(*parts, index))
         self._lengths.put(state, index + 1, *parts)
         return index
 
