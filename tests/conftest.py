@@ -48,7 +48,8 @@ def begin_with_waits(items: list[pytest.Item], workers: int) -> None:
 
     Each process is given a share of the list to begin with, and others take from its end what is left.
     Whole networks last long, do little, and wait for each other's places (`whole_network`); real
-    processes wait for time. At the end of a run they would keep the machine idle for minutes.
+    processes wait for time. At the end of a run they would keep the machine idle for minutes. What a
+    module makes once for several tests also comes first, where nobody takes half of them away.
     """
     networks = [item for item in items if "whole_network" in getattr(item, "fixturenames", ())]
     real = [item for item in items if item.get_closest_marker("e2e") and item not in networks]
@@ -59,10 +60,20 @@ def begin_with_waits(items: list[pytest.Item], workers: int) -> None:
     for item in real:
         heads[(1 + files.index(item.path) % 2) % workers].append(item)
     waiting = {*networks, *real}
-    others = iter([item for item in items if item not in waiting])
+    sharing = [item for item in items if item not in waiting and shares_what_is_made(item)]
+    heads[-1] += sharing
+    first = {*waiting, *sharing}
+    others = iter([item for item in items if item not in first])
     left, arranged = len(items), list[pytest.Item]()
     for number, head in enumerate(heads):
         share = left // (workers - number)
         arranged += [*head, *itertools.islice(others, max(0, share - len(head)))]
         left = len(items) - len(arranged)
     items[:] = [*arranged, *others]
+
+
+def shares_what_is_made(item: pytest.Item) -> bool:
+    """Whether a test uses what is made once for its module."""
+    info = getattr(item, "_fixtureinfo", None)
+    found = info.name2fixturedefs.values() if info is not None else ()
+    return any(definitions[-1].scope == "module" for definitions in found)
