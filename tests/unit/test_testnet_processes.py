@@ -237,7 +237,9 @@ def test_a_testnets_manifest_is_a_grid_day_of_it() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["sim-testnet-relayer", "sim-testnet-storm", "sim-testnet-traitors"])
+@pytest.mark.parametrize(
+    "name", ["sim-testnet-relayer", "sim-testnet-storm", "sim-testnet-traitors"]
+)
 def test_manifests_of_networks_are_told_again_alone(name: str) -> None:
     manifest = load(MANIFESTS / f"{name}.toml")
     written = dump(manifest)
