@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from gridtokenx.core.quorum import max_faulty
-from gridtokenx.lab.faults import AnyFault, Behave
+from gridtokenx.lab.faults import AnyBehaviour, AnyFault, Behave
 from gridtokenx.lab.manifest import Manifest as Network
 from gridtokenx.lab.sim.manifest import Chain, Change, Feature, Manifest, Swarm
 from gridtokenx.lab.sim.schedule import Schedule, draw_changes
@@ -120,7 +120,7 @@ def _deeds(
     duration_ms: int,
 ) -> Iterator[Behave]:
     """One or two things that a traitor does, from the start or later."""
-    allowed = [each for each in swarm.behaviours if each in behaviours_of(name)]
+    allowed: list[AnyBehaviour] = [x for x in swarm.behaviours if x in behaviours_of(name)]
     count = min(len(allowed), draw.choice((1, 1, 2)))
     for behaviour in draw.sample(allowed, count):
         yield Behave(
