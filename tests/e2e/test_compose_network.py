@@ -42,7 +42,7 @@ GO_ON_S = 60.0
 
 The public chain decides: slots of 6 s, a fifth of them empty without their author, then finality.
 """
-BACK_S = 45.0
+BACK_S = 30.0
 """A container that came back does its work again: nine at once, each with an interpreter to start."""
 STOP_S = 40.0
 """`stop` of all containers, each within its grace."""

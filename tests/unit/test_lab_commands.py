@@ -16,6 +16,17 @@ except SystemExit:
 """
 
 
+def test_a_container_without_a_place_for_files_begins() -> None:
+    """Its first program loads, and helps, where nothing can be written, temporary files neither."""
+    told = (
+        "import sys, tempfile; tempfile._candidate_tempdir_list = lambda: ['/nowhere'];"
+        "from gridtokenx.lab.deploy import entry; sys.argv[1:] = ['--help']; entry.main()"
+    )
+    asked = [sys.executable, "-c", told]
+    ran = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+    assert "Usage: gtx" in ran.stdout, ran.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -7,6 +7,7 @@ in blocks; who takes from a block holds a lock on it, and so do the processes fo
 """
 
 import fcntl
+import functools
 import os
 import socket
 import tempfile
@@ -110,9 +111,12 @@ class Ports:
         return descriptor
 
 
-_ports: Final = Ports(Path(tempfile.gettempdir()) / f"gridtokenx-ports-{os.getuid()}")
+@functools.cache
+def _of_this_process() -> Ports:
+    """Made when ports are first wanted: a read-only container has no place for files, and wants none."""
+    return Ports(Path(tempfile.gettempdir()) / f"gridtokenx-ports-{os.getuid()}")
 
 
 def free_ports(count: int) -> list[int]:
     """`Ports.take` of this process."""
-    return _ports.take(count)
+    return _of_this_process().take(count)
