@@ -35,6 +35,10 @@ class Refusal(RemoteFault):
     """A node said that it cannot or will not answer."""
 
 
+class Late(RemoteFault):
+    """No answer in time, from a node that answered something else meanwhile: it has much to do."""
+
+
 class Connection(Protocol):
     """What a `NodeSet` needs of a connection to one node."""
 
@@ -74,6 +78,7 @@ class NodeConnection:
             parts.limits.link, on_ready=self._take, on_closed=self._closed, now_ms=parts.now_ms
         )
         self._tending: asyncio.Task[None] | None = None
+        self._answered_s = 0.0
 
     @property
     def closed(self) -> bool:
@@ -122,9 +127,10 @@ class NodeConnection:
 
         Raises:
             Refusal: the node says that it cannot answer.
-            RemoteFault: no answer in time, or the link has ended.
+            Late: no answer in time, but others.
+            RemoteFault: no answer at all in time, or the link has ended.
         """
-        number = next(self._numbers)
+        number, asked_s = next(self._numbers), time.monotonic()
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         try:
@@ -133,7 +139,8 @@ class NodeConnection:
             async with asyncio.timeout(timeout_s):
                 reply = await answer
         except TimeoutError:
-            raise RemoteFault("timeout", f"no answer within {timeout_s:g} s") from None
+            kind = Late if self._answered_s > asked_s else RemoteFault
+            raise kind("timeout", f"no answer within {timeout_s:g} s") from None
         finally:
             del self._waiting[number]
         if isinstance(reply, Failed):
@@ -153,6 +160,7 @@ class NodeConnection:
             except RemoteFault as fault:
                 link.abort(str(fault))
                 return
+            self._answered_s = time.monotonic()
             waiting = self._waiting.get(answer.number)
             if waiting is not None and not waiting.done():
                 waiting.set_result(answer.reply)
@@ -238,12 +246,17 @@ class NodeSet:
         """Ask one node.
 
         Raises:
-            RemoteFault: it gave no answer; unless it said why, it is left alone for a while.
+            RemoteFault: it gave no answer; unless it said why, it is left alone for a while. What else it
+                was asked ends too, unless it is only late: closing its link would lose the answers
+                to all that it has taken, and have it asked again by those who have most to ask.
         """
         try:
             connection = await self._connection(address)
             return await connection.ask(question, timeout_s)
         except Refusal:
+            raise
+        except Late:
+            self._leave_alone(address, LEFT_ALONE_S)
             raise
         except RemoteFault:
             self.shun(address, LEFT_ALONE_S)
@@ -260,12 +273,15 @@ class NodeSet:
         self._order.append(address)
 
     def shun(self, address: NodeAddress, seconds: float) -> None:
-        """Leave a node alone, and go on with the next one."""
-        self._shunned_until[address] = asyncio.get_running_loop().time() + seconds
-        self.rotate(address)
+        """Leave a node alone, end the connection to it, and go on with the next one."""
+        self._leave_alone(address, seconds)
         connection = self._connections.pop(address, None)
         if connection is not None:
             connection.close()
+
+    def _leave_alone(self, address: NodeAddress, seconds: float) -> None:
+        self._shunned_until[address] = asyncio.get_running_loop().time() + seconds
+        self.rotate(address)
 
     def shun_liar(self, address: NodeAddress, lie: RemoteFault) -> None:
         """A node said what cannot be true."""
