@@ -202,3 +202,22 @@ def test_a_submission_reaches_the_leader_although_its_gossip_was_lost() -> None:
     cluster.world.network.rules.remove(lost)
     assert cluster.world.run_until(lambda: cluster.replica(2).pending == 0, 4_000)
     assert cluster.replica(2).view == 0, "a reminder comes before the accusation"
+
+
+def test_the_bound_goes_on_doubling_though_every_view_begins_the_wait_anew() -> None:
+    """Found by seed 866 of the swarm, on a network slower than the bound, where no view got anything done.
+
+    Just after a view began nothing had waited for long; that was taken for nothing waiting, and the
+    bound began again.
+    """
+    cluster = Cluster(10, wrap=dict.fromkeys((0, 1, 2), LeavesOneOut))
+    cluster.start()
+    cluster.world.run_for(2_000)
+    cluster.submit(9, transfer(VICTIM, 0))
+    waits = cluster.replica(9)
+    left_ms = []
+    for view in (1, 2, 3):
+        assert cluster.world.run_until(lambda view=view: waits.view == view, 60_000)
+        left_ms.append(cluster.world.now)
+    assert left_ms[1] - left_ms[0] >= 2 * cluster.timing.request_timeout_ms
+    assert left_ms[2] - left_ms[1] >= 4 * cluster.timing.request_timeout_ms

@@ -640,7 +640,8 @@ class Replica(ViewChanging):
             self._suspect(turn, OMISSION)
         else:
             views.reasons.discard(OMISSION)
-            self._omissions = self._omissions if waiting else 0
+            if not waiting and self._requests.might_be_overdue(turn.now, bound_ms):
+                self._omissions = 0
         if len(self._requests.pool):
             self._set_timer(turn, REQUEST, bound_ms // 2)
 

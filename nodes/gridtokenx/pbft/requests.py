@@ -128,6 +128,7 @@ class Requests:
         self._by_signature: dict[bytes, Transaction] = {}
         """The same ones: in a block they are recognised for the price of a look."""
         self._committed_ms: Instant | None = None
+        self._restarted_ms: Instant = 0
         self._outgoing: list[Transaction] = []
         self._kept_back: set[bytes] = set()
         self._standings: dict[bytes, Standing] = {}
@@ -285,9 +286,17 @@ class Requests:
 
     def restart_waits(self, now: Instant) -> None:
         """A new primary gets the full bound for each."""
+        self._restarted_ms = now
         self._forget_gone()
         for wait in self._waiting.values():
             wait.since_ms = now
+
+    def might_be_overdue(self, now: Instant, bound_ms: int) -> bool:
+        """Whether it says anything that nothing is `overdue` by half the bound.
+
+        Just after a new primary began it does not: all that waits began to wait anew.
+        """
+        return not len(self.pool) or now >= self._restarted_ms + bound_ms // 2
 
     def _forget_gone(self) -> None:
         """What the pool dropped for something better waits no more.
