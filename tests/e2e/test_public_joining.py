@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -62,6 +63,16 @@ class Network(Processes):
             time.sleep(1)
         return shown
 
+    def wait_for_era(self, era: int, within_s: float) -> None:
+        """Until it is that era, or a later one."""
+        end = time.monotonic() + within_s
+        while (shown := re.search(r"era (\d+), set", self.gtx("stake", "show"))) is not None:
+            if int(shown[1]) >= era:
+                return
+            assert time.monotonic() < end, shown[0]
+            time.sleep(1)
+        raise AssertionError("`gtx stake show` tells no era")
+
 
 @pytest.fixture
 def network(tmp_path: Path) -> Iterator[Network]:
@@ -111,7 +122,10 @@ async def test_a_full_node_with_stake_becomes_a_validator(network: Network) -> N
 
     network.gtx("stake", "chill", "--from", "fay")
     network.gtx("stake", "unbond", "--from", "fay", "--amount", "800")
+    told = re.search(r"free from era (\d+) on", network.gtx("stake", "show", "fay"))
+    assert told is not None
     assert "set 2" in network.wait_for("set 2", within_s=6 * ERA_SLOTS)
+    network.wait_for_era(int(told[1]), within_s=4 * ERA_SLOTS)
     assert "final" in network.gtx("stake", "withdraw", "--from", "fay")
     await network.all_reach(max(network.finals().values()) + 3, within_s=60)
     network.stop()
