@@ -80,12 +80,11 @@ class FollowedChain:
 
     async def submit(self, transaction: Transaction) -> None:
         """See `ports.ChainSource`: to two nodes, because one may be silent."""
-        results = await submit_to_some(self._follower.nodes, transaction)
-        if not results:
+        answer = await submit_to_some(self._follower, transaction)
+        if answer is None:
             raise Unavailable("no-node", f"no node of the {self.name} chain takes transactions now")
-        refusals = [result for result in results if result.reason != "ok"]
-        if len(refusals) == len(results):
-            raise RemoteFault(refusals[0].reason, refusals[0].detail)
+        if answer.reason != "ok":
+            raise RemoteFault(answer.reason, answer.detail)
 
     # -- reading -----------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 A transaction goes to two nodes, because one may be silent; it has happened when a verified final block
 says so (`Executed`), and it cannot happen any more when a verified final block is later than its
-`valid_until_ms`. What nodes answer to a submission decides nothing but whether to ask others.
+`valid_until_ms`. What nodes answer to a submission decides only whether to ask others: a refusal is
+believed when more nodes say so than may be faulty.
 """
 
 import asyncio
@@ -37,7 +38,7 @@ class NotIncluded(RemoteFault):
 
 
 class SubmissionRefused(RemoteFault):
-    """Every node that was asked refused it; `reason` is theirs."""
+    """More nodes refused it than may be faulty, or all that are known; `reason` is the first one's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,7 @@ class ChainClient:
         """Sign calls as one transaction, submit it, and wait for its end.
 
         Raises:
-            SubmissionRefused: no node takes it.
+            SubmissionRefused: see there.
             NotIncluded: it expired.
         """
         transaction = sign_transaction(
@@ -214,30 +215,22 @@ class ChainClient:
         """Submit a signed transaction, again and again if need be, and wait for its end.
 
         Raises:
-            SubmissionRefused: every node that was asked refuses it.
+            SubmissionRefused: see there; never once a node has taken it.
             NotIncluded: it expired, or nothing was heard of the chain until long after.
         """
         ended = self._watch.add(transaction)
         hopeful = False
         try:
             while not ended.done():
-                refusal = await self._send(transaction)
-                if refusal is not None and not hopeful:
-                    raise refusal
-                hopeful = hopeful or refusal is None
+                answer = await submit_to_some(self._follower, transaction)
+                hopeful = hopeful or answer is None or answer.reason == "ok"
+                if answer is not None and not hopeful:
+                    raise SubmissionRefused(answer.reason, answer.detail)
                 self._check_patience(transaction)
                 await asyncio.wait({ended}, timeout=RESEND_S)
             return ended.result()
         finally:
             self._watch.forget(transaction)
-
-    async def _send(self, transaction: Transaction) -> SubmissionRefused | None:
-        """Send it to two nodes; a refusal only if all that answered refuse."""
-        results = await submit_to_some(self._follower.nodes, transaction)
-        refusals = [result for result in results if result.reason != "ok"]
-        if not results or len(refusals) < len(results):
-            return None
-        return SubmissionRefused(refusals[0].reason, refusals[0].detail)
 
     def _check_patience(self, transaction: Transaction) -> None:
         """Without news of the chain, expiry cannot be seen; do not wait for ever."""
@@ -245,20 +238,31 @@ class ChainClient:
             raise NotIncluded("outcome-unknown", "the chain was not heard of until long after")
 
 
-async def submit_to_some(nodes: NodeSet, transaction: Transaction) -> list[SubmitResult]:
-    """Send a transaction until two nodes have answered, because one may be silent.
+async def submit_to_some(follower: Follower, transaction: Transaction) -> SubmitResult | None:
+    """Send a transaction to two nodes, because one may be silent, and to more while it is refused.
 
     Returns:
-        What those that answered said; empty if no node did.
+        "ok" if a node took it; the first refusal if more nodes refused it than may be faulty, or every
+        known one; None if nobody knows: too few nodes answered.
     """
-    candidates = nodes.in_turn()
-    results: list[SubmitResult] = []
-    while candidates and len(results) < SUBMIT_TO:
-        count = SUBMIT_TO - len(results)
-        asked, candidates = candidates[:count], candidates[count:]
-        answers = await asyncio.gather(*(_submit_to(nodes, node, transaction) for node in asked))
-        results += [answer for answer in answers if answer is not None]
-    return results
+    nodes, candidates = follower.nodes, follower.nodes.in_turn()
+    believed = min(follower.trust.validators.faulty + 1, len(candidates))
+    taken: list[SubmitResult] = []
+    refused: list[SubmitResult] = []
+    while candidates:
+        answered = len(taken) + len(refused)
+        wanted = SUBMIT_TO if taken or answered < SUBMIT_TO else believed
+        if answered >= wanted:
+            break
+        asked, candidates = candidates[: wanted - answered], candidates[wanted - answered :]
+        for answer in await asyncio.gather(
+            *(_submit_to(nodes, node, transaction) for node in asked)
+        ):
+            if answer is not None:
+                (taken if answer.reason == "ok" else refused).append(answer)
+    if taken:
+        return taken[0]
+    return refused[0] if refused and len(refused) >= believed else None
 
 
 async def _submit_to(
