@@ -172,8 +172,8 @@ def test_meters_registered_here_settle_by_reports_from_there() -> None:
             assert len(consortium.all(DeviceNoted)) == 3, "meters wait for this before they report"
             read(oracle, "b0-meter", 0, 0, 0)
             read(oracle, "s0-meter", 0, 0, 0)
-            consortium.submit("b0", (order(1, FIRST + 1, Side.BUY, 4_500, 1_000),), fee=300)
-            consortium.submit("s0", (order(1, FIRST + 1, Side.SELL, 3_000, 1_000),), fee=300)
+            consortium.submit("b0", (order(1, FIRST + 1, Side.BUY, 4_500, 1_000),), fee=800)
+            consortium.submit("s0", (order(1, FIRST + 1, Side.SELL, 3_000, 1_000),), fee=800)
         if second % 30 == 2 and second > 30:
             boundary = second // 30
             read(oracle, "b0-meter", boundary, 1_000 * boundary, 0)

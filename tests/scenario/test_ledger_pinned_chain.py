@@ -19,9 +19,9 @@ from gridtokenx.core.keys import Ed25519Signer, sha256
 from gridtokenx.ledger.records import block_writes
 from gridtokenx.ledger.tokens import Transfer
 
-GENESIS = "01fb6809b07c56cf5921019f37db7e33446e2fad696f84ad9b81ffd12bb9b38d"
-LAST = "f289a0c9fd49af17c3916d674afd124383d109dee64d1f673ebdaeeba64ce8d3"
-STORED = "160f9cb228b86f3a738ad94f91dc245e7628fdbde638a19813f19f043455b029"
+GENESIS = "2405c333510ae0576256b7f90e23cb90c86fd6edcbdc6da2a92a86a9a67d0a95"
+LAST = "a39866ba6edac5bd732fa871bf407e8cd7fa700ce42c79ae999b02da34897307"
+STORED = "04f1c71f765e96cd828e0fba96126bae21f5ee0bc671efbb1ec72d04c7025356"
 """Over every record that the chain's blocks write to disk."""
 
 

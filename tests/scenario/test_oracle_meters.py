@@ -31,7 +31,7 @@ from gridtokenx.ledger.readings import (
     FLAG_ROLLED_OVER,
     RETAINED_BOUNDARIES,
 )
-from gridtokenx.ledger.runtime import InvalidTransaction
+from gridtokenx.ledger.runtime import TRANSACTION_WEIGHT, InvalidTransaction
 from gridtokenx.ledger.transactions import Transaction, sign_transaction
 from gridtokenx.oracle.chain.admission import READINGS_PER_INTERVAL, watermark
 from gridtokenx.oracle.chain.dispatch import (
@@ -247,7 +247,7 @@ def test_a_relayer_has_a_quota_and_failing_is_dear(world: OracleWorld) -> None:
     """Relaying was free without end, also of calls that can only fail."""
     update, _ = world.registry_packet([Device("any").registration()])
     unknown = structs.replace(update, client_id="nobody")
-    failing = FAILING_TIMES * calls.WEIGHTS[calls.UpdateClient]
+    failing = TRANSACTION_WEIGHT + FAILING_TIMES * calls.WEIGHTS[calls.UpdateClient]
     world.check = False
     allowed = -(-WEIGHT_PER_WINDOW // failing)
     codes = [world.block(world.relay(unknown), at_ms=100 * i)[0] for i in range(1, allowed + 2)]
@@ -257,7 +257,7 @@ def test_a_relayer_has_a_quota_and_failing_is_dear(world: OracleWorld) -> None:
     world.run_to(2 * QUOTA_WINDOW_MS)
     world.block()
     assert world.block(world.relay(update)) == ["ok"]
-    assert used(world.state, RELAYER.public_key) == calls.WEIGHTS[calls.UpdateClient]
+    assert used(world.state, RELAYER.public_key) == calls.relay_weight([update])
 
 
 # -- how intervals close ---------------------------------------------------------------------------

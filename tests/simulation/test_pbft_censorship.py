@@ -60,8 +60,8 @@ def busy(cluster: Cluster, seconds: int, per_second: int, clients: Iterable[int]
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty transfers fill a block."""
-    monkeypatch.setattr(runtime, "MAX_BLOCK_WEIGHT", 200)
-    limits = (MAX_BLOCK_TRANSACTIONS, MAX_BLOCK_BYTES, 200)
+    monkeypatch.setattr(runtime, "MAX_BLOCK_WEIGHT", 1_200)
+    limits = (MAX_BLOCK_TRANSACTIONS, MAX_BLOCK_BYTES, 1_200)
     monkeypatch.setattr("gridtokenx.pbft.requests._LIMITS", limits)
 
 

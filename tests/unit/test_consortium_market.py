@@ -80,7 +80,7 @@ def test_entry_refuses(world: ConsortiumWorld, name: str, call: PlaceOrder, refu
     free = world.balance(name)
     assert code(world, name, call) == refusal
     assert world.locked(name) == 0
-    assert world.balance(name) == free - 300, "only the fee is gone"
+    assert world.balance(name) == free - 800, "only the fee is gone"
 
 
 def test_orders_of_a_period_in_which_no_trade_can_pay_are_refused() -> None:
@@ -103,7 +103,7 @@ def test_who_has_no_watt_does_not_get_into_a_block(world: ConsortiumWorld) -> No
     free = sign_transaction(signer("stranger"), CHAIN_ID, 0, calls)
     with pytest.raises(InvalidTransaction, match="fee-too-low"):
         world.ledger.admit(world.state, free, world.now_ms)
-    promised = sign_transaction(signer("stranger"), CHAIN_ID, 0, calls, fee=300)
+    promised = sign_transaction(signer("stranger"), CHAIN_ID, 0, calls, fee=800)
     with pytest.raises(InvalidTransaction, match="fee-unpaid"):
         world.ledger.admit(world.state, promised, world.now_ms)
 

@@ -116,7 +116,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 def order(nonce: int = 0, chain: str = CONSORTIUM, call: Wire | None = None) -> Transaction:
     place = market.PlaceOrder(1, 0, FIRST + 2, Side.BUY, 4_000_000, 500)
     chain_id = FACTS.chains[chain].chain_id
-    return sign_transaction(signer("alice"), chain_id, nonce, [call or place], fee=300)
+    return sign_transaction(signer("alice"), chain_id, nonce, [call or place], fee=800)
 
 
 def body(transaction: Transaction) -> dict[str, object]:

@@ -79,7 +79,7 @@ class World:
     def _tell_the_story(self) -> None:
         public, oracle = self.public, self.chains[ORACLE]
         call = Transfer("GRID", key("bob"), GIFT)
-        fee = public.genesis.fee_per_weight_ngrid * 10
+        fee = public.genesis.fee_per_weight_ngrid * public.ledger.weight([call])
         public.block(
             sign_transaction(signer("alice"), FACTS.chains[PUBLIC].chain_id, 0, [call], fee=fee)
         )
@@ -201,7 +201,7 @@ async def test_an_order_reaches_two_nodes_and_its_receipt_comes_back(tmp_path: P
         await client.caught_up(made)
         chain = made.chains[CONSORTIUM]
         call = PlaceOrder(1, 0, FIRST + 2, Side.BUY, 4_000_000, 500)
-        order = sign_transaction(signer("alice"), chain.ledger.chain_id, 0, [call], fee=300)
+        order = sign_transaction(signer("alice"), chain.ledger.chain_id, 0, [call], fee=800)
         asking = asyncio.create_task(
             client.session.post("/api/v1/orders?wait=1", json={"transaction": order.encoded.hex()})
         )

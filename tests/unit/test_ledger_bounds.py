@@ -9,11 +9,13 @@ from gridtokenx.core.errors import Malformed
 from gridtokenx.core.keys import Ed25519Signer
 from gridtokenx.core.types import Blob, ShortText, UInt63
 from gridtokenx.interchain.apps.transfer import FungibleTransfer, SendTransfer
+from gridtokenx.ledger import runtime
 from gridtokenx.ledger.admission import StrictNonce, TokenFee
 from gridtokenx.ledger.blocks import Block, EventRecord
 from gridtokenx.ledger.runtime import (
     MAX_BLOCK_WEIGHT,
     MAX_MISFITS,
+    TRANSACTION_WEIGHT,
     CallFailed,
     Context,
     Executed,
@@ -73,7 +75,7 @@ def results(ledger: Ledger, executed: ExecutedBlock) -> list[str]:
 
 
 def send(signer: Ed25519Signer, nonce: int, *calls: Wire) -> Transaction:
-    return sign_transaction(signer, CHAIN, nonce, calls, fee=10 * len(calls))
+    return sign_transaction(signer, CHAIN, nonce, calls, fee=TRANSACTION_WEIGHT + 10 * len(calls))
 
 
 # -- names -----------------------------------------------------------------------------------------
@@ -176,6 +178,26 @@ def test_one_that_does_not_fit_the_rest_of_a_block_does_not_stop_the_smaller_one
     assert ledger.execute(genesis, executed.block).header == executed.header
     following, refused = ledger.build(executed, Proposal(0, 20), large[18:])
     assert (following.block.transactions, refused) == (tuple(large[18:]), ())
+
+
+def test_a_transaction_weighs_something_whatever_it_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of many light calls took longer than a view: their signatures weighed nothing."""
+    monkeypatch.setattr(runtime, "MAX_BLOCK_WEIGHT", 4 * TRANSACTION_WEIGHT + 10)
+    ledger = make_ledger(Stuffing())
+    genesis = ledger.genesis(0)
+    one = [
+        sign_transaction(ALICE, CHAIN, nonce, [Stuff(data=b"")], fee=TRANSACTION_WEIGHT + 1)
+        for nonce in range(5)
+    ]
+    executed, _ = ledger.build(genesis, Proposal(0, 10), one)
+    assert executed.block.transactions == tuple(one[:4])
+    calls = [Stuff(data=b"")] * 20
+    batches = [
+        sign_transaction(ALICE, CHAIN, nonce, calls, fee=TRANSACTION_WEIGHT + 20)
+        for nonce in range(5)
+    ]
+    executed, _ = ledger.build(genesis, Proposal(0, 10), batches)
+    assert executed.block.transactions == tuple(batches[:3]), "sixty calls, where four fitted"
 
 
 def test_the_same_holds_for_weight() -> None:

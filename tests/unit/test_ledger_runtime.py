@@ -12,6 +12,7 @@ from gridtokenx.ledger.admission import NoFee, StrictNonce, TokenFee, WindowNonc
 from gridtokenx.ledger.blocks import Block, EventRecord
 from gridtokenx.ledger.runtime import (
     MAX_TRANSACTION_WEIGHT,
+    TRANSACTION_WEIGHT,
     CallFailed,
     Context,
     Executed,
@@ -91,7 +92,7 @@ def test_a_failing_call_leaves_only_nonce_and_fee() -> None:
     ledger = make_ledger()
     genesis = ledger.genesis(1_000)
     calls = [Bump(by=5), Bump(by=13), Bump(by=7)]
-    block = run(ledger, genesis, sign_transaction(ALICE, CHAIN, 0, calls, fee=30))
+    block = run(ledger, genesis, sign_transaction(ALICE, CHAIN, 0, calls, fee=80))
     state = State(block.state)
     assert Counter.total.get(state) == 12
     assert Counter.blocks.get(state) == 1
@@ -102,21 +103,21 @@ def test_a_failing_call_leaves_only_nonce_and_fee() -> None:
         Bumped(total=5),
         Bumped(total=12),
     ]
-    assert ledger.modules[0].balance(state, "GRID", ALICE.public_key) == 970
-    assert ledger.modules[0].balance(state, "GRID", TREASURY) == 30
+    assert ledger.modules[0].balance(state, "GRID", ALICE.public_key) == 920
+    assert ledger.modules[0].balance(state, "GRID", TREASURY) == 80
     assert ledger.check_invariants(block.state) == []
 
 
 def test_a_bug_in_a_handler_is_no_result() -> None:
     ledger = make_ledger()
     with pytest.raises(ZeroDivisionError):
-        run(ledger, ledger.genesis(0), sign_transaction(ALICE, CHAIN, 0, [Bump(by=500)], fee=10))
+        run(ledger, ledger.genesis(0), sign_transaction(ALICE, CHAIN, 0, [Bump(by=500)], fee=60))
 
 
 def test_invariants_name_the_module() -> None:
     ledger = make_ledger()
     block = run(
-        ledger, ledger.genesis(0), sign_transaction(ALICE, CHAIN, 0, [Bump(by=2_000)], fee=10)
+        ledger, ledger.genesis(0), sign_transaction(ALICE, CHAIN, 0, [Bump(by=2_000)], fee=60)
     )
     assert ledger.check_invariants(block.state) == ["counter: the total is above 1000"]
 
@@ -124,14 +125,14 @@ def test_invariants_name_the_module() -> None:
 def test_build_drops_what_cannot_be_included() -> None:
     ledger = make_ledger()
     genesis = ledger.genesis(0)
-    good = sign_transaction(ALICE, CHAIN, 0, [Bump(by=1)], fee=10)
+    good = sign_transaction(ALICE, CHAIN, 0, [Bump(by=1)], fee=60)
     bad = [
-        sign_transaction(BOB, CHAIN, 0, [Bump(by=1)], fee=10),  # no funds
-        sign_transaction(ALICE, CHAIN, 5, [Bump(by=1)], fee=10),  # gap
-        sign_transaction(ALICE, bytes(32), 1, [Bump(by=1)], fee=10),  # another chain
-        sign_transaction(ALICE, CHAIN, 1, [Bumped(total=1)], fee=10),  # no such call
-        sign_transaction(ALICE, CHAIN, 1, [Bump(by=1)], fee=9),  # too cheap
-        sign_transaction(ALICE, CHAIN, 1, [Bump(by=1)], fee=10, valid_until_ms=5),  # expired
+        sign_transaction(BOB, CHAIN, 0, [Bump(by=1)], fee=60),  # no funds
+        sign_transaction(ALICE, CHAIN, 5, [Bump(by=1)], fee=60),  # gap
+        sign_transaction(ALICE, bytes(32), 1, [Bump(by=1)], fee=60),  # another chain
+        sign_transaction(ALICE, CHAIN, 1, [Bumped(total=1)], fee=60),  # no such call
+        sign_transaction(ALICE, CHAIN, 1, [Bump(by=1)], fee=59),  # too cheap
+        sign_transaction(ALICE, CHAIN, 1, [Bump(by=1)], fee=60, valid_until_ms=5),  # expired
     ]
     executed, refused = ledger.build(genesis, Proposal(0, 10), [good, *bad])
     assert executed.block.transactions == (good,)
@@ -141,7 +142,7 @@ def test_build_drops_what_cannot_be_included() -> None:
 def test_execute_refuses_every_altered_header_field() -> None:
     ledger = make_ledger()
     genesis = ledger.genesis(0)
-    block = run(ledger, genesis, sign_transaction(ALICE, CHAIN, 0, [Bump(by=1)], fee=10)).block
+    block = run(ledger, genesis, sign_transaction(ALICE, CHAIN, 0, [Bump(by=1)], fee=60)).block
     fields = {name: getattr(block.header, name) for name in block.header.__struct_fields__}
     for name, value in fields.items():
         if name in ("round", "digest", "timestamp_ms"):
@@ -156,7 +157,7 @@ def test_execute_refuses_a_block_with_a_transaction_that_may_not_be_there() -> N
     ledger = make_ledger()
     genesis = ledger.genesis(0)
     block = run(ledger, genesis).block
-    stray = sign_transaction(BOB, CHAIN, 0, [Bump(by=1)], fee=10)
+    stray = sign_transaction(BOB, CHAIN, 0, [Bump(by=1)], fee=60)
     with pytest.raises(InvalidBlock, match="transaction 0: fee-unpaid"):
         ledger.execute(genesis, Block(block.header, (stray,)))
 
@@ -168,7 +169,7 @@ class Heavy(Wire, frozen=True, tag="heavy.lift"):
 class Lifter(Module):
     name = "lifter"
 
-    @handles(Heavy, weight=MAX_TRANSACTION_WEIGHT // 2)
+    @handles(Heavy, weight=(MAX_TRANSACTION_WEIGHT - TRANSACTION_WEIGHT) // 2)
     def lift(self, ctx: Context, call: Heavy) -> None:
         pass
 
@@ -202,10 +203,10 @@ def test_timestamps_grow() -> None:
     [
         (sign_transaction(ALICE, CHAIN, 0, [Bump(by=1)], fee=1), "fee-too-low"),
         (sign_transaction(ALICE, CHAIN, 0, [Bump(by=1)], fee=2_000), "fee-unpaid"),
-        (sign_transaction(ALICE, CHAIN, 999, [Bump(by=1)], fee=10), "nonce-too-far"),
-        (sign_transaction(ALICE, CHAIN, 0, [Bump(by=1)], fee=10, valid_until_ms=1), "expired"),
-        (sign_transaction(ALICE, bytes(32), 0, [Bump(by=1)], fee=10), "wrong-chain"),
-        (sign_transaction(ALICE, CHAIN, 0, [Bumped(total=1)], fee=10), "malformed"),
+        (sign_transaction(ALICE, CHAIN, 999, [Bump(by=1)], fee=60), "nonce-too-far"),
+        (sign_transaction(ALICE, CHAIN, 0, [Bump(by=1)], fee=60, valid_until_ms=1), "expired"),
+        (sign_transaction(ALICE, bytes(32), 0, [Bump(by=1)], fee=60), "wrong-chain"),
+        (sign_transaction(ALICE, CHAIN, 0, [Bumped(total=1)], fee=60), "malformed"),
     ],
 )
 def test_admission_says_why(transaction: Transaction, reason: str) -> None:
@@ -220,7 +221,7 @@ def test_transfers_move_and_never_create() -> None:
     transfer = Transfer(denom="GRID", to=BOB.public_key, amount=100)
     too_much = Transfer(denom="GRID", to=BOB.public_key, amount=10_000)
     nothing = Transfer(denom="GRID", to=BOB.public_key, amount=0)
-    transaction = sign_transaction(ALICE, CHAIN, 0, [transfer, too_much, nothing], fee=30)
+    transaction = sign_transaction(ALICE, CHAIN, 0, [transfer, too_much, nothing], fee=80)
     block = run(ledger, ledger.genesis(0), transaction)
     tokens = ledger.modules[0]
     assert tokens.balance(State(block.state), "GRID", BOB.public_key) == 100
@@ -279,8 +280,8 @@ def test_a_transaction_is_admitted_once_upon_a_state(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(ledger.admission, "check", counted)
     genesis = ledger.genesis(1_000)
-    first = sign_transaction(ALICE, CHAIN, 0, [Bump(by=1)], fee=10, valid_until_ms=5_000)
-    second = sign_transaction(ALICE, CHAIN, 1, [Bump(by=1)], fee=10, valid_until_ms=5_000)
+    first = sign_transaction(ALICE, CHAIN, 0, [Bump(by=1)], fee=60, valid_until_ms=5_000)
+    second = sign_transaction(ALICE, CHAIN, 1, [Bump(by=1)], fee=60, valid_until_ms=5_000)
     for _ in range(2):
         ledger.admit(State(genesis.state), second, 2_000)
         ledger.admit(State(genesis.state, genesis.changes), second, 2_000)
@@ -295,7 +296,7 @@ def test_a_transaction_is_admitted_once_upon_a_state(monkeypatch: pytest.MonkeyP
 def test_what_was_written_upon_a_state_is_asked_again() -> None:
     ledger = make_ledger()
     genesis = ledger.genesis(1_000)
-    mine = sign_transaction(ALICE, CHAIN, 0, [Bump(by=1)], fee=10)
+    mine = sign_transaction(ALICE, CHAIN, 0, [Bump(by=1)], fee=60)
     ledger.admit(State(genesis.state), mine, 2_000)
     written = State(genesis.state)
     assert isinstance(ledger.admission, StrictNonce)

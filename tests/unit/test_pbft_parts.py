@@ -493,8 +493,8 @@ def test_only_what_could_have_been_included_is_overdue() -> None:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty transfers fill a block; a sender's fair share are five."""
-    monkeypatch.setattr(runtime, "MAX_BLOCK_WEIGHT", 200)
-    limits = (MAX_BLOCK_TRANSACTIONS, MAX_BLOCK_BYTES, 200)
+    monkeypatch.setattr(runtime, "MAX_BLOCK_WEIGHT", 1_200)
+    limits = (MAX_BLOCK_TRANSACTIONS, MAX_BLOCK_BYTES, 1_200)
     monkeypatch.setattr("gridtokenx.pbft.requests._LIMITS", limits)
 
 

@@ -9,6 +9,7 @@ from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import KeyedHashVerifier
 from gridtokenx.core.units import GRID
 from gridtokenx.ledger.identity import parse_genesis, render_genesis
+from gridtokenx.ledger.runtime import TRANSACTION_WEIGHT
 from gridtokenx.ledger.tokens import Transfer
 from gridtokenx.public.chain import (
     TREASURY,
@@ -68,7 +69,7 @@ def test_genesis_bonds_every_stake_and_headers_name_the_set() -> None:
 def test_a_transfer_pays_its_fee_to_the_treasury() -> None:
     public, genesis = chain()
     call = Transfer(GRID_DENOM, key("bob"), 5 * GRID)
-    fee = 10 * genesis.fee_per_weight_ngrid
+    fee = (TRANSACTION_WEIGHT + 10) * genesis.fee_per_weight_ngrid
     assert public.block(call, by=account("alice"), fee=fee - 1) == ["kept out"]
     assert public.block(call, by=account("alice"), fee=fee) == ["ok"]
     tokens = public_chain(genesis).tokens

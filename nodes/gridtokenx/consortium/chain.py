@@ -102,7 +102,7 @@ class ConsortiumGenesis(Section, frozen=True):
     default_fund_uwatt: UInt63 = 0
     """Taken from the utility's opening balance."""
     fee_uwatt_per_weight: UInt63 = 10
-    """An order, of weight 30, costs 300 micro-WATT."""
+    """An order, of weight 30, costs 800 micro-WATT alone, and 325 as one of 20 in a transaction."""
     registry_timeout_ms: UInt63 = 120_000
     """Network time that a batch of device decisions may take to the oracle chain."""
     oracle_client: str = "oracle"

@@ -28,6 +28,7 @@ from gridtokenx.interchain.packets import (
     Port,
     Sequence63,
 )
+from gridtokenx.ledger.runtime import TRANSACTION_WEIGHT
 
 
 class UpdateClient(Wire, frozen=True, tag="interchain.update_client"):
@@ -100,7 +101,7 @@ a proof."""
 
 def relay_weight(calls: Iterable[RelayCall]) -> int:
     """The weight of a transaction of relay calls, which its fee must cover."""
-    return sum(WEIGHTS[type(call)] for call in calls)
+    return TRANSACTION_WEIGHT + sum(WEIGHTS[type(call)] for call in calls)
 
 
 class PacketSent(Wire, frozen=True, tag="interchain.packet_sent"):

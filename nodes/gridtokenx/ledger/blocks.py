@@ -15,7 +15,7 @@ from gridtokenx.core.merkle import merkle_root
 from gridtokenx.core.types import Blob, Hash32, Height, Index16, Millis, UInt63
 from gridtokenx.ledger.transactions import Transaction
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 MAX_BLOCK_TRANSACTIONS: Final = 10_000
 MAX_BLOCK_BYTES: Final = 4 * 1024 * 1024
 NO_PARENT: Final = bytes(32)

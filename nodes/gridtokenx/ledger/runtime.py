@@ -40,11 +40,14 @@ from gridtokenx.ledger.state import BadKey, State
 from gridtokenx.ledger.transactions import MAX_TRANSACTION_BYTES, Transaction, TransactionBody
 
 MAX_BLOCK_WEIGHT: Final = 200_000
-"""About one second of execution: a plain transfer weighs 10."""
+"""About one second of one replica's work, so a unit is about 5 us. Where a block takes longer than its
+view, views change and the work is done again: a smaller bound commits more."""
 MAX_TRANSACTION_WEIGHT: Final = MAX_BLOCK_WEIGHT // 2
 """Whatever is admitted fits a block, and leaves room for others."""
 MAX_MISFITS: Final = 64
 """So many candidates may find no room before a proposer takes its block for full."""
+TRANSACTION_WEIGHT: Final = 50
+"""Of every transaction, whatever it calls: its signature, its nonce, its fee and its receipt."""
 DEFAULT_CALL_WEIGHT: Final = 10
 NOBODY: Final = bytes(32)
 """`Context.sender` inside hooks."""
@@ -388,9 +391,9 @@ class Ledger:
         return transaction.typed_calls(self._call_union)
 
     def weight(self, calls: Iterable[Wire]) -> int:
-        """Deterministic cost of the calls."""
+        """Deterministic cost of one transaction of these calls."""
         handlers = self._handlers
-        return sum([handlers[type(call)][1] for call in calls])
+        return TRANSACTION_WEIGHT + sum([handlers[type(call)][1] for call in calls])
 
     def _bounded_weight(self, calls: Sequence[Wire]) -> int:
         """The weight of one transaction; a heavier one would wait for room for ever."""

@@ -109,7 +109,7 @@ class Application(Protocol):
         ...
 
     def weight(self, calls: Iterable[Wire]) -> int:
-        """Deterministic cost of calls."""
+        """Deterministic cost of one transaction of these calls."""
         ...
 
 

@@ -83,7 +83,7 @@ class PublicGenesis(
     ] = (1, 4)
     """c, the chance that a slot has a primary author, as a fraction of at most one."""
     fee_per_weight_ngrid: UInt63 = 1_000
-    """Fee per unit of weight; a plain transfer weighs 10, a client update 4,000."""
+    """Fee per unit of weight; a plain transfer weighs 60, a client update 4,050."""
 
     @property
     def slot_rules(self) -> SlotRules:

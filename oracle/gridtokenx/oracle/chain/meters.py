@@ -41,9 +41,9 @@ from gridtokenx.oracle.chain.parameters import MeterParameters
 from gridtokenx.oracle.chain.registers import Point
 from gridtokenx.oracle.chain.registry import DEVICES, ORDER, Device, device_by_key, walk_devices
 
-READING_WEIGHT: Final = 200
-"""A thousand readings fill a block: about 0.2 s of work to build it (200 us each), as much again to
-execute it, well below the time after which a leader is given up, on a machine that several share."""
+READING_WEIGHT: Final = 150
+"""A thousand readings, a transaction each, fill a block: about 0.2 s of work to build it (200 us each),
+as much again to execute it, well below the time after which a leader is given up, on a machine that several share."""
 DEVICES_PER_BLOCK: Final = 1_024
 """Books that one block closes: bounds the work of a block in a large network."""
 INTERVALS_PER_BLOCK: Final = 4

@@ -13,7 +13,7 @@ from gridtokenx.core.codec import Wire
 from gridtokenx.core.types import UInt63
 from gridtokenx.interchain import calls
 from gridtokenx.interchain.module import Interchain
-from gridtokenx.ledger.runtime import Context, InvalidTransaction, handles
+from gridtokenx.ledger.runtime import TRANSACTION_WEIGHT, Context, InvalidTransaction, handles
 from gridtokenx.ledger.state import Map, State
 from gridtokenx.oracle.chain.meters import SCHEDULE
 
@@ -53,8 +53,9 @@ def check_quota(state: State, relayer: bytes) -> None:
 
 
 def count(state: State, relayer: bytes, weight: int) -> None:
-    """Count calls that are about to be carried out, as if all failed."""
-    _put(state, relayer, used(state, relayer) + FAILING_TIMES * weight)
+    """Count a transaction whose calls are about to be carried out, as if all failed."""
+    of_calls = weight - TRANSACTION_WEIGHT
+    _put(state, relayer, used(state, relayer) + TRANSACTION_WEIGHT + FAILING_TIMES * of_calls)
 
 
 class QuotedInterchain(Interchain):

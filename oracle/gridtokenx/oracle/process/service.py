@@ -19,7 +19,7 @@ from gridtokenx.host.logs import Logger, SparseLog
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.tasks import Tasks
 from gridtokenx.ledger.readings import topic_concentrator, topic_device
-from gridtokenx.ledger.runtime import MAX_BLOCK_WEIGHT, ExecutedBlock, Ledger
+from gridtokenx.ledger.runtime import MAX_BLOCK_WEIGHT, TRANSACTION_WEIGHT, ExecutedBlock, Ledger
 from gridtokenx.ledger.state import State
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.oracle.chain.ledger import OracleGenesis
@@ -34,7 +34,7 @@ from gridtokenx.pbft.membership import validators_of
 
 BATCH: Final = 64
 """Readings judged before the event loop gets its turn: about ten milliseconds."""
-MAX_PENDING: Final = 2 * MAX_BLOCK_WEIGHT // READING_WEIGHT
+MAX_PENDING: Final = 2 * MAX_BLOCK_WEIGHT // (TRANSACTION_WEIGHT + READING_WEIGHT)
 """Readings that are submitted and in no block yet."""
 ROOM_S: Final = 1.0
 """How often the room is looked at when no block comes: what is pending can expire, too."""
