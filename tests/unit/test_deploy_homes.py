@@ -15,6 +15,7 @@ from gridtokenx.lab.manifest import Devices, Manifest, Ports
 from gridtokenx.lab.testnet.heartbeat import write_beat
 from gridtokenx.lab.testnet.layout import Layout
 from gridtokenx.lab.testnet.placement import CONTAINERS
+from gridtokenx.ledger.blocks import PROTOCOL_VERSION
 
 SMALL = Manifest(devices=Devices(households=2, profile_days=1))
 
@@ -68,6 +69,17 @@ def test_init_refuses_another_manifest(made: Path):
     other = Manifest(devices=SMALL.devices, ports=Ports(gateway=18_081))
     with pytest.raises(LocalFault, match=r"another manifest \(ports differ\).*down --volumes"):
         prepare(made, other, quiet)
+
+
+def test_a_network_of_another_protocol_is_refused(tmp_path: Path):
+    """Its nodes went on with it, or gave up one by one."""
+    prepare(tmp_path, SMALL, quiet)
+    facts = tmp_path / "genesis" / "network.json"
+    said = facts.read_text(encoding="utf-8")
+    assert f'"protocol": {PROTOCOL_VERSION}' in said
+    facts.write_text(said.replace(f'"protocol": {PROTOCOL_VERSION}', '"protocol": 1'), "utf-8")
+    with pytest.raises(LocalFault, match=r"protocol version 1, .*--fresh.*down --volumes"):
+        prepare(tmp_path, SMALL, quiet)
 
 
 def test_init_starts_over_after_an_unfinished_run(tmp_path: Path):

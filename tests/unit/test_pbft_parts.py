@@ -15,7 +15,7 @@ from gridtokenx.core.keys import Domain, KeyedHashSigner
 from gridtokenx.core.machine import Persist, Unknown, Write
 from gridtokenx.lab.sim.store import SimulatedStore
 from gridtokenx.ledger import runtime
-from gridtokenx.ledger.blocks import MAX_BLOCK_BYTES, MAX_BLOCK_TRANSACTIONS
+from gridtokenx.ledger.blocks import MAX_BLOCK_BYTES, MAX_BLOCK_TRANSACTIONS, PROTOCOL_VERSION
 from gridtokenx.ledger.pool import Pool
 from gridtokenx.ledger.runtime import NOBODY
 from gridtokenx.ledger.transactions import Transaction
@@ -313,6 +313,15 @@ def test_a_home_of_another_chain_is_refused() -> None:
     other = FOUR.ledger.genesis(1)
     with pytest.raises(LocalFault, match="another genesis"):
         Replica.restore(bench.store, bench.ledger, bench.validators, signer(1), other, Timing())
+
+
+def test_a_home_of_another_protocol_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would go on by other rules than those that its blocks were made by."""
+    bench = Bench(1)
+    bench.live()
+    monkeypatch.setattr("gridtokenx.ledger.records.PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
+    with pytest.raises(LocalFault, match="made by protocol version"):
+        bench.live()
 
 
 def test_a_damaged_home_and_an_impossible_window_are_refused() -> None:

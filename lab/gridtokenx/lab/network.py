@@ -43,6 +43,8 @@ class NetworkFacts(msgspec.Struct, frozen=True):
     broker_protocol: str = ""
     """The version of MQTT that it speaks."""
     note: str = ""
+    protocol: int = 1
+    """`ledger.blocks.PROTOCOL_VERSION` of the program that made it."""
 
 
 def read_network(path: Path) -> NetworkFacts:

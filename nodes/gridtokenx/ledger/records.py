@@ -24,7 +24,7 @@ from gridtokenx.core.codec import decode_own, encode
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.machine import Reader, Write
 from gridtokenx.core.state_tree import StateTree
-from gridtokenx.ledger.blocks import Block
+from gridtokenx.ledger.blocks import PROTOCOL_VERSION, Block
 from gridtokenx.ledger.runtime import ExecutedBlock
 
 BLOCKS: Final = "blocks"
@@ -77,7 +77,7 @@ def load_head(reader: Reader) -> ExecutedBlock | None:
     """The last final block with its state, rebuilt and checked; None on an empty disk.
 
     Raises:
-        LocalFault: the state on disk does not hash to the header's root.
+        LocalFault: the state on disk does not hash to the header's root, or other rules made it.
     """
     key = reader.get(META, HEAD)
     if key is None:
@@ -85,6 +85,11 @@ def load_head(reader: Reader) -> ExecutedBlock | None:
     block = load_block(reader, int.from_bytes(key, "big"))
     if block is None:
         raise damaged(f"the store names block {int.from_bytes(key, 'big')} but lacks it")
+    if block.header.version != PROTOCOL_VERSION:
+        raise LocalFault(
+            f"block {block.height} on disk was made by protocol version {block.header.version}, and this"
+            f" program speaks version {PROTOCOL_VERSION}: use the program that made it, or another home"
+        )
     tree = load_state(reader)
     if tree.root != block.header.state_root:
         raise damaged(f"the stored state does not match block {block.height}")

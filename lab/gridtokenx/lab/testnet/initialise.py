@@ -41,6 +41,7 @@ from gridtokenx.lab.testnet.settings import (
     broker_protocol,
     settings_of,
 )
+from gridtokenx.ledger.blocks import PROTOCOL_VERSION
 from gridtokenx.ledger.identity import render_genesis
 
 SCRYPT_N: Final = 1_024
@@ -230,6 +231,7 @@ def _write_facts(layout: Layout, network: Network) -> None:
         gateway=layout.gateway_url,
         broker=layout.broker_url,
         broker_protocol=broker_protocol(layout),
+        protocol=PROTOCOL_VERSION,
     )
     write_file(layout.network_path, msgspec.json.format(msgspec.json.encode(facts), indent=2))
 

@@ -29,6 +29,7 @@ from gridtokenx.lab.testnet.placement import (
     Placement,
 )
 from gridtokenx.lab.testnet.processes import ProcessSpec
+from gridtokenx.ledger.blocks import PROTOCOL_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ class Layout:
         ]
 
     def check_files(self) -> None:
-        """Refuse a home that is not whole, or whose manifest is not the one that it was made from.
+        """Refuse a home that is not whole, not by this program's rules, or by another manifest.
 
         Raises:
             LocalFault: naming the file.
@@ -175,6 +176,12 @@ class Layout:
             if not path.is_file():
                 raise LocalFault(f"{path} is missing; restore it, or start over with --fresh")
         facts = read_network(self.network_path)
+        if facts.protocol != PROTOCOL_VERSION:
+            raise LocalFault(
+                f"{self.network_path}: made by protocol version {facts.protocol}, and this program speaks "
+                f"version {PROTOCOL_VERSION}; use the program that made it, or start over (--fresh; with "
+                "containers: docker-compose down --volumes)"
+            )
         if facts.gateway != self.gateway_url:
             raise LocalFault(
                 f"{self.manifest_path} is not the one that the network was made from "
