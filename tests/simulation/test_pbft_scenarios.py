@@ -14,7 +14,7 @@ from tests.simulation.pbft_cluster import (
 )
 from tests.simulation.pbft_script import Bench
 
-from gridtokenx.core.machine import NodeId
+from gridtokenx.core.machine import Effect, NodeId, Send
 from gridtokenx.lab.sim.network import Drop, Envelope, Verdict
 from gridtokenx.ledger.records import load_block
 from gridtokenx.pbft.messages import (
@@ -25,6 +25,7 @@ from gridtokenx.pbft.messages import (
     Status,
     Suspect,
 )
+from gridtokenx.pbft.timing import Timing
 
 
 def test_a_replica_that_was_paused_comes_back_with_its_vote() -> None:
@@ -177,3 +178,27 @@ def test_an_equivocating_leader_is_proved_guilty() -> None:
     for index in cluster.honest():
         reports = cluster.world.nodes[cluster.ids[index]].misbehaviours
         assert {report.offender for report in reports} == {cluster.ids[0]}
+
+
+class HidesBlocks(Wrapper):
+    """Says where it is, and never answers a question for certified blocks."""
+
+    def change(self, effect: Effect) -> list[Effect]:
+        hidden = isinstance(effect, Send) and isinstance(effect.message, CertifiedBlocks)
+        return [] if hidden else [effect]
+
+
+def test_who_answers_no_question_cannot_hold_up_a_laggard_again_and_again() -> None:
+    """Two honest peers, four ranges: the third is always idle, and has more time with each lie.
+
+    It cost a range up to 64 s every 64 blocks: whoever lagged on a fast chain did so for ever.
+    """
+    timing = Timing(block_time_ms=100, snapshot_distance=0)
+    cluster = Cluster(4, timing=timing, wrap={3: HidesBlocks})
+    cluster.start()
+    assert cluster.run_to(2, 2_000)
+    cluster.crash(0)
+    assert cluster.run_to(800, 200_000, [1, 2])
+    cluster.restart(0)
+    assert cluster.run_to(cluster.height(1) + 50, 10_000, [0]), cluster.height(0)
+    cluster.check_chains()

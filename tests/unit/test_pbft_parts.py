@@ -453,6 +453,24 @@ def test_a_peer_that_is_late_has_twice_the_time_the_next_time() -> None:
     assert waits == [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 32_000, 32_000]
 
 
+def test_what_waits_for_a_peer_that_was_late_is_asked_of_an_idle_one_that_was_not() -> None:
+    """And whichever answers first counts, so that nobody is worse off on a slow network."""
+    sync = Sync(1_000)
+    for now in (0, 1_000, 3_000):
+        assert sync.questions(0, now) == [], "what it claimed is forgotten with its failure"
+        sync.claim(PEERS[0], 10**15)
+        assert [peer for peer, _ in sync.questions(0, now)] == [PEERS[0]]
+    assert sync.deadline_ms() == 7_000
+    sync.claim(PEERS[1], 40)
+    ((other, question),) = [each for each in sync.questions(0, 4_000) if each[1].first == 1]
+    assert (other, question.count) == (PEERS[1], 16)
+    assert sync.deadline_ms() == 5_000
+    assert sync.answer(PEERS[0], CertifiedBlocks(1, ())), "it has nothing after all"
+    assert sync.answer(PEERS[1], CertifiedBlocks(1, tuple(CHAIN[:16])))
+    assert not sync.answer(PEERS[0], CertifiedBlocks(1, tuple(CHAIN[:16]))), "not waited for now"
+    assert sync.has(16)
+
+
 def test_claims_cannot_make_it_ask_or_keep_without_bound() -> None:
     sync = Sync(1_000)
     for index in range(1_000):

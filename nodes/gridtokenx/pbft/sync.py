@@ -6,10 +6,13 @@ says anew where it is, and then after those that failed less often. At most `RAN
 open, and at most that many ranges are kept, so memory is bounded whatever is claimed.
 
 The time that a peer has doubles each time that it was late (as of 4.5.2): on a network slower than the
-timeout every answer would come too late, and whoever lags would do so for ever.
+timeout every answer would come too late, and whoever lags would do so for ever. So that a faulty peer
+does not hold up a range for all that time, again and again, what was asked of it is asked as well of a
+peer that failed less, once that has nothing to do; whichever answers first counts.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Final
 
 from gridtokenx.core.machine import Instant, NodeId
@@ -22,7 +25,8 @@ _MOST_DOUBLINGS: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    peer: NodeId
+    peers: tuple[NodeId, ...]
+    """Who was asked: at first one, then any that failed less."""
     first: int
     count: int
     deadline_ms: Instant
@@ -78,6 +82,7 @@ class Sync:
         while first <= limit and len(self._open) < RANGES:
             known = self._open.get(first)
             if known is not None:
+                asked.extend(self._asked_again(known, now))
                 first += known.count
             elif first in self._arrived:
                 first += 1
@@ -86,11 +91,24 @@ class Sync:
                 peer = self._pick(first)
                 if peer is None:
                     break
-                patience_ms = self._timeout_ms << min(self._late.get(peer, 0), _MOST_DOUBLINGS)
-                self._open[first] = _Question(peer, first, count, now + patience_ms)
+                self._open[first] = _Question((peer,), first, count, now + self._patience_ms(peer))
                 asked.append((peer, FetchBlocks(first=first, count=count)))
                 first += count
         return asked
+
+    def _asked_again(
+        self, question: _Question, now: Instant
+    ) -> Iterator[tuple[NodeId, FetchBlocks]]:
+        """What waits for a peer that failed is asked of an idle one that failed less, too."""
+        rank = min(map(self._rank, question.peers))
+        better = [peer for peer in self._idle(question.first) if self._rank(peer) < rank]
+        if not better:
+            return
+        peer = min(better, key=self._rank)
+        deadline_ms = min(question.deadline_ms, now + self._patience_ms(peer))
+        peers = (*question.peers, peer)
+        self._open[question.first] = replace(question, peers=peers, deadline_ms=deadline_ms)
+        yield peer, FetchBlocks(first=question.first, count=question.count)
 
     def deadline_ms(self) -> Instant | None:
         """When the first open question has waited too long."""
@@ -99,9 +117,13 @@ class Sync:
     def answer(self, peer: NodeId, message: CertifiedBlocks) -> bool:
         """Take an answer whose certificates verified; False if nobody asked for it."""
         question = self._open.get(message.first)
-        if question is None or question.peer != peer:
+        if question is None or peer not in question.peers:
             return False
-        del self._open[message.first]
+        others = tuple(each for each in question.peers if each != peer)
+        if others and not message.blocks:
+            self._open[message.first] = replace(question, peers=others)
+        else:
+            del self._open[message.first]
         for height, certified in enumerate(message.blocks[: question.count], message.first):
             if certified.block.height != height:
                 self.distrust(peer)
@@ -139,15 +161,25 @@ class Sync:
 
     def _pick(self, height: int) -> NodeId | None:
         """An idle peer that claims to have `height`; those that failed least take turns."""
-        busy = {question.peer for question in self._open.values()}
-        able = [peer for peer, claimed in self._claims.items() if claimed >= height]
-        idle = [peer for peer in able if peer not in busy]
+        idle = self._idle(height)
         if not idle:
             return None
         fewest = min(self._failures.get(peer, 0) for peer in idle)
         best = [peer for peer in idle if self._failures.get(peer, 0) == fewest]
         self._turn += 1
         return best[self._turn % len(best)]
+
+    def _idle(self, height: int) -> list[NodeId]:
+        """Who claims to have `height`, and is asked nothing now."""
+        busy = {peer for question in self._open.values() for peer in question.peers}
+        return [peer for peer in self.claimants(height) if peer not in busy]
+
+    def _rank(self, peer: NodeId) -> tuple[int, int]:
+        """The less, the better: what it failed since it was last of use, then how often it was late."""
+        return self._failures.get(peer, 0), self._late.get(peer, 0)
+
+    def _patience_ms(self, peer: NodeId) -> int:
+        return self._timeout_ms << min(self._late.get(peer, 0), _MOST_DOUBLINGS)
 
     def _fail(self, peer: NodeId) -> None:
         self._claims.pop(peer, None)
@@ -157,9 +189,9 @@ class Sync:
     def _expire(self, head: int, now: Instant) -> None:
         for first, question in list(self._open.items()):
             late = question.deadline_ms <= now
-            if late:
-                self._fail(question.peer)
-                if question.peer in self._late or len(self._late) < _MAX_PEERS:
-                    self._late[question.peer] = self._late.get(question.peer, 0) + 1
+            for peer in question.peers if late else ():
+                self._fail(peer)
+                if peer in self._late or len(self._late) < _MAX_PEERS:
+                    self._late[peer] = self._late.get(peer, 0) + 1
             if late or first + question.count <= head + 1:
                 del self._open[first]
