@@ -15,7 +15,12 @@ from gridtokenx.core.keys import Domain, KeyedHashSigner
 from gridtokenx.core.machine import Persist, Unknown, Write
 from gridtokenx.lab.sim.store import SimulatedStore
 from gridtokenx.ledger import runtime
-from gridtokenx.ledger.blocks import MAX_BLOCK_BYTES, MAX_BLOCK_TRANSACTIONS, PROTOCOL_VERSION
+from gridtokenx.ledger.blocks import (
+    MAX_BLOCK_BYTES,
+    MAX_BLOCK_TRANSACTIONS,
+    PROTOCOL_VERSION,
+    Block,
+)
 from gridtokenx.ledger.pool import Pool
 from gridtokenx.ledger.runtime import NOBODY
 from gridtokenx.ledger.transactions import Transaction
@@ -633,6 +638,33 @@ def test_a_proposals_transactions_are_checked_with_it() -> None:
     checks = bench.replica.verification(bench.pre_prepare(BLOCK))
     assert not isinstance(checks, Unknown)
     assert len(checks) == 2
+
+
+def test_what_anyone_may_repeat_costs_no_signatures() -> None:
+    """10,000 small transactions fit a frame: two seconds of checks, if it is checked unasked."""
+    bench = Bench(1)
+    block = bench.block(transactions=[transfer(client, 0) for client in range(4)])
+    forged = Block(block.block.header, (transfer(0, 9),))
+    proposal = bench.pre_prepare(block)
+    new_view = bench.new_view(2, [bench.view_change(i, 2) for i in (0, 2, 3)])
+    assert len(bench.replica.verification(proposal)) == 5  # type: ignore[arg-type]  # no `Unknown`
+    assert len(bench.replica.verification(new_view)) == 4  # type: ignore[arg-type]
+    assert bench.replica.verification(Body(block.block)) == ()
+    bench.hear(Body(forged), Body(block.block))
+    assert len(bench.replica._log) == 0, "nobody asked for it"
+    bench.hear(new_view)
+    assert bench.replica.verification(proposal) == (), "of a view that is over"
+    bench.hear(*(bench.commit(i, block, 2) for i in (0, 2, 3)), Body(forged))
+    assert bench.rejected == ["wrong-body"], "its hash was asked for"
+    bench.hear(Body(block.block))
+    assert bench.replica.head.hash == block.hash
+    assert bench.replica.verification(bench.pre_prepare(block, 6)) == (), "a decided height"
+    bench.hear(bench.new_view(3, [bench.view_change(i, 3) for i in (0, 2, 3)]))
+    assert bench.replica.verification(new_view) == ()
+    bench.take(Prepare)
+    bench.hear(PrePrepare(7, forged, bytes(64)), PrePrepare(2, bench.block(block).block, bytes(64)))
+    assert not bench.replica._early
+    assert not bench.take(Prepare)
 
 
 def test_a_later_set_is_unknown_and_an_impossible_voter_refused() -> None:

@@ -166,6 +166,8 @@ class Replica(ViewChanging):
         """See `Machine.verification`."""
         if isinstance(message, Prepare | Commit) and self._is_needless(message):
             return ()
+        if isinstance(message, PrePrepare | NewView) and self._is_over(message):
+            return ()
         return self._verification.checks(message)
 
     def step(self, now: Instant, event: Event) -> Sequence[Effect]:
@@ -412,6 +414,19 @@ class Replica(ViewChanging):
         if vote.height <= self._head.height:
             return True
         return isinstance(message, Prepare) and self._log.is_settled(message.ballot)
+
+    def _is_over(self, message: PrePrepare | NewView) -> bool:
+        """Whether a proposal or new-view will be thrown away unread: what it is about is decided.
+
+        Anyone may repeat it, and it may carry thousands of signatures. As above this must stay true
+        until its turn: sets, views and heads only grow.
+        """
+        known, set_id = self._validators.set_id, set_of(message)
+        if set_id is None or set_id != known:
+            return set_id is not None and set_id < known
+        if isinstance(message, PrePrepare):
+            return message.block.height <= self._head.height or self._is_past(message.view)
+        return self._is_past(message.body.view)
 
     def _on_commit(self, turn: Turn, sender: NodeId, message: Commit) -> None:
         if not self._in_range(turn, sender, message.vote):

@@ -7,8 +7,10 @@ the set is the present one, for the sets of all earlier terms stay known. What a
 throw away unread (`Replica._is_needless`) does not come here.
 
 A certified block's transactions are not checked again: a quorum checked them before it voted. Nor are
-those of a proposal that wait here already: they were checked when they came, and are the same to the
-last bit of their signatures. The signatures of a message are listed once each, however often they are
+those of a block that is sent apart (`Body`): one is only taken if a certificate, or a prepared one,
+names its hash, and who voted there first had checked them. Unasked it would cost seconds, for nothing.
+Nor are those of a proposal that wait here already: they were checked when they came, and are the same
+to the last bit of their signatures. The signatures of a message are listed once each, however often they are
 nested in it.
 """
 
@@ -114,7 +116,7 @@ class Verification:
                 for certified in blocks:
                     yield from self._certificate(certified.certificate, certified.block.header)
             case Body(block):
-                yield from self._block(block)
+                self._check_chain(block)
             case Snapshot():
                 yield from self._snapshot(message)
             case _:
@@ -136,12 +138,12 @@ class Verification:
         ballot = message.ballot
         primary = primary_of(message.view, self._set(ballot.set_id))
         yield self._vote(ballot, Domain.PBFT_PRE_PREPARE, primary, message.signature)
-        yield from self._block(message.block)
+        self._check_chain(message.block)
+        yield from self._transactions(message.block.transactions)
 
-    def _block(self, block: Block) -> Iterator[SignatureCheck]:
+    def _check_chain(self, block: Block) -> None:
         if block.header.chain_id != self._chain_id:
             raise MessageFault("wrong-chain", "a block of another chain")
-        yield from self._transactions(block.transactions)
 
     def _transactions(self, transactions: Iterable[Transaction]) -> Iterator[SignatureCheck]:
         for transaction in transactions:
