@@ -1,6 +1,7 @@
 """Links over real sockets: who gets one, what a bad or slow peer can do, and that meshes heal."""
 
 import asyncio
+import secrets
 import ssl
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -22,13 +23,14 @@ from tests.unit.host_network import (
     until,
 )
 
+from gridtokenx.core.codec import encode
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Ed25519Verifier
 from gridtokenx.host.addresses import HostPort, NodeAddress
 from gridtokenx.host.bans import Bans
 from gridtokenx.host.certificates import Authority, Role, anonymous_client_context
 from gridtokenx.host.framing import Channel, FrameFault, Splitter, frame
-from gridtokenx.host.handshake import Dialer, LinkIdentity
+from gridtokenx.host.handshake import Dialer, LinkIdentity, Ping, read_control
 from gridtokenx.host.link import Link, LinkLimits
 from gridtokenx.host.security import LinkSecurity, open_security
 from gridtokenx.host.transport import NetworkLimits, dial
@@ -112,6 +114,40 @@ async def test_a_restarted_peer_is_found_again() -> None:
     async with running(first, again):
         await until(lambda: first.network.peers == (again.key,))
         assert first.recorder.down == [again.key]
+
+
+async def test_a_ping_before_the_link_is_up_does_not_keep_its_reader_from_waiting() -> None:
+    """Regression: its frame was taken from the inbox, but not the news of its arrival. Who then waited
+    for the next one never did, and kept everybody else of the process from running."""
+    host = Node(0, takes=False)
+    host.network.start(LOOPBACK)
+    link = Link(quick())
+    async with running(host):
+        await asyncio.get_running_loop().create_connection(
+            lambda: link, "127.0.0.1", host.network.port, ssl=anonymous_client_context()
+        )
+        own = LinkIdentity(signer(1), "client", CHAIN, GENESIS)
+        dialer = Dialer(own, secrets.token_bytes(32), link.certificate or b"", None)
+        link.send(Channel.CONTROL, dialer.hello())
+        proof = dialer.prove(read_control((await link.receive())[1]), Ed25519Verifier())
+        ping = encode(Ping(number=1))
+        link.transport.write(frame(Channel.CONTROL, proof) + frame(Channel.CONTROL, ping))
+        await until(lambda: host.recorder.links)
+        served = host.recorder.links[0]
+        looks = 0
+
+        def take() -> tuple[Channel, bytes] | None:
+            nonlocal looks
+            looks += 1
+            assert looks < 100, "it looks again and again instead of waiting"
+            return Link.take(served)
+
+        served.take = take  # type: ignore[method-assign]  # counts what would never end
+        reading = asyncio.create_task(served.receive())
+        await asyncio.sleep(0)
+        link.transport.write(frame(Channel.REQUEST, b"a question"))
+        assert await reading == (Channel.REQUEST, b"a question")
+        link.abort("done")
 
 
 # -- who is refused --------------------------------------------------------------------------------

@@ -274,6 +274,7 @@ class Link(asyncio.Protocol):
                 return found
             if self.closed:
                 raise LinkClosed("closed", self.close_reason)
+            self._arrival.clear()  # what set it may be gone; a wait that never waits stops everybody
             await self._arrival.wait()
 
     def _take_frame(self, channel: Channel, body: bytes) -> None:
