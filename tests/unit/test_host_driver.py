@@ -36,6 +36,7 @@ from gridtokenx.core.machine import (
     Unknown,
     Write,
 )
+from gridtokenx.host import driver
 from gridtokenx.host.checking import CachingVerifier, SignatureChecker
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.driver import (
@@ -309,6 +310,48 @@ async def test_messages_of_unknown_sets_wait_for_a_commit_within_bounds(tmp_path
         stage.machine.known = True
         stage.driver.submit([])
         await until(lambda: stage.machine.numbers() == list(range(6, 70)))
+
+
+async def test_what_waits_unchecked_is_bounded_in_bytes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 messages of a set to come, each as large as a frame, took half a gibibyte; of every peer."""
+    monkeypatch.setattr(driver, "STASHED_BYTES", 10 * len(encode(note(100))))
+
+    def react(event: Event) -> Sequence[Effect]:
+        return [Committed(1, None)] if isinstance(event, Submitted) else ()
+
+    async with staged(tmp_path, react) as stage:
+        stage.machine.known = False
+        stage.deliver(*(encode(note(number)) for number in range(100, 120)))
+        stage.deliver(encode(note(7)), sender=OTHER)
+        await until(lambda: stage.metrics.value("stash_dropped") == 10)
+        stage.machine.known = True
+        stage.driver.submit([])
+        await until(lambda: len(stage.machine.numbers()) == 11)
+        assert stage.machine.numbers() == [*range(110, 120), 7]
+
+
+async def test_patient_messages_are_bounded_in_bytes_and_all_arrive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "PATIENT_BYTES", 1)
+    most = 0
+    async with staged(tmp_path, nothing) as stage:
+        stage.driver._patient_types = (Gossip,)
+        received = stage.driver._some_patient
+
+        def some_patient() -> "list[driver._Pending]":
+            nonlocal most
+            most = max(most, len(stage.driver._patient))
+            return received()
+
+        monkeypatch.setattr(stage.driver, "_some_patient", some_patient)
+        stage.deliver(*(encode(Gossip(number)) for number in range(200)))
+        stage.deliver(*(encode(Gossip(number)) for number in range(200)), sender=OTHER)
+        await until(lambda: sum(isinstance(e, Received) for e in stage.machine.events) == 400)
+        assert most <= driver.FRAMES_PER_LINK
+        assert stage.driver._patient_bytes == 0
 
 
 async def test_timers_fire_once_in_order_and_not_when_cancelled(tmp_path: Path) -> None:

@@ -61,10 +61,13 @@ BATCH_FRAMES: Final = 64
 """Frames taken before timers and clients get their turn."""
 FRAMES_PER_LINK: Final = 16
 PATIENT_FRAMES: Final = 512
-"""Patient messages that wait here before links have to."""
+PATIENT_BYTES: Final = 16 * 1024 * 1024
+"""Patient messages that wait here before links have to, and how large they may be together."""
 PATIENT_CHECKS: Final = 64
 """Signatures of patient messages that are checked before others get their turn: about 5 ms."""
 STASHED_PER_PEER: Final = 64
+STASHED_BYTES: Final = MAX_MESSAGE_BYTES
+"""Of one peer: nothing of what is stashed was checked, so each may be as large as a frame."""
 STASHED: Final = 1024
 MAX_WAITING_SUBMISSIONS: Final = 4096
 EVIDENCE: Final = "evidence"
@@ -106,6 +109,8 @@ class _Pending:
 
     sender: NodeId
     message: Wire
+    size: int
+    """Of the frame."""
     checks: Sequence[SignatureCheck] | None = None
     """What it stands on; None: the machine was not asked yet."""
 
@@ -135,6 +140,7 @@ class Driver:
         self._machine = machine
         self._patient_types = patient
         self._patient: deque[_Pending] = deque()
+        self._patient_bytes = 0
         self._message_type = cast("type[Wire]", message_type)
         self._links = links
         self._parts = parts
@@ -231,9 +237,9 @@ class Driver:
         batch: list[_Pending] = []
         if self._retry_stash:
             self._retry_stash = False
-            batch += [_Pending(*each) for each in self._stash.empty()]
+            batch += self._stash.empty()
         for _ in range(len(self._ready)):
-            if len(batch) >= BATCH_FRAMES or len(self._patient) >= PATIENT_FRAMES:
+            if len(batch) >= BATCH_FRAMES or self._patience_is_over:
                 break
             link = self._ready.popleft()
             for pending in self._take(link):
@@ -241,6 +247,7 @@ class Driver:
                     batch.append(pending)
                 elif self._name(pending):
                     self._patient.append(pending)
+                    self._patient_bytes += pending.size
             if link.waiting and not link.closed:
                 self._ready.append(link)
         return batch
@@ -256,7 +263,12 @@ class Driver:
         ):
             taken.append(self._patient.popleft())
             checks += len(taken[-1].checks or ())
+        self._patient_bytes -= sum(pending.size for pending in taken)
         return taken
+
+    @property
+    def _patience_is_over(self) -> bool:
+        return len(self._patient) >= PATIENT_FRAMES or self._patient_bytes >= PATIENT_BYTES
 
     async def _check_and_step(self, batch: Sequence[_Pending]) -> None:
         """One after the other, so that what the first of them make needless is not even checked.
@@ -303,7 +315,7 @@ class Driver:
             self._links.fault(sender, fault)
             return None
         self._parts.metrics.count("messages_received", kind=type(message).__name__)
-        return _Pending(sender, message)
+        return _Pending(sender, message, len(body))
 
     def _name(self, pending: _Pending) -> bool:
         """Ask the machine which signatures a message stands on; whether it may go on."""
@@ -318,8 +330,9 @@ class Driver:
         except Exception as error:
             raise self._halted(error, f"verification of {type(message).__name__}") from error
         if isinstance(checks, Unknown):
-            if not self._stash.add(sender, message):
-                self._parts.metrics.count("stash_dropped")
+            forgotten = self._stash.add(pending)
+            if forgotten:
+                self._parts.metrics.count("stash_dropped", forgotten)
             return False
         pending.checks = checks
         return True
@@ -490,23 +503,29 @@ class _Stash:
     """
 
     def __init__(self) -> None:
-        self._messages: dict[NodeId, deque[Wire]] = {}
+        self._messages: dict[NodeId, deque[_Pending]] = {}
         self._count = 0
 
-    def add(self, sender: NodeId, message: Wire) -> bool:
-        """Keep a message; False if it, or an older one of its sender, is forgotten for it."""
-        queue = self._messages.setdefault(sender, deque())
+    def add(self, pending: _Pending) -> int:
+        """Keep a message; returns how many, it or older ones of its sender, are forgotten for it."""
+        queue = self._messages.setdefault(pending.sender, deque())
         if self._count >= STASHED and not queue:
-            return False
-        full = len(queue) >= STASHED_PER_PEER or self._count >= STASHED
-        if full:
-            queue.popleft()
-        queue.append(message)
-        self._count += not full
-        return not full
+            return 1
+        size = pending.size + sum(each.size for each in queue)
+        forgotten = 0
+        while queue and (
+            len(queue) >= STASHED_PER_PEER
+            or size > STASHED_BYTES
+            or self._count - forgotten >= STASHED
+        ):
+            size -= queue.popleft().size
+            forgotten += 1
+        queue.append(pending)
+        self._count += 1 - forgotten
+        return forgotten
 
-    def empty(self) -> Sequence[tuple[NodeId, Wire]]:
-        taken = [(peer, message) for peer, queue in self._messages.items() for message in queue]
+    def empty(self) -> Sequence[_Pending]:
+        taken = [pending for queue in self._messages.values() for pending in queue]
         self._messages, self._count = {}, 0
         return taken
 
