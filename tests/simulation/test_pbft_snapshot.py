@@ -14,7 +14,7 @@ from gridtokenx.core.codec import decode_own
 from gridtokenx.core.keys import sha256
 from gridtokenx.core.machine import Effect, Send, Write
 from gridtokenx.core.state_tree import NO_PART, StateLeaf, StatePart
-from gridtokenx.lab.sim.network import Envelope, LinkProfile
+from gridtokenx.lab.sim.network import DeliverAfter, Envelope, LinkProfile, Verdict
 from gridtokenx.lab.sim.store import SimulatedStore
 from gridtokenx.ledger.blocks import Block
 from gridtokenx.ledger.records import (
@@ -28,7 +28,14 @@ from gridtokenx.ledger.records import (
 )
 from gridtokenx.ledger.state import State
 from gridtokenx.pbft.marks import Mark
-from gridtokenx.pbft.messages import CertifiedBlocks, Checkpoint, FetchPart, Part, Snapshot
+from gridtokenx.pbft.messages import (
+    CertifiedBlocks,
+    Checkpoint,
+    FetchPart,
+    Part,
+    Snapshot,
+    Status,
+)
 from gridtokenx.pbft.snapshot import SNAPSHOT
 from gridtokenx.pbft.timing import Timing
 
@@ -341,6 +348,46 @@ def test_where_nobody_keeps_the_blocks_a_state_is_taken_over_at_any_distance() -
         disk(cluster, index).sync()
     cluster.restart(3)
     assert catches_up(cluster, 3, 60_000) >= 28
+
+
+class HasNoBlocks(Wrapper):
+    """Says that it keeps no block, and in the same breath that it is ahead."""
+
+    def change(self, effect: Effect) -> list[Effect]:
+        match effect:
+            case Send(to, CertifiedBlocks(first)):
+                head = self.cluster.replica(self.index).head.height
+                return [Send(to, CertifiedBlocks(first, ())), Send(to, Status(0, 0, True, head))]
+            case _:
+                return [effect]
+
+
+def test_who_answers_first_cannot_make_an_archive_do_without_blocks() -> None:
+    """The others, 100 ms slower, keep them all; it took a state over, and lost what is below."""
+    cluster = Cluster(seed=1, timing=ARCHIVE, wrap={0: HasNoBlocks})
+    lagging(cluster, among=(1, 2, 0))
+
+    def slow(envelope: Envelope) -> Verdict | None:
+        known = envelope.receiver != cluster.ids[3] or envelope.sender == cluster.ids[0]
+        return None if known else DeliverAfter(100)
+
+    cluster.world.network.rules.append(slow)
+    cluster.restart(3)
+    assert catches_up(cluster, 3) == 0
+
+
+def test_one_that_is_alone_ahead_is_believed_in_the_end() -> None:
+    cluster = Cluster(seed=4, timing=ARCHIVE)
+    lagging(cluster)
+    pruned = [Write(table, height_key(h), None) for table in PRUNED for h in range(1, 20)]
+    disk(cluster, 0).write(tuple(pruned))
+    disk(cluster, 0).sync()
+    for index in (1, 2):
+        cluster.crash(index)
+    cluster.restart(3)
+    assert not cluster.run_to(1, 15_000, [3])
+    assert cluster.run_to(28, 60_000, [3])
+    assert check_disk(cluster, 3) >= 28
 
 
 def test_a_chain_too_young_for_a_checkpoint_is_replayed() -> None:

@@ -120,17 +120,17 @@ class StateTransfer(CatchUp):
             yield from super()._questions(turn)
 
     def _ask_for_snapshot(self, turn: Turn) -> Iterator[tuple[NodeId, Wire]]:
-        above = self._worth_above()
+        above = self._worth_above(turn.now)
         peer = self._offers.ask(self._servers(above), turn.now)
         if peer is not None:
             yield peer, FetchSnapshot(set_id=max(self._terms), above=self._head.height)
 
-    def _worth_above(self) -> int:
+    def _worth_above(self, now: Instant) -> int:
         """Which height a peer must claim to be asked for a snapshot."""
         if self._transfer is not None:
             return self._transfer.height + 1 if self._renew else _NEVER_FAR
         following = self._head.height + 1
-        if self._sync.nobody_has(following):
+        if self._sync.nobody_has(following, self._validators.faulty, now):
             return following
         distance = self._timing.snapshot_distance
         return self._head.height + distance if distance else _NEVER_FAR
@@ -164,7 +164,7 @@ class StateTransfer(CatchUp):
             raise
         if max(self._terms) > known and message.checkpoint is None:
             self._offers.go_on()
-        elif message.checkpoint is not None and self._is_better(message.checkpoint):
+        elif message.checkpoint is not None and self._is_better(message.checkpoint, turn.now):
             self._begin(turn, message.checkpoint)
         self._fetch(turn)
 
@@ -204,14 +204,15 @@ class StateTransfer(CatchUp):
         if merkle_root(checkpoint.events) != header.event_root:
             raise MessageFault("wrong-events", f"events of block {header.height} were exchanged")
 
-    def _is_better(self, checkpoint: Checkpoint) -> bool:
+    def _is_better(self, checkpoint: Checkpoint, now: Instant) -> bool:
         """Whether to go for this one: it is far ahead, or the present one is hard to get."""
         height, transfer = checkpoint.block.height, self._transfer
         distance = self._timing.snapshot_distance
         if transfer is None:
             far = distance and height >= self._head.height + max(1, distance // 2)
-            stuck = self._sync.nobody_has(self._head.height + 1)
-            return bool(far) or (stuck and height > self._head.height)
+            following, faulty = self._head.height + 1, self._validators.faulty
+            stuck = self._sync.nobody_has(following, faulty, now)
+            return bool(far) or (stuck and height >= following)
         self._renew = False
         few = len(transfer.servers(self._servers(transfer.height))) <= self._validators.faulty
         return height > transfer.height and (few or height >= transfer.height + distance)

@@ -21,6 +21,8 @@ from gridtokenx.pbft.messages import FETCH_BLOCKS, CertifiedBlock, CertifiedBloc
 RANGES: Final = 4
 _MAX_PEERS: Final = 256
 _MOST_DOUBLINGS: Final = 5
+_PATIENCE_TIMES: Final = 10
+"""So many timeouts others have to say that they are ahead, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Sync:
         self._failures: dict[NodeId, int] = {}
         self._late: dict[NodeId, int] = {}
         self._lacking: dict[NodeId, int] = {}
+        self._alone: tuple[int, Instant] | None = None
         self._turn = 0
 
     def claim(self, peer: NodeId, height: int) -> None:
@@ -68,10 +71,20 @@ class Sync:
         """Who claims to have at least so much."""
         return [peer for peer, claimed in self._claims.items() if claimed >= height]
 
-    def nobody_has(self, height: int) -> bool:
-        """Whether all that claim to have more said that they do not keep this block."""
+    def nobody_has(self, height: int, faulty: int, now: Instant) -> bool:
+        """Whether all that claim to have more said that they do not keep this block.
+
+        So few that all of them may be faulty are believed only after a while in which no other claimed
+        to have more: whoever is the first to answer must not decide what this replica does without.
+        """
         lacking = {peer for peer, first in self._lacking.items() if first == height}
-        return bool(lacking) and lacking.issuperset(self.claimants(height))
+        if not lacking or not lacking.issuperset(self.claimants(height)):
+            self._alone = None
+            return False
+        if self._alone is None or self._alone[0] != height:
+            self._alone = height, now
+        waited_ms = now - self._alone[1]
+        return len(lacking) > faulty or waited_ms >= _PATIENCE_TIMES * self._timeout_ms
 
     def questions(self, head: int, now: Instant) -> list[tuple[NodeId, FetchBlocks]]:
         """What to ask now, of whom; expects an answer within the timeout."""
