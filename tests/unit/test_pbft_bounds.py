@@ -17,12 +17,15 @@ from gridtokenx.finality.certificates import CommitVote
 from gridtokenx.ledger.runtime import ExecutedBlock
 from gridtokenx.ledger.tokens import Transfer
 from gridtokenx.ledger.transactions import sign_transaction
-from gridtokenx.pbft.base import EARLY_HEIGHTS
+from gridtokenx.pbft.base import EARLY_HEIGHTS, SERVED_BYTES
 from gridtokenx.pbft.log import MAX_BODIES
 from gridtokenx.pbft.messages import (
     GOSSIP_TRANSACTIONS,
     Ballot,
+    Body,
+    CertifiedBlocks,
     Commit,
+    FetchBlocks,
     FetchBody,
     Prepare,
     PrePrepare,
@@ -89,6 +92,7 @@ def sizes(bench: Bench) -> dict[str, int]:
         "wanted": len(replica._wanted),
         "reported": len(replica._reported),
         "helped": len(replica._helped),
+        "served": len(replica._served),
         "asked": len(replica._sync._open),
         "claims": len(replica._sync._claims),
         "log records": len(list(bench.store.scan("log"))),
@@ -110,6 +114,7 @@ def bounds() -> dict[str, int]:
         "wanted": heights,
         "reported": N,
         "helped": 5 * N,
+        "served": N,
         "asked": 4,
         "claims": N,
         "log records": 3 + 5 * heights,
@@ -171,6 +176,27 @@ def test_many_views_without_a_commit_keep_one_body_each_and_not_for_ever() -> No
     bench.hear(*(bench.commit(i, block, view) for i in (0, 2, 3)))
     assert bench.committed == [1]
     assert {key for key, _ in bench.store.scan("log")} == {b"view", b"new-view"}
+
+
+def test_questions_for_blocks_are_answered_within_a_bound_for_each_peer() -> None:
+    """One of 21 bytes costs up to 2 MiB to read, decode and encode; honest peers ask far less often."""
+    bench = Bench(1, 4)
+    block = bench.block()
+    bench.decide(block)
+    most = SERVED_BYTES // (16 * 1024)
+    for question, answer in (
+        (FetchBlocks(1, 16), CertifiedBlocks),
+        (FetchBody(1, block.hash), Body),
+    ):
+        bench.now += bench.timing.retransmit_ms
+        bench.take(answer)
+        bench.hear(*[question] * (most + 9), sender=3)
+        assert len(bench.take(answer)) == most
+        bench.hear(question, sender=2)
+        assert len(bench.take(answer)) == 1, "others do not wait"
+    bench.now += bench.timing.retransmit_ms
+    bench.hear(FetchBlocks(1, 16), sender=3)
+    assert bench.take(CertifiedBlocks), "it may ask again in time"
 
 
 def test_accounts_that_replace_their_submissions_are_not_remembered_each_time() -> None:

@@ -4,6 +4,7 @@ Law of the file: **no rule of the protocol is here.** The rules are in `catch_up
 and `replica.py`, each a layer on the one before; this is what they share.
 """
 
+from collections import Counter
 from typing import Final
 
 from gridtokenx.core.errors import LocalFault
@@ -54,6 +55,10 @@ EARLY_HEIGHTS: Final = 2
 OMISSION: Final = "omission"
 """The reason for suspicion that a committed block does not end."""
 _HELPED_PEERS: Final = 1_024
+SERVED_BYTES: Final = 4 * 1024 * 1024
+"""Blocks that a peer may have in half a retransmission period; the last answer may be larger."""
+_QUESTION_BYTES: Final = 16 * 1024
+"""What a question costs at least, in bytes of an answer."""
 
 
 class ReplicaBase:
@@ -116,6 +121,8 @@ class ReplicaBase:
         self._head = genesis
         self._head_proof: CommitCertificate | None = None
         self._helped: dict[tuple[str, NodeId], Instant] = {}
+        self._served: Counter[NodeId] = Counter()
+        self._served_in = 0
         self._timers: dict[str, Instant] = {}
         self._moved_ms: Instant = 0
         self._asked = 0
@@ -232,6 +239,19 @@ class ReplicaBase:
             self._helped.clear()
         self._helped[key] = turn.now
         return True
+
+    def _may_serve(self, turn: Turn, peer: NodeId) -> bool:
+        """Whether a peer may have more blocks now, which have to be read and decoded for it.
+
+        A question is a few bytes, an answer up to two megabytes. An honest peer executes what it got
+        before it asks for more, and so never gets as much.
+        """
+        period = turn.now // max(1, self._timing.retransmit_ms // 2)
+        if period != self._served_in or len(self._served) >= _HELPED_PEERS:
+            self._served_in = period
+            self._served.clear()
+        self._served[peer] += _QUESTION_BYTES
+        return self._served[peer] <= SERVED_BYTES
 
     # -- signing -----------------------------------------------------------------------------------
 

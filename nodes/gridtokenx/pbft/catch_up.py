@@ -254,6 +254,8 @@ class CatchUp(ReplicaBase):
         return self._sync.deadline_ms()
 
     def _on_fetch_blocks(self, turn: Turn, sender: NodeId, message: FetchBlocks) -> None:
+        if not self._may_serve(turn, sender):
+            return
         blocks: list[CertifiedBlock] = []
         size = 0
         for height in range(message.first, message.first + message.count):
@@ -264,6 +266,7 @@ class CatchUp(ReplicaBase):
                 break
             blocks.append(CertifiedBlock(block, decode_own(proof, CommitCertificate)))
             size += sum(len(transaction.encoded) for transaction in block.transactions)
+        self._served[sender] += size
         turn.send(sender, CertifiedBlocks(first=message.first, blocks=tuple(blocks)))
 
     def _on_certified_blocks(self, turn: Turn, sender: NodeId, message: CertifiedBlocks) -> None:
@@ -337,7 +340,11 @@ class CatchUp(ReplicaBase):
         slot = self._log.find(message.height)
         block = None if slot is None else slot.bodies.get(message.block_hash)
         if block is None and message.height <= self._head.height:
+            if not self._may_serve(turn, sender):
+                return
             block = load_block(self._reader, message.height)
+            size = 0 if block is None else sum(len(each.encoded) for each in block.transactions)
+            self._served[sender] += size
         if block is not None and block.hash == message.block_hash:
             turn.send(sender, Body(block))
 
