@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
+import lmdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,16 @@ from tests.stages import examples
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.machine import Write
-from gridtokenx.host.storage import MEBIBYTE, STORAGE_EXIT, Damaged, Store, StoreLimits, snapshot
+from gridtokenx.host.storage import (
+    MEBIBYTE,
+    STORAGE_EXIT,
+    WITNESS,
+    Damaged,
+    Store,
+    StoreLimits,
+    _Batch,
+    snapshot,
+)
 
 WRITER = """
 import asyncio, sys
@@ -284,6 +294,55 @@ async def test_a_damaged_file_is_one_clear_error(tmp_path: Path, how: str) -> No
     damage(tmp_path, how)
     with pytest.raises(LocalFault, match="damaged"):
         read_all(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "another"])
+async def test_a_store_that_was_lost_is_not_taken_for_a_new_one(tmp_path: Path, how: str) -> None:
+    """Regression: without its data file a replica began anew, with a seat and no memory of its votes."""
+    store = Store.open(tmp_path / "store")
+    await store.write([Write("t", b"key", b"value")])
+    store.close()
+    data = tmp_path / "store" / "data.mdb"
+    whole = data.read_bytes()
+    if how == "gone":
+        data.unlink()
+    elif how == "empty":
+        data.write_bytes(b"")
+    else:
+        with lmdb.open(str(tmp_path / "another")):
+            data.write_bytes((tmp_path / "another" / "data.mdb").read_bytes())
+    for _ in range(2):
+        with pytest.raises(Damaged, match=r"gone, or was emptied; restore a backup"):
+            Store.open(tmp_path / "store")
+    data.write_bytes(whole)
+    store = Store.open(tmp_path / "store")
+    assert store.get("t", b"key") == b"value"
+    store.close()
+
+
+def test_a_node_that_was_killed_while_its_store_was_made_starts(tmp_path: Path) -> None:
+    (tmp_path / "data.mdb").touch()
+    (tmp_path / "lock.mdb").touch()
+    Store.open(tmp_path).close()
+    assert (tmp_path / WITNESS).exists()
+
+
+async def test_damage_that_a_write_finds_is_called_so(tmp_path: Path) -> None:
+    store = Store.open(tmp_path, fatal=raise_fatal)
+    store.put_now(*(Write("t", n.to_bytes(8, "big"), bytes(500)) for n in range(2_000)))
+    store.close()
+    data = bytearray((tmp_path / "data.mdb").read_bytes())
+    store = Store.open(tmp_path, fatal=raise_fatal)
+    for page in range(8_192, len(data), 4_096):
+        data[page + 10 : page + 12] = b"\x00\x77"  # what kind of page it is
+    with (tmp_path / "data.mdb").open("r+b") as file:
+        file.write(data)
+    record = (b"\x01t" + bytes(8), b"value")
+    with pytest.raises(FatalError, match=r"^\S+: damaged: mdb_put: .*; restore a backup"):
+        store._fits([_Batch(1, [record], 1, lambda: None)])
+    with pytest.raises(Damaged):
+        store.put_now(Write("t", bytes(8), b"value"))
+    store.close()
 
 
 LONG = 600

@@ -51,6 +51,9 @@ _UNUSABLE: Final = (OSError, lmdb.DiskError, lmdb.ReadonlyError, lmdb.LockError,
 FORMAT: Final = b"1"
 META: Final = "store"
 """The store's table of facts about itself: its format, and what it belongs to (`Store.bind`)."""
+WITNESS: Final = "made"
+"""A file beside the data that says that there are any. Without it an absent or empty data file would
+be a new node's, and a replica that has lost its memory would vote as if it had never voted."""
 _CHECKSUM: Final = struct.Struct(">I")
 _SCAN_CHUNK: Final = 256
 _GROUP_BATCHES: Final = 256
@@ -422,6 +425,8 @@ class Store:
         known = self.get(META, b"format")
         if known is None and self._env.stat()["entries"]:
             raise _damaged(self._directory, "its format is not where it was written")
+        if known is None and (self._directory / WITNESS).exists():
+            raise _damaged(self._directory, "data.mdb is gone, or was emptied")
         if known is None and not read_only:
             self.put_now(Write(META, b"format", FORMAT))
         elif known != FORMAT:
@@ -429,6 +434,8 @@ class Store:
                 f"{self._directory}: written in store format {(known or b'none').decode()},"
                 f" this program reads {FORMAT.decode()}; use the program that wrote it"
             )
+        if not read_only:
+            _leave_witness(self._directory)
 
     # -- internals: writing ------------------------------------------------------------------------
 
@@ -447,6 +454,8 @@ class Store:
             self._grow()
             return self.put_now(*writes)
         except lmdb.Error as error:
+            if _tells_of_damage(error):
+                raise _damaged(self._directory, str(error)) from None
             raise LocalFault(f"{self._directory}: cannot be written: {error}") from None
 
     def _start_writer(self) -> None:
@@ -496,6 +505,8 @@ class Store:
         except lmdb.MapFullError:
             return False
         except Exception as error:  # noqa: BLE001 - whatever it was: nothing after it may leave
+            if _tells_of_damage(error):
+                self._fatal(str(_damaged(self._directory, str(error))))
             full = _free_bytes(self._directory) < LEAST_FREE_BYTES
             self._fatal(
                 f"{self._directory}: writing failed: {'the disk is full' if full else repr(error)};"
@@ -593,10 +604,9 @@ def _copy(environment: lmdb.Environment, directory: Path, target: Path) -> None:
         (target / "data.mdb").unlink(missing_ok=True)  # the next attempt writes it afresh
         raise
     except lmdb.Error as error:
-        # The source is mapped, so a system call that failed was about the copy; LMDB's own codes,
-        # which tell of damage, are negative.
-        number = getattr(error, "code", 0)
-        if number > 0:
+        if not _tells_of_damage(error):
+            # The source is mapped, so a system call that failed was about the copy.
+            number = getattr(error, "code", 0)
             raise OSError(number, os.strerror(number), str(target)) from None
         raise _damaged(directory, f"it cannot be copied: {error}") from None
 
@@ -638,6 +648,23 @@ def _require_room(directory: Path) -> None:
             f"{directory}: the disk is full: {free // 1024} KiB are free, at least"
             f" {LEAST_FREE_BYTES // 1024} are needed; free some, then start again (nothing is lost)"
         )
+
+
+def _leave_witness(directory: Path) -> None:
+    """Say beside a store that it is there; only once it is durable."""
+    witness = directory / WITNESS
+    if witness.exists():
+        return
+    try:
+        witness.touch(mode=0o600)
+        sync_directory(directory)
+    except OSError as error:
+        raise LocalFault(f"{witness}: cannot be written: {error.strerror}") from None
+
+
+def _tells_of_damage(error: Exception) -> bool:
+    """Whether LMDB found its pages wrong: its own codes are negative, those of the system are not."""
+    return isinstance(error, lmdb.Error) and getattr(error, "code", 0) <= 0
 
 
 def _damaged(directory: Path, what: str) -> Damaged:
