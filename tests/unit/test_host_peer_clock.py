@@ -11,6 +11,7 @@ from gridtokenx.host.logs import NullLogger
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.peer_clock import PeerClock, middle
 from gridtokenx.lab.ports import free_ports
+from gridtokenx.pbft.timing import Timing
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,16 @@ def test_each_level_is_said_once() -> None:
         "info clock agrees again with the others",
     ]
     assert b"gtx_clock_offset_seconds 0.1" in metrics.render()
+
+
+@pytest.mark.parametrize("ahead", [-1, 1])
+def test_who_votes_for_nobodys_block_is_not_ready(ahead: int) -> None:
+    """Regression: from 5 s on a replica took no part, and up to 10 s it said that it was ready."""
+    clock, bound_ms = PeerClock(NullLogger(), Metrics()), Timing().clock_bound_ms
+    clock.look([ahead * (bound_ms - 500)] * 3, 1)
+    assert not list(clock.reasons())
+    clock.look([ahead * (bound_ms + 500)] * 3, 1)
+    assert list(clock.reasons())
 
 
 async def test_linked_nodes_compare_their_clocks() -> None:

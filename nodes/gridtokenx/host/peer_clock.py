@@ -15,8 +15,9 @@ from gridtokenx.host.metrics import Metrics
 
 WARN_MS: Final = 2_000
 """Beyond this a line is logged."""
-DEGRADED_MS: Final = 10_000
-"""Beyond this a node is not ready: its blocks' times are refused, or its patience is wrong."""
+DEGRADED_MS: Final = 5_000
+"""Beyond this a node is not ready: a PBFT replica votes for no block that the others propose, nor do
+they for its own (`pbft.timing`, `clock_bound_ms`)."""
 _CALM: Final = 0.8
 """A level is left below this part of its bound, so that nothing flaps at the bound itself."""
 
