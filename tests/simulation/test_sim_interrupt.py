@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a sweep: what was done is on record, and the same command goes on."""
+"""A sweep is stopped, or a part of it killed: what was done is on record, and the same command goes on."""
 
 import os
 import signal
@@ -25,12 +25,16 @@ duration_ms = 2000
 bound_ms = 20000
 blocks = 1
 """
+LONG = QUICK.replace("ms = 2000\n", "ms = 86_000_000\n")
 
 
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_an_interrupted_sweep_keeps_what_it_did(jobs: str, tmp_path: Path) -> None:
+def test_an_interrupted_sweep_keeps_what_it_did(
+    jobs: str, stop: signal.Signals, tmp_path: Path
+) -> None:
     with sweeping(jobs, tmp_path) as sweep:
-        os.killpg(sweep.pid, signal.SIGINT)
+        os.kill(sweep.pid, stop) if stop == signal.SIGTERM else os.killpg(sweep.pid, stop)
         said, complaint = sweep.communicate(timeout=120)
     assert sweep.returncode == 130, complaint
     assert "stopped after" in said
@@ -40,11 +44,53 @@ def test_an_interrupted_sweep_keeps_what_it_did(jobs: str, tmp_path: Path) -> No
     assert len(done) >= 3
 
 
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.1])
+def test_who_is_impatient_and_stops_it_twice_does_not_wait_for_ever(
+    after_s: float, tmp_path: Path
+) -> None:
+    """Its workers were in the midst of runs of minutes, and ended with it."""
+    with sweeping("2", tmp_path, LONG) as sweep:
+        pids = workers(sweep)
+        os.killpg(sweep.pid, signal.SIGINT)
+        time.sleep(after_s)
+        os.killpg(sweep.pid, signal.SIGINT)
+        _, complaint = sweep.communicate(timeout=15)
+        assert sweep.returncode in (130, -signal.SIGINT)
+        assert "Traceback" not in complaint
+        assert not any(is_running(pid) for pid in pids)
+
+
+def test_a_killed_worker_ends_the_sweep_in_one_line(tmp_path: Path) -> None:
+    with sweeping("2", tmp_path) as sweep:
+        os.kill(workers(sweep)[0], signal.SIGKILL)
+        _, complaint = sweep.communicate(timeout=60)
+    assert sweep.returncode == 2
+    assert complaint.startswith("error: a process that ran seeds was killed")
+    assert len(complaint.splitlines()) == 1
+    assert len(read_record(tmp_path / "record.jsonl")[1]) >= 3
+
+
+def test_two_sweeps_do_not_write_one_record(tmp_path: Path) -> None:
+    with sweeping("2", tmp_path) as sweep:
+        second = subprocess.run(
+            [*map(str, sweep.args)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert second.returncode == 2
+        assert second.stderr == (
+            f"error: record {tmp_path}/record.jsonl: another sweep is writing it; wait for its end, or"
+            " name another file\n"
+        )
+        assert sweep.poll() is None
+
+
 def test_the_workers_of_a_killed_sweep_end_with_it(tmp_path: Path) -> None:
     with sweeping("2", tmp_path) as sweep:
-        children = Path(f"/proc/{sweep.pid}/task/{sweep.pid}/children")
-        pids = [int(pid) for pid in children.read_text().split()]
-        assert len(pids) >= 2
+        pids = workers(sweep)
         sweep.kill()
         sweep.communicate(timeout=30)  # until nobody holds its output open
         deadline = time.monotonic() + 10
@@ -53,10 +99,21 @@ def test_the_workers_of_a_killed_sweep_end_with_it(tmp_path: Path) -> None:
             time.sleep(0.05)
 
 
+def workers(sweep: subprocess.Popen[str]) -> list[int]:
+    """Who runs its seeds."""
+    children = Path(f"/proc/{sweep.pid}/task/{sweep.pid}/children")
+    deadline = time.monotonic() + 30
+    while len(pids := [int(pid) for pid in children.read_text().split()]) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return pids
+
+
 @contextmanager
-def sweeping(jobs: str, directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """A long sweep that has runs on record; whatever happens, it is over afterwards."""
-    (directory / "quick.toml").write_text(QUICK)
+def sweeping(jobs: str, directory: Path, manifest: str = QUICK) -> Iterator[subprocess.Popen[str]]:
+    """A long sweep that has begun (a quick one has runs on record); it is over afterwards in any case."""
+    (directory / "quick.toml").write_text(manifest)
+    lines = 4 if manifest == QUICK else 1
     record = directory / "record.jsonl"
     arguments = ("sweep", "quick.toml", "--jobs", jobs, "--record", str(record), "--seeds")
     sweep = subprocess.Popen(
@@ -73,7 +130,7 @@ def sweeping(jobs: str, directory: Path) -> Iterator[subprocess.Popen[str]]:
     with sweep:
         try:
             while sweep.poll() is None and (
-                not record.exists() or record.read_bytes().count(b"\n") < 4
+                not record.exists() or record.read_bytes().count(b"\n") < lines
             ):
                 time.sleep(0.05)
             yield sweep

@@ -1,18 +1,22 @@
 """Many seeds of one manifest: over processes, with a record that a later sweep resumes from.
 
 Law of the file: **a sweep's record is one line per seed, and lines are only ever added.** The first line
-says of what: manifest, commit, format. A record of something else is refused, never mixed.
+says of what: manifest, commit, format. A record of something else is refused, never mixed, and so is one
+that another sweep is writing.
 """
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import re
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from operator import attrgetter
 from pathlib import Path
 from typing import Final
@@ -72,11 +76,14 @@ class Record:
         )
         self.outcomes: Final[dict[int, Outcome]] = {}
         """By number."""
+        self._file: Final = -1 if path is None else _open(path)
         if path is not None:
-            self._open(path)
+            # Closed with the record and not before: that would let go of the lock, too.
+            weakref.finalize(self, os.close, self._file)
+            self._read(path)
 
     def add(self, outcome: Outcome) -> None:
-        """Keep an outcome: it is on disk when this returns, or nothing of it is.
+        """Keep an outcome: it is in the file when this returns, or nothing of it is.
 
         Raises:
             LocalFault: it cannot be written.
@@ -85,34 +92,28 @@ class Record:
             self._append(self._path, msgspec.json.encode(outcome) + b"\n")
         self.outcomes[self._number_of(outcome)] = outcome
 
-    def _begin(self, path: Path) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(msgspec.json.encode(self._head) + b"\n")
-        except OSError as error:
-            raise LocalFault(f"record {path}: cannot be written: {error.strerror}") from None
-
     def _append(self, path: Path, line: bytes) -> None:
-        whole = path.stat().st_size
+        now = os.fstat(self._file)
+        if not now.st_nlink:
+            raise LocalFault(
+                f"record {path}: it was removed, and {len(self.outcomes)} runs with it"
+            )
         try:
-            with path.open("ab") as file:
-                file.write(line)
+            _write(self._file, line)
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.truncate(path, whole)
+                os.ftruncate(self._file, now.st_size)
             raise LocalFault(
                 f"record {path}: cannot be written: {error.strerror}; the {len(self.outcomes)} runs"
                 " before are kept: the same sweep goes on from there"
             ) from None
 
-    def _open(self, path: Path) -> None:
-        try:
-            lines = read_regular(path).split(b"\n")
-        except FileNotFoundError:
-            self._begin(path)
+    def _read(self, path: Path) -> None:
+        text = _read_all(self._file)
+        lines = text.split(b"\n")
+        if len(lines) == 1 and (msgspec.json.encode(self._head) + b"\n").startswith(text):
+            self._begin(path)  # it is new, or whoever made it did not come to the end of a line
             return
-        except OSError as error:
-            raise LocalFault(f"record {path}: cannot be read: {error.strerror}") from None
         head = _head_in(path, lines[0])
         if head != self._head:
             raise LocalFault(
@@ -120,10 +121,62 @@ class Record:
                 f" is {self._head.manifest} at {self._head.commit} ({self._head.about}). Name another file,"
                 " or delete this one"
             )
-        for outcome in _outcomes_in(path, lines[1:-1], head):
-            self.outcomes[self._number_of(outcome)] = outcome
+        for number, outcome in enumerate(_outcomes_in(path, lines[1:-1], head), 2):
+            try:
+                self.outcomes[self._number_of(outcome)] = outcome
+            except ValueError:
+                raise LocalFault(
+                    f"{path}, line {number}: {outcome.name!r} is no run of this record: it was changed"
+                ) from None
         if lines[-1]:  # the last line was cut short: its seed runs again
-            os.truncate(path, sum(len(line) + 1 for line in lines[:-1]))
+            os.ftruncate(self._file, len(text) - len(lines[-1]))
+
+    def _begin(self, path: Path) -> None:
+        try:
+            os.ftruncate(self._file, 0)
+            _write(self._file, msgspec.json.encode(self._head) + b"\n")
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise LocalFault(f"record {path}: cannot be written: {error.strerror}") from None
+
+
+def _open(path: Path) -> int:
+    """A record to read and to add to, for this process alone.
+
+    Raises:
+        LocalFault: it cannot be written, or somebody else is about it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        strange = path.exists() and not path.is_file()
+        file = -1 if strange else os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise LocalFault(f"record {path}: cannot be written: {error.strerror}") from None
+    if strange:
+        raise LocalFault(f"record {path}: cannot be written: not a regular file")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        os.close(file)
+        raise LocalFault(
+            f"record {path}: another sweep is writing it; wait for its end, or name another file"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    return file
+
+
+def _read_all(file: int) -> bytes:
+    parts: list[bytes] = []
+    while part := os.pread(file, 2**20, sum(map(len, parts))):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _write(file: int, text: bytes) -> None:
+    """All of it: a disk that is nearly full takes a part without a word."""
+    while text:
+        text = text[os.write(file, text) :]
 
 
 def read_record(path: Path) -> tuple[Head, tuple[Outcome, ...]]:
@@ -170,6 +223,10 @@ def _outcomes_in(path: Path, lines: Iterable[bytes], head: Head) -> Iterator[Out
                 f"{path}, line {number}: a run at commit {outcome.commit}; the record's first line names"
                 f" {head.commit}: it was changed, and nothing says which is true. Sweep again"
             )
+        if outcome.seed < 0 or (outcome.failed and outcome.finding is None):
+            raise LocalFault(
+                f"{path}, line {number}: no run ends like that: it was changed. Sweep again"
+            )
         yield outcome
 
 
@@ -191,23 +248,33 @@ def run_all(runs: Iterable[tuple[Manifest, int]], jobs: int) -> Iterator[Outcome
 def _spread(runs: Iterable[tuple[Manifest, int]], jobs: int) -> Iterator[Outcome]:
     """Over processes; a few runs are queued for each, so that an end comes soon when it is asked for."""
     waiting = iter(runs)
+    others = set(multiprocessing.active_children())
     context = multiprocessing.get_context(_start_method())
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker) as pool:
-        running: set[Future[Outcome]] = set()
-        try:
-            while True:
-                for manifest, seed in waiting:
-                    with _undisturbed():  # this may start a worker
-                        running.add(pool.submit(_run_seed, dump(manifest), seed, commit()))
-                    if len(running) >= jobs * _QUEUED_PER_JOB:
-                        break
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker)
+    running: set[Future[Outcome]] = set()
+    try:
+        while True:
+            for manifest, seed in waiting:
+                with _undisturbed():  # this may start a worker
+                    running.add(pool.submit(_run_seed, dump(manifest), seed, commit()))
+                if len(running) >= jobs * _QUEUED_PER_JOB:
+                    break
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool:
+        raise LocalFault(
+            "a process that ran seeds was killed (is there enough memory? try fewer --jobs); what was"
+            " on record still is"
+        ) from None
+    finally:
+        with _undisturbed():
+            if running:  # nobody waits for what they do
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.kill()
+            pool.shutdown(cancel_futures=True)
 
 
 def _start_method() -> str:
@@ -219,7 +286,7 @@ def _start_method() -> str:
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """Ctrl-C waits until this is over; a process that starts meanwhile is born with it blocked."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
@@ -232,6 +299,8 @@ def _begin_worker() -> None:
     That one may be killed; nobody would read what its workers do, so they end with it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
