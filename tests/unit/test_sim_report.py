@@ -2,6 +2,9 @@
 
 import json
 import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -146,19 +149,63 @@ def test_parquet_is_refused_before_anything_where_nothing_writes_it(
 
 
 def test_a_full_disk_leaves_the_record_whole(record: Path, tmp_path: Path) -> None:
-    """`/dev/full` takes nothing: what was there stays, and the fault says how to go on."""
-    manifest = parse(CRASH)
-    kept = Record(tmp_path / "kept.jsonl", manifest)
+    """Half of a line is there when the disk is full: it goes, and the fault says how to go on."""
+    path = tmp_path / "kept.jsonl"
+    kept = Record(path, parse(CRASH))
     outcomes = read_record(record)[1]
     kept.add(outcomes[0])
-    before = (tmp_path / "kept.jsonl").read_bytes()
-    full = Record(tmp_path / "kept.jsonl", manifest)
-    (tmp_path / "kept.jsonl").rename(tmp_path / "moved.jsonl")
-    (tmp_path / "kept.jsonl").symlink_to("/dev/full")
-    with pytest.raises(Exception, match="the 1 runs before are kept"):
-        full.add(outcomes[1])
-    assert full.outcomes.keys() == {0}
-    assert (tmp_path / "moved.jsonl").read_bytes() == before
+    before = path.read_bytes()
+    with (
+        no_file_beyond(len(before) + 100),
+        pytest.raises(LocalFault, match="the 1 runs before are kept"),
+    ):
+        kept.add(outcomes[1])
+    assert kept.outcomes.keys() == {0}
+    assert path.read_bytes() == before
+
+
+def test_a_record_that_a_full_disk_did_not_let_begin_is_not_in_the_way(tmp_path: Path) -> None:
+    path = tmp_path / "new.jsonl"
+    with no_file_beyond(50), pytest.raises(LocalFault, match="cannot be written"):
+        Record(path, parse(CRASH))
+    assert not path.exists()
+    head = whole = Record(path, parse(CRASH)) and path.read_bytes()
+    for cut in (0, 1, len(whole) - 1):  # a process that was killed may leave these
+        path.write_bytes(head[:cut])
+        assert Record(path, parse(CRASH)).outcomes == {}
+        assert path.read_bytes() == whole
+
+
+def test_a_page_that_a_full_disk_does_not_take_leaves_the_one_before(
+    record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "page.html"
+    out.write_text("before")
+    with no_file_beyond(50):
+        assert gtx("report", str(record), "--no-run", "--out", str(out)) == 2
+    assert "page.html: cannot be written: File too large" in capsys.readouterr().err
+    assert out.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+@contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """A disk that is full: of what is written beyond so many bytes of a file, nothing is taken."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_record_that_is_removed_meanwhile_is_missed(record: Path, tmp_path: Path) -> None:
+    kept = Record(tmp_path / "kept.jsonl", parse(CRASH))
+    outcomes = read_record(record)[1]
+    kept.add(outcomes[0])
+    (tmp_path / "kept.jsonl").unlink()
+    with pytest.raises(LocalFault, match="it was removed, and 1 runs with it"):
+        kept.add(outcomes[1])
 
 
 def test_a_damaged_record_is_named(record: Path, tmp_path: Path) -> None:
@@ -167,6 +214,11 @@ def test_a_damaged_record_is_named(record: Path, tmp_path: Path) -> None:
     damaged.write_bytes(b"\n".join([lines[0], b'{"seed": 1}', *lines[2:]]))
     with pytest.raises(LocalFault, match="line 2: no outcome of a run"):
         read_record(damaged)
+    for said, instead in ((b'"ok"', b'"violation"'), (b'"seed":', b'"seed":-9')):
+        changed = lines[2].replace(said, instead)
+        damaged.write_bytes(b"\n".join([*lines[:2], changed, *lines[3:]]))
+        with pytest.raises(LocalFault, match="line 3: no run ends like that"):
+            read_record(damaged)
 
 
 def test_a_record_whose_first_line_was_changed_is_refused_by_everybody(

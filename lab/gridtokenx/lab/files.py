@@ -1,6 +1,7 @@
 """Files that commands read and write: refused early, each in one line.
 
-Law of the file: **what cannot be read or written is said before the work, not after it.**
+Law of the file: **what cannot be read or written is said before the work, not after it**, and a file
+that was there stays as it was until the new one is whole.
 """
 
 import errno
@@ -50,7 +51,7 @@ def check_outputs(*paths: Path | None) -> None:
     """
     for path in filter(None, paths):
         missing = [parent for parent in path.parents if not parent.exists()]
-        save(path, _probe, say=False)
+        _make(path, _probe)
         for parent in missing:
             parent.rmdir()
 
@@ -58,14 +59,15 @@ def check_outputs(*paths: Path | None) -> None:
 def save(path: Path, make: Callable[[Path], object], *, say: bool = True) -> None:
     """Write a file and say so.
 
+    Args:
+        path: where.
+        make: writes it to the path that it is given.
+        say: whether to say so.
+
     Raises:
         LocalFault: it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        make(path)
-    except OSError as error:
-        raise LocalFault(f"{path}: cannot be written: {error.strerror or error}") from None
+    _make(path, lambda where: _exchange(where, make))
     if say:
         click.echo(f"written: {path}")
 
@@ -77,6 +79,28 @@ def write(path: Path, text: str) -> None:
         LocalFault: it cannot be written.
     """
     save(path, lambda where: where.write_text(text, encoding="utf-8"), say=False)
+
+
+def _make(path: Path, make: Callable[[Path], object]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make(path)
+    except OSError as error:
+        raise LocalFault(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _exchange(path: Path, make: Callable[[Path], object]) -> None:
+    """Make a file beside and put it in place; what cannot be exchanged is written as it is."""
+    special = path.is_symlink() or (path.exists() and not path.is_file())
+    if special or not os.access(path.parent, os.W_OK):
+        make(path)
+        return
+    new = path.with_name(f".{os.getpid()}.new{path.suffix}")
+    try:
+        make(new)
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _probe(path: Path) -> None:
