@@ -9,7 +9,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, cast, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -45,6 +45,8 @@ Feature = Literal[
     "members",
 ]  # fmt: skip
 FEATURES: tuple[Feature, ...] = get_args(Feature)
+_SHOWN: Final = 200
+"""Of a value that is complained of, so many characters."""
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -362,12 +364,12 @@ def _unknown_keys(raw: Mapping[str, object], table: type, path: str) -> Iterator
         elif key == "change" and isinstance(value, list):
             for number, change in enumerate(value, 1):
                 if not isinstance(change, dict):
-                    yield f"change {number} is a table ([[change]]), not {change!r}"
+                    yield f"change {number} is a table ([[change]]), not {_short(change)}"
                 else:
                     yield from _unknown_keys(change, Change, f"change {number}: ")
         elif (section := _section(known.get(key))) is not None:
             if not isinstance(value, dict):
-                yield f"{name} is a table, not {value!r}"
+                yield f"{name} is a table, not {_short(value)}"
             else:
                 yield from _unknown_keys(value, section, f"{name}.")
 
@@ -375,11 +377,11 @@ def _unknown_keys(raw: Mapping[str, object], table: type, path: str) -> Iterator
 def _unknown_in_faults(faults: list[object]) -> Iterator[str]:
     for number, fault in enumerate(faults, 1):
         if not isinstance(fault, dict):
-            yield f"fault {number} is a table ([[fault]]), not {fault!r}"
+            yield f"fault {number} is a table ([[fault]]), not {_short(fault)}"
             continue
         kind = fault.get("kind")
         if not isinstance(kind, str) or kind not in KINDS:
-            said = f"kind is {kind!r}" if "kind" in fault else "it has no kind"
+            said = f"kind is {_short(kind)}" if "kind" in fault else "it has no kind"
             yield f"fault {number}: {said}; allowed: {', '.join(KINDS)}"
             continue
         yield from _unknown_keys(fault, KINDS[kind], f"fault {number} ({kind}): ")
@@ -401,13 +403,19 @@ def _humanise(message: str, raw: object) -> str:
     parts = where.strip(".`").replace("[", ".").replace("]", "").split(".")
     words = _words(parts, raw)
     if words:
-        reason += f"; allowed words: {', '.join(words)}"
+        reason += f"; allowed words: {', '.join(filter(None, words))}"
     for part in parts:
         try:
             value = value[int(part)] if part.isdigit() else cast("dict[str, Any]", value)[part]
         except (KeyError, IndexError, TypeError):
             return f"{where.strip('.`')}: {reason}"
-    return f"{where.strip('.`')} = {value!r}: {reason}"
+    return f"{where.strip('.`')} = {_short(value)}: {reason}"
+
+
+def _short(value: object) -> str:
+    """As it stands in the manifest; of a long one the beginning."""
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 
 def _words(parts: Sequence[str], raw: object) -> Sequence[str]:

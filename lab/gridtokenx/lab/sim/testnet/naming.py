@@ -103,7 +103,9 @@ def expand(raw: Raw, source: str, beside: Path | None) -> Raw:
     network = raw["testnet"]
     if isinstance(network, str):
         network = _read(network, source, beside)
-    liveness = {"bound_ms": BOUND_MS, **raw.get("liveness", {})}
+    liveness = raw.get("liveness", {})
+    if isinstance(liveness, dict):  # if not, whoever types it says so
+        liveness = {"bound_ms": BOUND_MS, **liveness}
     expanded = {**raw, "testnet": network, "liveness": liveness}
     for key in ("fault", "change"):
         if isinstance(raw.get(key), list):
