@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import time
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from gridtokenx.lab import cli
+from gridtokenx.lab.commands import sim
 from gridtokenx.lab.files import check_outputs
 from gridtokenx.lab.sim.manifest import load
 
@@ -78,6 +80,12 @@ def test_replay_says_that_a_run_went_differently(
     gtx("run", str(quick), "--seed", "7", "--out", str(out), "--quiet")
     run = out / "run.toml"
     run.write_text(run.read_text().replace("seed = 7", "seed = 8"))
+    capsys.readouterr()
+    assert gtx("run", str(run), "--seed", "9") == gtx("shrink", str(run), "--seed", "9") == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "run.toml: a recorded run of seed 8: leave out --seed 9" in said.err
+    assert gtx("run", str(run), "--seed", "8", "--quiet") == 0
     assert gtx("replay", str(run), "--quiet") == 1
     assert "of another commit, or the manifest was changed" in capsys.readouterr().out
     assert gtx("replay", str(quick)) == 2
@@ -219,6 +227,18 @@ def test_a_change_that_the_set_does_not_allow_is_said(
     assert f"s  refused: {said}" in capsys.readouterr().out
     (refused,) = json.loads((tmp_path / "out" / "outcome.json").read_text())["refused"]
     assert refused.startswith(said)
+
+
+def test_a_bar_fits_a_terminal_of_eighty_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    bar = sim._Bar(5_000, 4_000)
+    monkeypatch.setattr(bar, "_started", time.perf_counter() - 1_000)
+    bar.step(100)
+    shown = capsys.readouterr().err
+    assert "4001/5000  0.00 runs/s  999000 s left  100 violations" in shown
+    assert len(shown.strip("\r").removesuffix("\x1b[K")) < 80
 
 
 def test_what_has_no_figure_is_shown_as_none(

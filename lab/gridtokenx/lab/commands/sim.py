@@ -1,6 +1,8 @@
 """`gtx sim`: run chains in virtual time, break them in every way, and tell a run again exactly."""
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,13 +37,26 @@ from gridtokenx.lab.sim.testnet.naming import VARIANTS as OF_NETWORKS
 KEPT: Final = ("run.toml", "outcome.json", "timeline.jsonl")
 FIRST_FAILURES: Final = 5
 STOPPED_EXIT: Final = 130
-_BAR: Final = 30
-SEED: Final = click.IntRange(0, GREATEST_SEED)
+_BAR: Final = 20
+"""With what stands beside it, within eighty columns: a line that wraps cannot be drawn over."""
+SEED: Final = click.option(
+    "--seed",
+    type=click.IntRange(0, GREATEST_SEED),
+    help="What everything is drawn from; 0 if not given, or the one that the manifest holds.",
+)
+JOBS: Final = click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=DEFAULT_JOBS,
+    show_default=True,
+    help="Processes that run seeds.",
+)
 MANIFEST = click.argument("manifest_path", metavar="MANIFEST", type=click.Path(path_type=Path))
 
 
 @click.group()
-def command() -> None:
+@click.pass_context
+def command(context: click.Context) -> None:
     """Run chains in virtual time: seeded, exactly repeatable, with faults and traitors.
 
     The same seed on the same commit is the same run, to the last bit of its trace hash.
@@ -50,12 +65,18 @@ def command() -> None:
     one run, and a picture of it  gtx sim run MANIFEST --seed 7 --report run.html
     many, resumable               gtx sim sweep MANIFEST --seeds 0..999 --record runs.jsonl
     what they showed              gtx sim report runs.jsonl --out report.html
+    and as a figure               gtx sim figure runs.jsonl --of latency_p95_ms
+    one that was kept, again      gtx sim replay results/run.toml
     one that failed, made small   gtx sim shrink MANIFEST --seed 123
     a small scope, all of it      gtx sim explore
 
-    Exit code 1: a promise was broken; 2: a slip in the command or manifest. How to write a manifest:
-    docs/researcher-guide.md.
+    Exit code 1: a promise was broken; 2: a slip in the command or manifest; 130: stopped by Ctrl-C or
+    SIGTERM. Manifests to begin with: compose/manifests/sim-*.toml; how to write one, and every command at
+    work: docs/researcher-guide.md.
     """  # noqa: D301 - click looks for the character
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        context.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
 
 
 command.add_command(report)
@@ -63,7 +84,7 @@ command.add_command(report)
 
 @command.command()
 @MANIFEST
-@click.option("--seed", type=SEED, default=0, show_default=True)
+@SEED
 @click.option(
     "--seconds", type=click.IntRange(1, 86_400), help="Virtual time before everything is healed."
 )
@@ -77,7 +98,7 @@ command.add_command(report)
 @click.option("--quiet", is_flag=True, help="No timeline.")
 def run(
     manifest_path: Path,
-    seed: int,
+    seed: int | None,
     seconds: int | None,
     out: Path | None,
     report_path: Path | None,
@@ -94,6 +115,7 @@ def run(
         phase = msgspec.structs.replace(manifest.safety, duration_ms=1_000 * seconds)
         manifest = msgspec.structs.replace(manifest, safety=phase)
     check_outputs(report_path, *(out / name for name in KEPT if out is not None))
+    seed = _seed(manifest_path, manifest, seed)
     resolved = resolve(manifest, seed)
     _head(resolved)
     timeline: list[tuple[int, str]] = []
@@ -135,7 +157,7 @@ def replay(manifest_path: Path, *, quiet: bool) -> int:
 @command.command("sweep")
 @MANIFEST
 @click.option("--seeds", default="0..99", show_default=True, help="One, or a range: 0..999.")
-@click.option("--jobs", type=click.IntRange(1, 64), default=DEFAULT_JOBS, show_default=True)
+@JOBS
 @click.option(
     "--record",
     "record_path",
@@ -177,19 +199,28 @@ def sweep_command(
 
 @command.command()
 @MANIFEST
-@click.option("--seed", type=SEED, default=0, show_default=True)
+@SEED
 @click.option("--name", help="Of the regression; made of checker and seed if not given.")
 @click.option(
     "--into",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("compose/regressions"),
     show_default=True,
+    help="Where the smallest run that fails is kept.",
 )
 @click.option(
-    "--runs", type=click.IntRange(min=1), default=600, show_default=True, help="Be content then."
+    "--runs",
+    type=click.IntRange(min=1),
+    default=600,
+    show_default=True,
+    help="End after so many, with the smallest so far.",
 )
 @click.option(
-    "--minutes", type=click.IntRange(min=1), default=20, show_default=True, help="Or then."
+    "--minutes",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Or after so long.",
 )
 @click.option(
     "--other-seeds",
@@ -200,7 +231,7 @@ def sweep_command(
 )
 def shrink(
     manifest_path: Path,
-    seed: int,
+    seed: int | None,
     name: str | None,
     into: Path,
     runs: int,
@@ -213,7 +244,9 @@ def shrink(
     """
     if name is not None:
         parse(f"name = {msgspec.json.encode(name).decode()}", "of --name")
-    resolved = resolve(load(manifest_path), seed)
+    manifest = load(manifest_path)
+    seed = _seed(manifest_path, manifest, seed)
+    resolved = resolve(manifest, seed)
     outcome = execute(resolved, seed)
     if not outcome.failed or outcome.finding is None:
         click.echo(f"seed {outcome.seed} ends {outcome.verdict}: there is nothing to make smaller")
@@ -248,6 +281,20 @@ def shrink(
     return 0
 
 
+def _seed(path: Path, manifest: Manifest, asked: int | None) -> int:
+    """The seed to run; that of a recorded run is its own.
+
+    Raises:
+        LocalFault: another one was asked for.
+    """
+    if manifest.seed is None or asked in (None, manifest.seed):
+        return manifest.seed or 0 if asked is None else asked
+    raise LocalFault(
+        f"{path}: a recorded run of seed {manifest.seed}: leave out --seed {asked}, or the seed in the"
+        " manifest"
+    )
+
+
 def _write_regression(path: Path, shrinker: Shrinker) -> None:
     """The smallest so far, as a manifest of its own."""
     found = shrinker.outcome.finding
@@ -262,9 +309,21 @@ def _write_regression(path: Path, shrinker: Shrinker) -> None:
 @click.argument(
     "manifest_path", metavar="[MANIFEST]", required=False, type=click.Path(path_type=Path)
 )
-@click.option("--views", type=click.IntRange(1, 3), default=2, show_default=True)
-@click.option("--sides", type=click.IntRange(2, 5), default=2, show_default=True)
-@click.option("--jobs", type=click.IntRange(1, 64), default=DEFAULT_JOBS, show_default=True)
+@click.option(
+    "--views",
+    type=click.IntRange(1, 3),
+    default=2,
+    show_default=True,
+    help="How many first views are cut.",
+)
+@click.option(
+    "--sides",
+    type=click.IntRange(2, 5),
+    default=2,
+    show_default=True,
+    help="Into how many sides at most.",
+)
+@JOBS
 @click.option(
     "--record",
     "record_path",
@@ -344,9 +403,20 @@ def _keep_scenario(base: Manifest, views: int, sides: int, outcome: Outcome, int
 @command.command()
 @click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--of", "measure", type=click.Choice(list(MEASURES)), default="recovery_ms", show_default=True
+    "--of",
+    "measure",
+    type=click.Choice(list(MEASURES)),
+    default="recovery_ms",
+    show_default=True,
+    help="What is measured.",
 )
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("figure.svg"))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("figure.svg"),
+    show_default=True,
+    help="Where the figure is drawn.",
+)
 def figure(records: tuple[Path, ...], measure: str, out: Path) -> None:
     """Draw the distribution of a measure in one or more sweeps' records, as an SVG."""
     check_outputs(out)
@@ -475,7 +545,7 @@ class _Bar:
         left_s = (self._total - self._done) / max(0.001, rate)
         click.echo(
             f"\r[{'#' * filled}{'.' * (_BAR - filled)}] {self._done}/{self._total}"
-            f"  {rate:.2f} runs/s  {left_s:.0f} s left{note} ",
+            f"  {rate:.2f} runs/s  {left_s:.0f} s left{note}\x1b[K",
             nl=False,
             err=True,
         )
