@@ -9,15 +9,22 @@ from gridtokenx.lab.chaos.load import Acknowledged
 from gridtokenx.lab.chaos.observe import Observer
 from gridtokenx.lab.chaos.wire import Seen
 from gridtokenx.lab.faults import Crash, Partition, Pause
+from gridtokenx.pbft.rotation import PERIOD_VIEWS
 from gridtokenx.pbft.timing import Timing
 
 TIMING = Timing()
 PAUSE = Pause(nodes=(0,))
 
 
-def observer(*, bound_ms: int = 0, asks_work: bool = False) -> Observer:
+def observer(*, bound_ms: int = 0, asks_work: bool = False, rotates: bool = False) -> Observer:
     made = Observer(
-        4, TIMING, blocks=2, bound_ms=bound_ms, asks_work=asks_work, note=lambda _: None
+        4,
+        TIMING,
+        blocks=2,
+        bound_ms=bound_ms,
+        asks_work=asks_work,
+        note=lambda _: None,
+        rotates=rotates,
     )
     made.start_clock()
     for index in range(4):
@@ -136,3 +143,14 @@ def test_a_machine_without_a_free_processor_gets_more_slack_up_to_a_point() -> N
     assert bounds.slack_ms(0.5, 2) == bounds.slack_ms(2.0, 2) == bounds.SLACK_MS
     assert bounds.slack_ms(4.0, 2) == 2 * bounds.SLACK_MS
     assert bounds.slack_ms(500.0, 2) == bounds.MOST_SLACKS * bounds.SLACK_MS
+
+
+def test_a_leader_whose_turn_comes_during_a_fault_costs_a_view_change_and_a_turn_does_not() -> None:
+    chain = observer(rotates=True)
+    chain.begin(1, Pause(nodes=(2,)), "pause", [2], keeps_quorum=True)
+    assert chain.watches[0].goes_on_bound_ms > TIMING.view_timeout_ms
+    for view, leader in ((PERIOD_VIEWS, 1), (2 * PERIOD_VIEWS, 2), (2 * PERIOD_VIEWS + 1, 3)):
+        chain.seen(3, Seen(10, view, leader))
+    assert chain.changes == 1
+    chain.seen(3, Seen(10, 3 * PERIOD_VIEWS + 2, 1))
+    assert chain.changes == 3

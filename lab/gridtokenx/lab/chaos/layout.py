@@ -104,8 +104,15 @@ def name_of(index: int) -> str:
     return f"replica-{index}"
 
 
-def prepare(home: Path, replicas: int, accounts: int) -> Laid:
-    """Make keys and certificates, for play only, and the genesis that names them."""
+def prepare(home: Path, replicas: int, accounts: int, rotation_blocks: int = 0) -> Laid:
+    """Make keys and certificates, for play only, and the genesis that names them.
+
+    Args:
+        home: an empty directory.
+        replicas: how many there are.
+        accounts: how many send transactions.
+        rotation_blocks: after so many the leadership passes on; 0: it does not.
+    """
     authority = Authority.create("gtx fault", _seed())
     signers = [Ed25519Signer(_seed()) for _ in range(accounts)]
     identities = []
@@ -127,7 +134,7 @@ def prepare(home: Path, replicas: int, accounts: int) -> Laid:
     client = Ed25519Signer(laid.client_seed).public_key
     write_file(home / "client.pem", pem(authority.issue(client, "load", Role.CLIENT)))
     write_file(laid.authority_path, pem(authority.certificate))
-    write_file(laid.genesis_path, render_genesis(_genesis(laid)))
+    write_file(laid.genesis_path, render_genesis(_genesis(laid, rotation_blocks)))
     return laid
 
 
@@ -178,7 +185,7 @@ def _seed() -> bytes:
     return secrets.token_bytes(32)
 
 
-def _genesis(laid: Laid) -> ConsortiumGenesis:
+def _genesis(laid: Laid, rotation_blocks: int) -> ConsortiumGenesis:
     accounts = tuple(
         Account(account=signer.public_key, opening_uwatt=OPENING_WATT * WATT)
         for signer in laid.accounts
@@ -200,6 +207,7 @@ def _genesis(laid: Laid) -> ConsortiumGenesis:
         devices=(),
         relayers=(),
         clients=tuple(_neighbour(laid, name) for name in ("oracle", "public")),
+        rotation_blocks=rotation_blocks or msgspec.UNSET,
     )
     return msgspec.structs.replace(made, chain_id=derive_chain_id(made))
 

@@ -167,6 +167,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield f"chain.replicas = {chain.replicas}: real runs have 4 to {MOST_REPLICAS}"
     if chain.variant or chain.observers:
         yield "chain.variant and chain.observers belong to `gtx sim run`"
+    if manifest.workload.retry_ms != Workload().retry_ms:
+        yield "workload.retry_ms belongs to `gtx sim run`; real clients send again in their own time"
     for number, fault in enumerate(manifest.fault, 1):
         for problem in fault_problems(fault, chain.replicas):
             yield f"fault {number} ({kind_of(fault)}): {problem}"

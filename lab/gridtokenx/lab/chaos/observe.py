@@ -16,6 +16,7 @@ from gridtokenx.lab.chaos.load import Acknowledged
 from gridtokenx.lab.chaos.outcome import FaultOutcome
 from gridtokenx.lab.chaos.wire import Seen
 from gridtokenx.lab.faults import Fault, kind_of
+from gridtokenx.pbft.rotation import PERIOD_VIEWS
 from gridtokenx.pbft.timing import Timing
 
 
@@ -30,7 +31,8 @@ class Watch:
     promised: bool
     """Whether the chain must go on while it lasts."""
     leader: int
-    view: int
+    changes: int
+    """View changes before it."""
     began_s: float
     began_height: int
     goes_on_bound_ms: int
@@ -39,7 +41,7 @@ class Watch:
     level_bound_ms: int = 0
     went_on_s: float | None = None
     level_s: float | None = None
-    level_view: int = 0
+    level_changes: int = 0
     clock_s: float = 0.0
     """From when its bound is counted: its end, or that of the last fault that came before it was level."""
     disturbed_by: set[int] = field(default_factory=set)
@@ -71,6 +73,7 @@ class Observer:
         bound_ms: of recovery; 0: by the timers.
         asks_work: whether a transaction must be final, too.
         note: puts a line on the timeline.
+        rotates: whether the leadership passes on by itself.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Observer:
         bound_ms: int,
         asks_work: bool,
         note: Callable[[str], None],
+        rotates: bool = False,
     ) -> None:
         self.replicas: Final = replicas
         self.heights: Final = [0] * replicas
@@ -89,6 +93,8 @@ class Observer:
         self.byzantine: Final[set[int]] = set()
         self.watches: Final[list[Watch]] = []
         self.view = 0
+        self.changes = 0
+        """Views that were left because their leader failed; rotation leaves none so."""
         self.leader = 0
         self.longest_pause_s = 0.0
         self.blocks: Final[list[tuple[int, float]]] = []
@@ -96,6 +102,7 @@ class Observer:
         self.views: Final[list[tuple[int, float]]] = []
         """Views, and when an honest replica was first in each."""
         self.on_changed: Callable[[], None] = lambda: None
+        self._rotates: Final = rotates
         self._timing: Final = timing
         self._blocks: Final = blocks
         self._bound_ms: Final = bound_ms
@@ -122,6 +129,7 @@ class Observer:
         """A replica says where it stands."""
         self.heights[index] = max(self.heights[index], seen.height)
         if seen.view > self.view and index not in self.byzantine:
+            self.changes += _changes(self.view, seen.view)
             self.view, self.leader = seen.view, seen.leader
             self.views.append((self.view, time.monotonic()))
             self._note(f"view {self.view}, replica {self.leader} leads")
@@ -161,7 +169,7 @@ class Observer:
         hurt = set[int]().union(*(other.hit for other in self.active), self.byzantine)
         goal = watch.ended_height + self._blocks
         if all(self.heights[i] >= goal for i in range(self.replicas) if i not in hurt):
-            watch.level_s, watch.level_view = now_s, self.view
+            watch.level_s, watch.level_changes = now_s, self.changes
             self._note(f"level {now_s - watch.ended_s:.1f} s after fault {watch.number} ended")
             for other in self.watches:
                 if other.disturbed_by:
@@ -195,7 +203,11 @@ class Observer:
         for watch in others:
             watch.disturbed_by.add(number)
             watch.promised = watch.promised and watch.went_on_s is not None
-        bound_ms = bounds.goes_on_ms(hurt, self.leader, self.replicas, self._timing, _slack_ms())
+        leaders = range(self.replicas) if self._rotates else (self.leader,)
+        bound_ms = max(
+            bounds.goes_on_ms(hurt, leader, self.replicas, self._timing, _slack_ms())
+            for leader in leaders
+        )
         alone = not any(watch.ended_s is None for watch in others)
         self.watches.append(
             Watch(
@@ -205,7 +217,7 @@ class Observer:
                 hit=hurt,
                 promised=keeps_quorum and alone,
                 leader=self.leader,
-                view=self.view,
+                changes=self.changes,
                 began_s=now_s,
                 began_height=self.height,
                 goes_on_bound_ms=bound_ms,
@@ -255,9 +267,16 @@ class Observer:
             went_on_bound_ms=watch.goes_on_bound_ms if watch.promised else None,
             level_ms=None if level is None else _ms(level - ended_s),
             level_bound_ms=watch.level_bound_ms,
-            views=(watch.level_view if level is not None else self.view) - watch.view,
+            views=(watch.level_changes if level is not None else self.changes) - watch.changes,
             broken=watch.broken(now_s),
         )
+
+
+def _changes(before: int, after: int) -> int:
+    """View changes between two views; a period's first view takes none (`pbft/rotation.py`)."""
+    if before // PERIOD_VIEWS == after // PERIOD_VIEWS:
+        return after - before
+    return after % PERIOD_VIEWS
 
 
 def _slack_ms() -> int:

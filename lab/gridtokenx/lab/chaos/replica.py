@@ -60,6 +60,7 @@ from gridtokenx.ledger.runtime import ExecutedBlock, Ledger, Proposal
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.node.consortium import CHAIN, ConsortiumNodeSettings
 from gridtokenx.pbft.replica import Replica
+from gridtokenx.pbft.rotation import blocks_of
 from gridtokenx.pbft.timing import Timing
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -288,7 +289,10 @@ class _Process:
         genesis = self._genesis
         self._ledger = ledger = consortium_ledger(genesis, verifier)
         opening_ms = genesis.clock.network_genesis_ms
-        return PbftChain(CHAIN, ledger, genesis.validator_set, lambda: ledger.genesis(opening_ms))
+        rotation = blocks_of(genesis.rotation_blocks)
+        return PbftChain(
+            CHAIN, ledger, genesis.validator_set, lambda: ledger.genesis(opening_ms), rotation
+        )
 
     def _around(self, replica: Replica, signer: Ed25519Signer) -> Interposed:
         assert self._ledger is not None, "the chain is put together before its replica"

@@ -77,7 +77,9 @@ class Run:
         self._home: Final = home
         self._note_to: Final = note
         self._zero_s = time.monotonic()
-        self._laid: Final = prepare(home, chain.replicas, manifest.workload.clients)
+        self._laid: Final = prepare(
+            home, chain.replicas, manifest.workload.clients, chain.rotation_blocks
+        )
         self._observer: Final = Observer(
             chain.replicas,
             chain.timing,
@@ -85,6 +87,7 @@ class Run:
             bound_ms=recovery.bound_ms,
             asks_work=manifest.workload.transactions_per_s > 0,
             note=self.note,
+            rotates=chain.rotation_blocks > 0,
         )
         draw = random.Random(f"gtx fault run: {manifest.seed}")  # noqa: S311 - repeatable on purpose
         self._relays: Final = Relays(self._laid.ports, draw)
@@ -367,7 +370,7 @@ class Run:
             byzantine=tuple(sorted(byzantine)),
             faults=tuple(faults),
             blocks=audit.height,
-            views=observer.view,
+            views=observer.changes,
             transactions=len(load.acknowledged),
             unanswered=load.failed.total(),
             unanswered_why=dict(load.failed),

@@ -200,7 +200,7 @@ def told(outcome: Outcome) -> list[str]:
         f" {outcome.load_average}"
     )
     if outcome.byzantine:
-        lines.append(f"Byzantine: {', '.join(map(str, outcome.byzantine))}")
+        lines.append(f"Byzantine: {', '.join(f'replica {each}' for each in outcome.byzantine)}")
     if not outcome.complete:
         lines.append("ended early: recovery was not judged")
     lines += [f"not promised: {line}" for line in outcome.voided]
