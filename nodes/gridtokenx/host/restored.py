@@ -305,8 +305,8 @@ class FollowingMachine:
             writes = self._following.release_writes(self._chain, self._slot_at(now))
             self._store.submit(writes, lambda: None)
             raise StartAgain(
-                "restored from a backup, and caught up: nothing that this node signed before can be"
-                " contradicted now; start it again, and it takes part"
+                f"restored ({self.reason}), and caught up: nothing that this node signed before can"
+                " be contradicted now; start it again, and it takes part"
             )
         return self._machine.step(now, event)
 
