@@ -12,8 +12,10 @@ from tests.stages import spread
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab import cli
 from gridtokenx.lab.commands import sim as commands
+from gridtokenx.lab.faults import Fault, ViewPartition
+from gridtokenx.lab.manifest import Manifest as Network
 from gridtokenx.lab.sim.execute import execute
-from gridtokenx.lab.sim.explore import SCOPE, count, partitions, scenarios, scope
+from gridtokenx.lab.sim.explore import SCOPE, Sides, count, partitions, scenarios, scope
 from gridtokenx.lab.sim.manifest import (
     Chain,
     Liveness,
@@ -54,6 +56,8 @@ def test_scenarios_are_counted_valid_and_different() -> None:
 def test_what_has_faults_of_its_own_is_no_scope() -> None:
     with pytest.raises(LocalFault, match="leave out"):
         scope(msgspec.structs.replace(SCOPE, swarm=Swarm()))
+    with pytest.raises(LocalFault, match="this is a network"):
+        scope(msgspec.structs.replace(SCOPE, testnet=Network(name="local")))
 
 
 @pytest.mark.parametrize("number", spread(range(0, 2_944, STRIDE), PLAIN))
@@ -69,16 +73,44 @@ def test_two_f_plus_one_is_found_kept_and_told_again(
     chain = Chain(replicas=5, variant="two-f-plus-one")
     base = tmp_path / "base.toml"
     base.write_text(dump(msgspec.structs.replace(SCOPE, name="five", chain=chain)))
+    record = str(tmp_path / "runs.jsonl")
     arguments = ["explore", str(base), "--views", "1", "--jobs", "1", "--stop-after", "1"]
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["sim", *arguments, "--into", str(tmp_path)])
-    assert ended.value.code == 1
+    assert gtx(*arguments, "--into", str(tmp_path), "--record", record) == 1
     assert "agreement" in capsys.readouterr().out
     (kept,) = tmp_path.glob("five-*.toml")
     manifest = load(kept)
     assert execute(manifest, 0).failed
     real = msgspec.structs.replace(manifest, chain=Chain(replicas=5))
     assert execute(real, 0).verdict == "ok"
+    assert gtx("report", record, "--out", str(tmp_path / "page.html")) == 0
+    assert f"no timeline: {kept.stem} is a run of an exploration" in capsys.readouterr().out
+
+
+def test_what_was_found_shrinks_though_its_partitions_name_the_twin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of twin and partitions nothing can be left out alone."""
+    chain = Chain(replicas=5, variant="two-f-plus-one")
+    base = msgspec.structs.replace(SCOPE, name="five", chain=chain)
+    found = next(m for m in scenarios(base, 2, 2) if execute(m, 0).failed)
+    assert max(index for fault in found.fault for side in sides_of(fault) for index in side) == 5
+    (tmp_path / "found.toml").write_text(dump(found))
+    arguments = ("--runs", "20", "--name", "small", "--into", str(tmp_path))
+    assert gtx("shrink", str(tmp_path / "found.toml"), *arguments) == 0
+    assert "faults are left" in capsys.readouterr().out
+    small = load(tmp_path / "small.toml")
+    assert len(small.fault) <= len(found.fault)
+    assert gtx("replay", str(tmp_path / "small.toml")) == 0
+
+
+def sides_of(fault: Fault) -> Sides:
+    return fault.sides if isinstance(fault, ViewPartition) else ()
+
+
+def gtx(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["sim", *arguments])
+    return int(ended.value.code or 0)
 
 
 def test_an_exploration_goes_on_from_its_record(

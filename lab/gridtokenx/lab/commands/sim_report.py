@@ -73,6 +73,11 @@ def _tell_one(swept: Swept, seed: int | None) -> tuple[Told | None, str]:
     """The run that says most, told again; None where this program cannot."""
     chosen, why = _choose(swept.outcomes, seed)
     manifest = resolve(parse(swept.head.text, f"in record {swept.name}"), chosen.seed)
+    if chosen.name != manifest.name:
+        click.echo(
+            f"no timeline: {chosen.name} is a run of an exploration, which has many of a seed"
+        )
+        return None, ""
     outcome, history = tell(manifest, chosen.seed, program=chosen.commit)
     if outcome.trace != chosen.trace and chosen.commit != commit():
         click.echo(

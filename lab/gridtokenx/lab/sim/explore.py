@@ -82,8 +82,10 @@ def scope(base: Manifest) -> Manifest:
     """A manifest as the base of an exploration.
 
     Raises:
-        LocalFault: it has faults, or draws some.
+        LocalFault: it has faults, or draws some, or is a network.
     """
+    if base.testnet is not None:
+        raise LocalFault(f"manifest {base.name}: exploring is of one chain, and this is a network")
     drawn = base.swarm is not None or base.byzzfuzz is not None
     if base.fault or base.change or base.chain.observers or drawn:
         raise LocalFault(

@@ -213,6 +213,8 @@ class Manifest(Section, frozen=True):
     """One sentence for people: what is studied, or what went wrong."""
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     """Only in resolved manifests: the seed that they were drawn with."""
+    commit: str = ""
+    """Only in recorded runs: the program that ran them."""
     trace: str = ""
     """Only in recorded runs: the trace hash that a replay must reproduce (on the same commit)."""
     expect: Literal["", "ok", "violation"] = ""
@@ -263,12 +265,12 @@ def parse(text: str, source: str = "manifest", beside: Path | None = None) -> Ma
         manifest = msgspec.convert(raw, Manifest)
     except msgspec.ValidationError as error:
         raise LocalFault(f"manifest {source}: {_humanise(str(error), raw)}") from None
-    for problem in _problems(manifest):
+    for problem in contradictions(manifest):
         raise LocalFault(f"manifest {source}: {problem}")
     return manifest
 
 
-def _problems(manifest: Manifest) -> Iterator[str]:
+def contradictions(manifest: Manifest) -> Iterator[str]:
     """Values that are allowed each by itself, and could not work together."""
     if manifest.swarm is not None and manifest.byzzfuzz is not None:
         yield "[swarm] and [byzzfuzz] both draw the faults: keep one of them"

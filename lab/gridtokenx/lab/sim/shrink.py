@@ -17,7 +17,7 @@ import msgspec
 
 from gridtokenx.lab.faults import Fault, OnLinks
 from gridtokenx.lab.sim.execute import execute
-from gridtokenx.lab.sim.manifest import Chain, Links, Liveness, Manifest
+from gridtokenx.lab.sim.manifest import Chain, Links, Liveness, Manifest, contradictions
 from gridtokenx.lab.sim.outcome import Outcome
 
 Tell = Callable[[int, Manifest], None]
@@ -97,8 +97,8 @@ class Shrinker:
 
     def _fails(self, candidate: Manifest) -> bool:
         """Whether a candidate breaks the same promise, with one of a few seeds; keeps it if so."""
-        if candidate == self.best:
-            return False
+        if candidate == self.best or any(contradictions(candidate)):
+            return False  # such as a partition of a twin that was left out
         own = candidate.seed or 0
         others = [seed for seed in range(self._tries) if seed != own][: self._tries - 1]
         return any(
