@@ -87,7 +87,10 @@ def test_replay_says_that_a_run_went_differently(
     assert "run.toml: a recorded run of seed 8: leave out --seed 9" in said.err
     assert gtx("run", str(run), "--seed", "8", "--quiet") == 0
     assert gtx("replay", str(run), "--quiet") == 1
-    assert "of another commit, or the manifest was changed" in capsys.readouterr().out
+    assert re.search(r"differs: .* the manifest was changed since", capsys.readouterr().out)
+    run.write_text(re.sub('commit = ".*"', 'commit = "0123456789ab"', run.read_text()))
+    assert gtx("replay", str(run), "--quiet") == 1
+    assert "it is of commit 0123456789ab, this is " in capsys.readouterr().out
     assert gtx("replay", str(quick)) == 2
 
 

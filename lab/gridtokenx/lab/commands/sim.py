@@ -300,7 +300,12 @@ def _write_regression(path: Path, shrinker: Shrinker) -> None:
     found = shrinker.outcome.finding
     assert found is not None, "a shrinker keeps only runs that fail"
     kept = msgspec.structs.replace(
-        shrinker.best, name=path.stem, about=found.detail, expect="violation", trace=""
+        shrinker.best,
+        name=path.stem,
+        about=found.detail,
+        expect="violation",
+        trace="",
+        commit="",
     )
     write(path, dump(kept))
 
@@ -497,7 +502,7 @@ def _summary(path: Path, outcomes: Sequence[Outcome], wall_s: float) -> None:
 def _keep(
     directory: Path, manifest: Manifest, outcome: Outcome, timeline: list[tuple[int, str]]
 ) -> None:
-    recorded = msgspec.structs.replace(manifest, trace=outcome.trace)
+    recorded = msgspec.structs.replace(manifest, commit=outcome.commit, trace=outcome.trace)
     told = msgspec.json.format(msgspec.json.encode(outcome), indent=2)
     lines = [msgspec.json.encode({"at_ms": at_ms, "what": what}) for at_ms, what in timeline]
     as_lines = "".join(line.decode() + "\n" for line in lines)
@@ -514,10 +519,10 @@ def _as_recorded(recorded: Manifest, outcome: Outcome) -> bool:
         click.echo(f"differs: the record expects {expected}")
         return False
     if recorded.trace and recorded.trace != outcome.trace:
-        click.echo(
-            f"differs: the record's trace is {recorded.trace}: it is of another commit, or the manifest was"
-            " changed since"
-        )
+        why = "the manifest was changed since"
+        if recorded.commit != commit():
+            why = f"it is of commit {recorded.commit or 'unknown'}, this is {commit()}"
+        click.echo(f"differs: the record's trace is {recorded.trace}: {why}")
         return False
     return bool(recorded.expect or recorded.trace) or not outcome.failed
 

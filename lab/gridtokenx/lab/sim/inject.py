@@ -93,6 +93,7 @@ class Injector:
         faults: in the order of the manifest.
         draw: of what they leave to chance.
         note: hears of every start and end, for the timeline.
+        names: of nodes, by index, if they have any.
     """
 
     def __init__(
@@ -102,12 +103,14 @@ class Injector:
         faults: Sequence[Fault],
         draw: random.Random,
         note: Callable[[str], None],
+        names: Sequence[str] = (),
     ) -> None:
         self._world: Final = world
         self._subject: Final = subject
         self._faults: Final = faults
         self._draw: Final = draw
         self._note: Final = note
+        self._names: Final = names
         self._armed: list[int] = []
         self.watches = False
         """Whether a condition may start a fault after any step."""
@@ -145,18 +148,13 @@ class Injector:
             self._note_watches()
             self._world.at(self._world.now, partial(self._start, number))
 
-    def bands(self, start: Instant, names: Sequence[str] = ()) -> tuple[Band, ...]:
-        """Every fault that came, in the order of the manifest; times since `start`.
-
-        Args:
-            start: of the run.
-            names: of nodes, by index, if they have any.
-        """
+    def bands(self, start: Instant) -> tuple[Band, ...]:
+        """Every fault that came, in the order of the manifest; times since `start`, that of the run."""
         return tuple(
             Band(
                 number=number + 1,
                 kind=kind_of(self._faults[number]),
-                about=about(self._faults[number], names),
+                about=about(self._faults[number], self._names),
                 starts_ms=began - start,
                 ends_ms=None if ended is None else ended - start,
             )
@@ -188,7 +186,7 @@ class Injector:
         if (self._over and not treason) or number in self._started:
             return
         self._started.add(number)
-        self._note(f"fault {number + 1} starts: {kind_of(fault)}")
+        self._note(f"fault {number + 1} starts: {about(fault, self._names)}")
         self._spans[number] = (self._world.now, None)
         self._undo[number] = self._carry_out(number, fault)
         if fault.for_ms:
@@ -197,7 +195,7 @@ class Injector:
     def _end(self, number: int) -> None:
         undo = self._undo.pop(number, None)
         if undo is not None:
-            self._note(f"fault {number + 1} ends: {kind_of(self._faults[number])}")
+            self._note(f"fault {number + 1} ends: {about(self._faults[number], self._names)}")
             self._spans[number] = (self._spans[number][0], self._world.now)
             undo()
 

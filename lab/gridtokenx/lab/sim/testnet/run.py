@@ -122,7 +122,12 @@ class TestnetRun(SimulatedRun):
         self._view_points: list[ViewPoint] = []
         world = self.world
         self.injector = Injector(
-            world, self, manifest.fault, stream(self.seed, "faults"), self.note
+            world,
+            self,
+            manifest.fault,
+            stream(self.seed, "faults"),
+            self.note,
+            [each.name for each in self.testnet.processes],
         )
         self.testnet.on_committed = self._on_committed
         world.on_emitted = self._on_emitted
@@ -441,7 +446,7 @@ class TestnetRun(SimulatedRun):
     def history(self) -> History:
         """What happened, to be drawn."""
         return History(
-            bands=self.injector.bands(START_MS, [each.name for each in self.testnet.processes]),
+            bands=self.injector.bands(START_MS),
             blocks=tuple(self.tally.blocks),
             views=tuple(self._view_points),
             packets=tuple(self.tally.packets),
