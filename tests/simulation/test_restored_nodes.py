@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import pytest
-from tests.simulation.pbft_cluster import Cluster, Equivocator, transfer
+from msgspec import structs
+from tests.simulation.pbft_cluster import CHAIN_ID, Cluster, Equivocator, Wrapper, transfer
 from tests.simulation.pbft_cluster import signer as replica_key
 from tests.simulation.public_network import RULES, PublicNetwork
 from tests.stages import spread
 
-from gridtokenx.core.codec import Wire
-from gridtokenx.core.keys import KeyedHashSigner
+from gridtokenx.core.codec import Wire, decode_own
+from gridtokenx.core.keys import Domain, KeyedHashSigner
 from gridtokenx.core.machine import (
     Broadcast,
     Effect,
@@ -24,6 +25,7 @@ from gridtokenx.core.machine import (
     Machine,
     Persist,
     Reader,
+    Received,
     Send,
     SignatureCheck,
     Start,
@@ -34,6 +36,7 @@ from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.host.process import StartAgain
 from gridtokenx.host.restored import (
     HEIGHTS,
+    MARK,
     Following,
     FollowingMachine,
     OldMark,
@@ -42,10 +45,19 @@ from gridtokenx.host.restored import (
     mark_writes,
     marked,
 )
-from gridtokenx.lab.sim.network import LinkProfile
+from gridtokenx.lab.sim.network import Drop, Envelope, LinkProfile, Verdict
 from gridtokenx.lab.sim.store import SimulatedStore
 from gridtokenx.lab.sim.world import World
-from gridtokenx.pbft.messages import Commit, Prepare, PrePrepare, Status, ViewChange
+from gridtokenx.pbft.marks import Mark
+from gridtokenx.pbft.messages import (
+    Commit,
+    Prepare,
+    PrePrepare,
+    Status,
+    Suspect,
+    ViewChange,
+    view_change_bytes,
+)
 from gridtokenx.pbft.replica import Replica
 from gridtokenx.pbft.timing import Timing
 from gridtokenx.public.machine import NodeKeys, PublicNode
@@ -226,6 +238,99 @@ def test_no_restored_replica_ever_contradicts_its_earlier_lives(seed: int) -> No
     cluster.check_chains()
 
 
+class Intriguer(Wrapper):
+    """Suspects the view to whom it wants to lead astray, and tells nobody what it prepared."""
+
+    to: tuple[int, ...] = ()
+
+    def step(self, now: Instant, event: Event) -> list[Effect]:
+        out = super().step(now, event)
+        whom = self.to if isinstance(event, Received) else ()
+        return [*out, *(Send(self.cluster.ids[index], Suspect(0, 0)) for index in whom)]
+
+    def change(self, effect: Effect) -> list[Effect]:
+        match effect:
+            case Broadcast(ViewChange(body)):
+                body = structs.replace(body, prepared=())
+                signature = replica_key(self.index).sign(view_change_bytes(body, CHAIN_ID))
+                return [Broadcast(ViewChange(body, signature))]
+            case _:
+                return [effect]
+
+
+class LeftAlone:
+    """Replica 2 leaves view 0 alone and is restored; then only 0 sees block `height` decided."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.stage, self.height = "", 1 << 60
+        cluster.world.network.rules.append(self)
+
+    def __call__(self, envelope: Envelope) -> Verdict | None:
+        ids, message = self.cluster.ids, envelope.message
+        sender, receiver = ids.index(envelope.sender), ids.index(envelope.receiver)
+        vote = getattr(message, "ballot", None) or getattr(message, "vote", None)
+        late = vote is not None and vote.height >= self.height
+        if self.stage == "cut off" and receiver == 2 and not isinstance(message, Suspect):
+            return Drop()
+        if late and vote is not None and vote.view == 0 and receiver == 1:
+            return Drop()
+        if self.stage == "decide" and late and receiver != 0 and isinstance(message, Commit):
+            return Drop()
+        return Drop() if self.stage == "alone" and 0 in (sender, receiver) else None
+
+
+def test_what_a_replica_said_when_it_left_a_view_alone_does_not_undo_what_it_votes_later() -> None:
+    """Its own suspicion and a traitor's made it leave; the others stayed, and say so.
+
+    The traitor keeps its view-change and shows it after a block was decided with its new vote: the
+    next view knew nothing of that block, and decided another.
+    """
+    cluster = Restorable(timing=Timing(block_time_ms=200), wrap={3: Intriguer})
+    world, ids, weather = cluster.world, cluster.ids, LeftAlone(cluster)
+    cluster.start()
+    assert cluster.run_to(5, 30_000)
+    old = copy_of(world.nodes[ids[2]].store)
+    weather.stage, Intriguer.to = "cut off", (2,)
+    assert world.run_until(lambda: cluster.replica(2).view == 1, 10_000)
+    world.run_for(1_000)
+    assert [cluster.replica(index).view for index in (0, 1, 3)] == [0, 0, 0]
+    weather.stage, Intriguer.to = "", ()
+    cluster.crash(2)
+    put_back(world, ids[2], old, "consortium")
+    cluster.restart(2)
+    assert world.run_until(lambda: is_released(world, ids[2]), 60_000)
+    world.run_for(1_000)
+    weather.stage, weather.height = "decide", cluster.height(0) + 3
+    world.run_until(lambda: cluster.height(0) >= weather.height, 5_000)
+    weather.stage, Intriguer.to = "alone", (1,)
+    try:
+        assert cluster.run_to(cluster.height(0) + 3, 60_000, [1, 2]), "agreement is checked"
+    finally:
+        Intriguer.to = ()
+    weather.stage = ""
+    assert cluster.run_to(cluster.height(1) + 3, 30_000, [0, 1, 2])
+    cluster.check_chains()
+
+
+@pytest.mark.parametrize("silent", [0, 1, 3])
+def test_who_stands_aside_votes_once_it_is_needed(silent: int) -> None:
+    """It has no view-change to show for the next view, so the others cannot open it without one more."""
+    cluster = Restorable(timing=Timing(block_time_ms=200))
+    cluster.start()
+    assert cluster.run_to(5, 30_000)
+    old = copy_of(cluster.world.nodes[cluster.ids[2]].store)
+    cluster.crash(2)
+    put_back(cluster.world, cluster.ids[2], old, "consortium")
+    cluster.restart(2)
+    assert cluster.world.run_until(lambda: is_released(cluster.world, cluster.ids[2]), 60_000)
+    cluster.crash(silent)
+    others = [index for index in range(4) if index != silent]
+    height = max(cluster.height(index) for index in others)
+    assert cluster.run_to(height + 5, 30_000, others)
+    cluster.check_chains()
+
+
 # -- public ----------------------------------------------------------------------------------------
 
 
@@ -301,9 +406,25 @@ def test_the_rule_for_replicas() -> None:
     assert "92" in (heard(following((2, 59 + HEIGHTS)), *enough) or "")
     assert "2 have" in (heard(following((2, 500)), *enough[:2]) or "")
     assert "view 3" in (heard(following((2, 500)), (1, 3, 1), (2, 0, 1), (3, 0, 1)) or "")
-    known = (OldMark(b"gtx:vc:1", 0, 4),)
+    known = (OldMark(Domain.PBFT_PREPARE.value, 0, 4),)
     assert "view 4" in (heard(following((2, 500), known), *enough) or "")
     assert heard(following((4, 500), known), *enough) is None
+
+
+def test_the_views_that_a_restored_replica_stands_aside_from() -> None:
+    """One beyond all that was heard, or what its backup knows to be left; nothing if it is beyond."""
+    left = (OldMark(Domain.PBFT_VIEW_CHANGE.value, 0, 7), OldMark(Domain.PBFT_PREPARE.value, 0, 2))
+    for view, marks, expected in ((2, (), 3), (3, (), 3), (9, (), 9), (2, left, 7)):
+        rule = following((view, 500), marks)
+        assert heard(rule, (1, 2, 50), (2, 2, 60), (3, 2, 55)) is None
+        found = {
+            write.key[len(MARK) :]: decode_own(write.value, Mark)
+            for write in rule.release_writes("consortium", 0)
+            if write.value is not None
+        }
+        assert found[Domain.PBFT_VIEW_CHANGE.value].position == (0, expected, 0)
+        assert found[Domain.PBFT_NEW_VIEW.value].position == (0, view, 0)
+        assert found[Domain.PBFT_COMMIT.value].position == (0, view, 500)
 
 
 def test_only_the_first_claim_of_each_counts_and_none_of_ones_own() -> None:

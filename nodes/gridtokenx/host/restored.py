@@ -14,7 +14,8 @@ start where it is: (set, view or round, height). Let S, R (or V) and H be the gr
 chain   this key may have signed at most             so it signs again once
 ======  ===========================================  ===========================================
 PBFT    heights up to H + 2 windows, in views        its own final block is beyond H +
-        that others know (V)                         `HEIGHTS`, in view V at least
+        that others know (V); a view-change          `HEIGHTS`, in view V at least; in no
+        for view V + 1                               view up to V + 1, unless beyond V
 public  slots up to now; round R + 1 of set S, or    it is in a later round than both; the last
         round 1 of set S + 1                         slot is put beyond the present one
 ======  ===========================================  ===========================================
@@ -66,6 +67,7 @@ SLOTS: Final = 3
 MARK: Final = b"mark/"
 BY_HEIGHT: Final = (Domain.PBFT_PRE_PREPARE, Domain.PBFT_PREPARE, Domain.PBFT_COMMIT)
 BY_VIEW: Final = (Domain.PBFT_VIEW_CHANGE, Domain.PBFT_NEW_VIEW)
+_LEFT: Final = Domain.PBFT_VIEW_CHANGE.value
 _SLOT: Final = b"slot"
 M = TypeVar("M", bound=Machine)
 
@@ -221,7 +223,7 @@ class Following:
         if here.height < beyond:
             return f"block {beyond} must be final here, {here.height} is"
         views = [(claim.set_id, claim.round) for claim in heard]
-        views += [(mark.set_id, mark.view) for mark in self.restored.marks]
+        views += [(m.set_id, 0 if m.kind == _LEFT else m.view) for m in self.restored.marks]
         if (here.validators.set_id, here.round) < max(views):
             set_id, view = max(views)
             return f"it may have signed in view {view} of set {set_id}, which is not reached here"
@@ -247,9 +249,20 @@ class Following:
             yield Write(META, _SLOT, height_key(slot + SLOTS))
             return
         set_id, view = here.validators.set_id, here.round
-        for kinds, height in ((BY_HEIGHT, here.height), (BY_VIEW, 0)):
-            mark = encode(Mark(set_id, view, height, bytes(32)))
-            yield from (Write(META, MARK + kind.value, mark) for kind in kinds)
+        places = dict.fromkeys(BY_HEIGHT, (view, here.height)) | dict.fromkeys(BY_VIEW, (view, 0))
+        places[Domain.PBFT_VIEW_CHANGE] = (max(view, self._left_for(set_id)), 0)
+        for kind, place in places.items():
+            yield Write(META, MARK + kind.value, encode(Mark(set_id, *place, bytes(32))))
+
+    def _left_for(self, set_id: int) -> int:
+        """The furthest view of a set for which this key may have sent a view-change.
+
+        One beyond all that is heard: for that its own suspicion and those of f faulty ones suffice, and
+        no other moves. Its next life takes no part below (`Replica._stand_aside`).
+        """
+        heard = (c.round + 1 for c in self._claims.values() if c.set_id == set_id)
+        known = (m.view for m in self.restored.marks if (m.kind, m.set_id) == (_LEFT, set_id))
+        return max((*heard, *known), default=0)
 
 
 class Sink(Protocol):

@@ -63,6 +63,11 @@ class MarkedSigner:
             for key, value in reader.scan(META, _PREFIX)
         }
 
+    def furthest(self, domain: Domain) -> tuple[int, int, int] | None:
+        """(set, view, height) of the furthest vote of a kind; None if there was none."""
+        known = self._marks.get(domain.value)
+        return None if known is None else known.position
+
     def sign(
         self, turn: Turn, domain: Domain, position: tuple[int, int, int], what: bytes
     ) -> bytes:

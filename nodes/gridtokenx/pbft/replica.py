@@ -325,10 +325,25 @@ class Replica(ViewChanging):
             turn.write(*block_writes(self._genesis, None))
         self._moved_ms = turn.now
         self._set_timer(turn, RETRANSMIT, self._timing.retransmit_ms)
+        self._stand_aside(turn)
         if self._views.active:
             self._set_silence(turn)
         self._resume_transfer(turn)
         self._resend(turn)
+
+    def _stand_aside(self, turn: Turn) -> None:
+        """Take no part in views that a view-change of this key may have ended for it.
+
+        The log says so itself, unless this store forgot (`host/restored.py`): then only the mark does.
+        A new-view may be built on what was said then, and that lacks the votes of this life.
+        """
+        furthest = self._signer.furthest(Domain.PBFT_VIEW_CHANGE)
+        if furthest is None or furthest[0] != self._validators.set_id:
+            return
+        if furthest[1] > self._views.view:
+            self._views.stand_aside(furthest[1])
+            self._end_view(turn)
+            turn.log("warning", "stands-aside", view=furthest[1], height=self._head.height)
 
     # -- normal case: section 4.2 ------------------------------------------------------------------
 

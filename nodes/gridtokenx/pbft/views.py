@@ -110,8 +110,12 @@ class Views:
         return None
 
     def quorum_moved(self) -> bool:
-        """Whether waiting for the new-view makes sense: a quorum is in this change or beyond."""
-        return not self.active and len(self.changes) >= self._validators.quorum
+        """Whether waiting for the new-view makes sense: a quorum is in this change or beyond.
+
+        This replica too, if it stands aside and so says nothing of its own.
+        """
+        silent = self._me is not None and self._me not in self.changes
+        return not self.active and len(self.changes) + silent >= self._validators.quorum
 
     def openable(self, height: int) -> tuple[ViewChange, ...] | None:
         """The quorum of view-changes with which this replica may open the view.
@@ -142,6 +146,15 @@ class Views:
         self.attempts += 1
         self.new_view, self.choice = None, NOTHING
         self.changes[change.body.replica] = change
+        self._clear()
+
+    def stand_aside(self, view: int) -> None:
+        """Wait for `view` as if left for it, with no view-change of its own to show.
+
+        If the others move there without a new-view it goes on with them to the next, and says so.
+        """
+        self.view, self.active = view, False
+        self.new_view, self.choice = None, NOTHING
         self._clear()
 
     def enter(self, new_view: NewView, choice: Choice) -> None:
