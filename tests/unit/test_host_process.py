@@ -59,6 +59,12 @@ async def deaf():
             await asyncio.sleep(60)
         except asyncio.CancelledError:
             print("closed\\nclosing", flush=True)
+async def stuck():
+    # keeps the loop for itself
+    print("started", flush=True)
+    print("closed\\nclosing", flush=True)
+    while True:
+        pass
 if len(sys.argv) > 3:
     process.DRAIN_S = float(sys.argv[3])
 
@@ -141,7 +147,7 @@ def test_a_second_signal_ends_it_at_once(number: signal.Signals, kind: str) -> N
     assert stderr == "asked again to stop: ending at once; nothing acknowledged is lost\n"
 
 
-@pytest.mark.parametrize("kind", ["busy", "deaf"])
+@pytest.mark.parametrize("kind", ["busy", "deaf", "stuck"])
 def test_stopping_is_bounded(kind: str) -> None:
     with stopping(kind, "60", "0.3") as process:
         _, stderr = process.communicate(timeout=20)

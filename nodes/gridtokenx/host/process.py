@@ -101,9 +101,7 @@ async def _until_signal(work: Callable[[], Coroutine[object, object, None]]) -> 
     loop = asyncio.get_running_loop()
     task = loop.create_task(work(), name="main")
     asked = False
-    # A thread, because what holds the stop up may hold the event loop up, too.
-    too_long = threading.Timer(DRAIN_S, _end_at_once, (f"not stopped within {DRAIN_S:.0f} s",))
-    too_long.daemon = True
+    limit = _TimeLimit()
 
     def stop() -> None:
         nonlocal asked
@@ -111,21 +109,51 @@ async def _until_signal(work: Callable[[], Coroutine[object, object, None]]) -> 
         for number in _STOP_SIGNALS:  # from now on not by the loop, which may be held up
             loop.remove_signal_handler(number)
             signal.signal(number, lambda *_: _end_at_once("asked again to stop"))
-        too_long.start()
         task.cancel()
 
     for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, stop)
+        signal.signal(number, limit.begin)  # in place of a handler that does nothing
     try:
         await task
     except asyncio.CancelledError:
         if not asked:
             raise
     finally:
-        too_long.cancel()
+        limit.lift()
         for number in _STOP_SIGNALS:
             if not loop.remove_signal_handler(number):
                 signal.signal(number, signal.SIG_DFL)
+
+
+class _TimeLimit:
+    """Ends the process if it has not stopped `DRAIN_S` after it was asked to.
+
+    A thread, which is there before, because what holds the stop up may hold the event loop up, too:
+    then the loop never hears of the signal, but the interpreter calls `begin` all the same.
+    """
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._lifted = threading.Event()
+        self._begun = False
+        threading.Thread(target=self._wait, name="time limit", daemon=True).start()
+
+    def begin(self, *_: object) -> None:
+        """A signal has come."""
+        if not self._begun:  # setting an event while it is being set would wait for ever
+            self._begun = True
+            self._asked.set()
+
+    def lift(self) -> None:
+        """It has stopped."""
+        self._lifted.set()
+        self.begin()
+
+    def _wait(self) -> None:
+        self._asked.wait()
+        if not self._lifted.wait(DRAIN_S):
+            _end_at_once(f"not stopped within {DRAIN_S:.0f} s")
 
 
 def _end_at_once(why: str) -> NoReturn:
