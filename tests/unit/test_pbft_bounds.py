@@ -178,6 +178,30 @@ def test_many_views_without_a_commit_keep_one_body_each_and_not_for_ever() -> No
     assert {key for key, _ in bench.store.scan("log")} == {b"view", b"new-view"}
 
 
+def test_what_is_prepared_is_not_forgotten_for_later_proposals() -> None:
+    """The views in between did not hear of it; the one that does may find nobody else who has it."""
+    bench = Bench(1, 4)
+    prepared = bench.block()
+    bench.now = prepared.header.timestamp_ms
+    bench.hear(bench.pre_prepare(prepared), bench.prepare(2, prepared))
+    assert bench.take(Commit)
+    last = 2 * MAX_BODIES
+    for view in (each for each in range(2, last) if bench.primary(each) != 1):
+        bench.hear(bench.new_view(view, [bench.view_change(i, view) for i in (0, 2, 3)]))
+        block = bench.block(view=view, after_ms=1_000 + view)
+        bench.now = max(bench.now, block.header.timestamp_ms)
+        bench.hear(bench.pre_prepare(block, view))
+        assert len(bench.take(Prepare)) == 1
+    view = next(view for view in range(last, last + 2) if bench.primary(view) != 1)
+    certificate = [bench.prepared(prepared)]
+    changes = [bench.view_change(i, view, prepared=certificate) for i in (0, 2, 3)]
+    bench.hear(bench.new_view(view, changes))
+    slot = bench.replica._log.find(1)
+    assert slot is not None
+    assert len(slot.bodies) <= MAX_BODIES
+    assert [vote.ballot.block_hash for vote in bench.take(Prepare)] == [prepared.hash]
+
+
 def test_questions_for_blocks_are_answered_within_a_bound_for_each_peer() -> None:
     """One of 21 bytes costs up to 2 MiB to read, decode and encode; honest peers ask far less often."""
     bench = Bench(1, 4)

@@ -106,11 +106,12 @@ class Slot:
         """Keep a body until the height is committed: a certificate that names it may appear late.
 
         A body is only kept when this replica is about to vote for it, or a certificate named it: at
-        most one per view.
+        most one per view. That of what is prepared here stays: perhaps nobody else has it any more.
         """
         self.bodies[block.hash] = block
         if len(self.bodies) > MAX_BODIES:
-            del self.bodies[next(iter(self.bodies))]
+            needed = None if self.prepared is None else self.prepared.header.hash
+            del self.bodies[next(hash_ for hash_ in self.bodies if hash_ != needed)]
 
     def prepared_in(self, view: int) -> bool:
         """Whether this replica knows that the proposal accepted in `view` is prepared."""

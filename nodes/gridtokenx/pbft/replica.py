@@ -705,6 +705,7 @@ class Replica(ViewChanging):
         for slot in self._in_flight():
             self._resend_votes(turn, slot)
         for key in self._wanted:
+            self._wanted[key] = tuple(range(self._validators.size))
             self._ask_for_body(turn, key)
 
     def _resend_votes(self, turn: Turn, slot: Slot) -> None:
