@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -242,6 +244,23 @@ def test_a_bar_fits_a_terminal_of_eighty_columns(
     shown = capsys.readouterr().err
     assert "4001/5000  0.00 runs/s  999000 s left  100 violations" in shown
     assert len(shown.strip("\r").removesuffix("\x1b[K")) < 80
+
+
+def test_a_full_disk_under_standard_output_is_one_line(quick: Path) -> None:
+    for arguments in (("--help",), ("run", str(quick)), ("variants",)):
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "gridtokenx.lab.cli", "sim", *arguments],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+                timeout=60,
+            )
+        assert done.returncode == 2
+        assert done.stderr == (
+            "error: standard output, or a file: cannot be written: No space left on device\n"
+        )
 
 
 def test_what_has_no_figure_is_shown_as_none(

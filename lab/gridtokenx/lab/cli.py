@@ -4,6 +4,8 @@ Sub-commands are loaded when they are used, so that a node does not import what 
 Every expected error is one line on standard error and exit code 2.
 """
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -75,7 +77,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (LocalFault, RemoteFault) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(MISUSE_EXIT)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _no_space(error)
+        sys.exit(MISUSE_EXIT)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _no_space(error: OSError) -> None:
+    """Say so; what standard output did not take would be tried, and complained of, once more at the end."""
+    where = error.filename or "standard output, or a file"
+    click.echo(f"error: {where}: cannot be written: {error.strerror}", err=True)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.close(nothing)
 
 
 if __name__ == "__main__":
