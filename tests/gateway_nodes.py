@@ -57,8 +57,8 @@ class Service(FollowService):
 
     node: "Node"
 
-    def _reply(self, link: Link, number: int, reply: Reply) -> None:  # type: ignore[override]
-        FollowService._reply(link, number, self.node.twist(reply))
+    def _reply(self, link: Link, number: int, reply: Reply) -> int:  # type: ignore[override]
+        return FollowService._reply(link, number, self.node.twist(reply))
 
 
 class Node:

@@ -284,14 +284,14 @@ class LyingService:
 
         original = follow_service.FollowService._reply
 
-        def reply(link: Link, number: int, answer: Reply) -> None:
+        def reply(link: Link, number: int, answer: Reply) -> int:
             twisted = self.twist(answer)
             self.told += twisted is not answer
-            link.send(Channel.REPLY, encode(Answer(number=number, reply=twisted)))
+            return original(link, number, twisted)
 
-        def choose(service: object, link: Link, number: int, answer: Reply) -> None:
+        def choose(service: object, link: Link, number: int, answer: Reply) -> int:
             own = service._status().final_hash and service._intake._parts.signer  # type: ignore[attr-defined]
-            (reply if own.public_key == liar else original)(link, number, answer)
+            return (reply if own.public_key == liar else original)(link, number, answer)
 
         monkeypatch.setattr(follow_service.FollowService, "_reply", choose)
 

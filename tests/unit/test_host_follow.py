@@ -14,11 +14,11 @@ from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.keys import Ed25519Signer, Ed25519Verifier, sha256
 from gridtokenx.core.state_tree import StateTree
 from gridtokenx.finality.validators import ValidatorSet
-from gridtokenx.host import follow
+from gridtokenx.host import follow, follow_service
 from gridtokenx.host.addresses import NodeAddress
 from gridtokenx.host.checking import CachingVerifier, SignatureChecker
 from gridtokenx.host.follow import FinalBlock, Follower, Trust
-from gridtokenx.host.follow_messages import Status
+from gridtokenx.host.follow_messages import Ask, GetStatus, Status
 from gridtokenx.host.follow_service import FollowService
 from gridtokenx.host.framing import Channel
 from gridtokenx.host.handshake import LinkIdentity
@@ -364,3 +364,37 @@ async def test_blocks_that_left_the_memory_are_served_from_disk(tmp_path: Path) 
         assert [block.header for block in served.blocks] == [b.header for b in chain.blocks[1:]]
         assert [block.events for block in served.blocks] == [b.events for b in chain.blocks[1:]]
         assert node.history.blocks(1, 8) == tuple(block.block for block in chain.blocks[1:])
+
+
+class Hungry:
+    """A client's link with as many questions as it is asked for."""
+
+    def __init__(self, name: str) -> None:
+        self.identity = sha256(name.encode())
+        self.closed = False
+        self.answers = 0
+
+    async def receive(self) -> tuple[Channel, bytes]:
+        return Channel.REQUEST, encode(Ask(number=1, question=GetStatus()))
+
+    def send(self, channel: Channel, body: bytes) -> bool:
+        self.answers += 1
+        return True
+
+    def refuse(self, fault: RemoteFault) -> None:
+        self.closed = True
+
+
+async def test_answers_to_one_client_have_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: one that read quickly could have blocks read and decoded for it all the time."""
+    monkeypatch.setattr(follow_service, "ANSWERED_BYTES_PER_S", 2_000)
+    first, second = Hungry("first"), Hungry("second")
+    async with archive(tmp_path, make_chain()) as node:
+        node.service.client_up(first)
+        await asyncio.sleep(0.3)
+        assert 1 < first.answers < 400, "a burst, and then no more than its share"
+        node.service.client_up(second)
+        await asyncio.sleep(0.05)
+        assert second.answers > 1, "another one's share is its own"

@@ -1,8 +1,9 @@
 """Serves clients: the follow protocol's questions, from a node's history and its pool.
 
 Law of the file: **a client costs a bounded amount.** Its questions are answered one after the other;
-those that wait are few; answers are bounded in size; and what is asked of the disk or of signatures is
-bounded per question, while the link's allowance bounds the questions.
+those that wait are few; answers are bounded in size; what is asked of the disk or of signatures is
+bounded per question, while the link's allowance bounds the questions; and who has had more bytes than
+`ANSWERED_BYTES_PER_S` waits for the next: a question of some bytes may have blocks read and decoded.
 """
 
 import asyncio
@@ -37,12 +38,15 @@ from gridtokenx.host.follow_messages import (
 )
 from gridtokenx.host.framing import Channel
 from gridtokenx.host.history import History
+from gridtokenx.host.link import Allowance
 from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.tasks import Tasks
 from gridtokenx.ledger.transactions import MAX_TRANSACTION_BYTES, Transaction
 
 MAX_QUESTION_BYTES: Final = 1024 * 1024
 WAITING_PER_CLIENT: Final = 4
+ANSWERED_BYTES_PER_S: Final = 8 * 1024 * 1024
+"""Of one link; so many at once, too. Who verifies what it gets takes less."""
 
 
 class ClientLink(Protocol):
@@ -124,22 +128,27 @@ class FollowService:
             task.cancel()
 
     async def _serve(self, link: ClientLink) -> None:
+        loop = asyncio.get_running_loop()
+        allowance = Allowance(ANSWERED_BYTES_PER_S, loop.time())
         while not link.closed:
+            answered = 0
             try:
-                await self._answer(link, _question(*await link.receive()))
+                answered = await self._answer(link, _question(*await link.receive()))
             except RemoteFault as fault:
                 if not link.closed:
                     self._fault(link.identity, fault)
                     link.refuse(fault)
-            await asyncio.sleep(0)
+            await asyncio.sleep(allowance.spend(answered, loop.time()))
 
-    async def _answer(self, link: ClientLink, ask: Ask) -> None:
+    async def _answer(self, link: ClientLink, ask: Ask) -> int:
+        """Answer, at once or later; returns the bytes of an answer at once."""
         self._metrics.count("questions", kind=type(ask.question).__name__)
         match ask.question:
             case Follow(after) if after >= self._history.head.height:
                 self._wait(link, ask.number, ask.question)
+                return 0
             case question:
-                self._reply(link, ask.number, await self._reply_to(question))
+                return self._reply(link, ask.number, await self._reply_to(question))
 
     async def _reply_to(self, question: Question) -> Reply:
         try:
@@ -193,8 +202,10 @@ class FollowService:
         self._reply(link, number, reply)
 
     @staticmethod
-    def _reply(link: ClientLink, number: int, reply: Reply) -> None:
-        link.send(Channel.REPLY, encode(Answer(number=number, reply=reply)))
+    def _reply(link: ClientLink, number: int, reply: Reply) -> int:
+        body = encode(Answer(number=number, reply=reply))
+        link.send(Channel.REPLY, body)
+        return len(body)
 
     # -- submissions -------------------------------------------------------------------------------
 
