@@ -17,6 +17,7 @@ from gridtokenx.lab.manifest import Manifest as Network
 from gridtokenx.lab.sim.execute import execute
 from gridtokenx.lab.sim.explore import SCOPE, Sides, count, partitions, scenarios, scope
 from gridtokenx.lab.sim.manifest import (
+    LONGEST_NAME,
     Chain,
     Liveness,
     Manifest,
@@ -46,7 +47,7 @@ def test_partitions_are_all_of_them_and_each_once(nodes: int) -> None:
 
 
 def test_scenarios_are_counted_valid_and_different() -> None:
-    base = msgspec.structs.replace(SCOPE, chain=Chain(replicas=4))
+    base = msgspec.structs.replace(SCOPE, name="e" * LONGEST_NAME)
     found = list(scenarios(base, 2, 2))
     assert len(found) == count(base, 2, 2) == 2_944
     assert len({scenario.fault for scenario in found}) == len(found)

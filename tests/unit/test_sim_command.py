@@ -138,6 +138,21 @@ def test_a_violation_is_told_shrunk_and_told_again(
     assert gtx("replay", str(into / "too-few-commits.toml")) == 0
 
 
+def test_shrinking_goes_on_in_the_same_file_and_its_name_is_never_too_long(
+    broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken.write_text(BROKEN.replace('"broken"', f'"{"b" * 61}"'))
+    into = tmp_path / "regressions"
+    path, seed = broken, str(2**62)
+    for more in (("--seed", seed), ()):
+        arguments = ("--runs", "1", "--into", str(into), *more)
+        assert gtx("shrink", str(path), *arguments) == 0
+        (path,) = into.iterdir()
+        assert path.stem == f"certificate-{'b' * 29}-{seed}"
+        assert gtx("replay", str(path), "--quiet") == 0
+    assert f"tell it again: gtx sim replay {path}" in capsys.readouterr().out
+
+
 def test_there_is_nothing_to_shrink_where_nothing_fails(quick: Path) -> None:
     assert gtx("shrink", str(quick)) == 1
 

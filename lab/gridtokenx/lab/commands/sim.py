@@ -19,7 +19,7 @@ from gridtokenx.lab.sim.draw import resolve
 from gridtokenx.lab.sim.execute import commit, execute, tell
 from gridtokenx.lab.sim.explore import SCOPE, count, number_of, scenarios, scope
 from gridtokenx.lab.sim.figure import MEASURES, draw, read_series, table
-from gridtokenx.lab.sim.manifest import Manifest, dump, load, parse
+from gridtokenx.lab.sim.manifest import LONGEST_NAME, Manifest, dump, load, parse
 from gridtokenx.lab.sim.outcome import Outcome, percentile, shown_ms
 from gridtokenx.lab.sim.pbft.variants import VARIANTS
 from gridtokenx.lab.sim.shrink import Shrinker
@@ -252,7 +252,7 @@ def shrink(
         click.echo(f"seed {outcome.seed} ends {outcome.verdict}: there is nothing to make smaller")
         return 1
     click.echo(f"{_finding(outcome)}; {len(resolved.fault)} faults")
-    name = name or f"{outcome.finding.checker}-{resolved.name}-{resolved.seed}"
+    name = name or _regression_name(resolved, outcome.finding.checker)
     path = into / f"{name}.toml"
     check_outputs(path)
     shrinker = Shrinker(resolved, outcome, runs, other_seeds=other_seeds, most_s=60 * minutes)
@@ -293,6 +293,14 @@ def _seed(path: Path, manifest: Manifest, asked: int | None) -> int:
         f"{path}: a recorded run of seed {manifest.seed}: leave out --seed {asked}, or the seed in the"
         " manifest"
     )
+
+
+def _regression_name(manifest: Manifest, checker: str) -> str:
+    """By checker and seed; what was named so goes on by its name. As long as a name may be."""
+    if manifest.name.startswith(f"{checker}-") and manifest.expect:
+        return manifest.name
+    seed = f"-{manifest.seed}"
+    return f"{checker}-{manifest.name}"[: LONGEST_NAME - len(seed)] + seed
 
 
 def _write_regression(path: Path, shrinker: Shrinker) -> None:

@@ -14,11 +14,20 @@ import msgspec
 
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.lab.faults import Behave, ViewPartition
-from gridtokenx.lab.sim.manifest import Chain, Liveness, Manifest, Safety, Workload
+from gridtokenx.lab.sim.manifest import (
+    LONGEST_NAME,
+    Chain,
+    Liveness,
+    Manifest,
+    Safety,
+    Workload,
+)
 from gridtokenx.lab.sim.outcome import Outcome
 
 Sides = tuple[tuple[int, ...], ...]
 PHASES: Final = (0, 1, 2)
+_NAME: Final = LONGEST_NAME - 12
+"""Of a name, so much: the number of a run comes behind it."""
 SCOPE: Final = Manifest(
     name="explore",
     chain=Chain(replicas=4),
@@ -67,7 +76,7 @@ def scenarios(base: Manifest, views: int, sides: int) -> Iterator[Manifest]:
             number += 1
             yield msgspec.structs.replace(
                 base,
-                name=f"{base.name}-{number}",
+                name=f"{base.name[:_NAME]}-{number}",
                 seed=base.seed or 0,
                 fault=(Behave(node=twin, behaviour="twin"), *_faults(chosen, phase)),
             )

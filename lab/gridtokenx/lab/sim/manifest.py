@@ -45,6 +45,7 @@ Feature = Literal[
     "members",
 ]  # fmt: skip
 FEATURES: tuple[Feature, ...] = get_args(Feature)
+LONGEST_NAME: Final = 61
 _SHOWN: Final = 200
 """Of a value that is complained of, so many characters."""
 
@@ -208,7 +209,7 @@ class Byzzfuzz(Section, frozen=True):
 class Manifest(Section, frozen=True):
     """A simulated run, or a family of runs."""
 
-    name: Annotated[str, Meta(pattern="^[a-z][a-z0-9-]{0,60}$")] = "run"
+    name: Annotated[str, Meta(pattern=f"^[a-z][a-z0-9-]{{0,{LONGEST_NAME - 1}}}$")] = "run"
     about: str = ""
     """One sentence for people: what is studied, or what went wrong."""
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
