@@ -27,11 +27,11 @@ MOST = 300
 SWARM = {
     "two-f-plus-one": 37,
     "no-prepared": 20,
-    "sends-first": 21,
+    "sends-first": 4,
     "forgets-marks": 5,
     "weak-commit": 0,
     "believes-leader": 77,
-    "believes-certificates": 9,
+    "believes-certificates": 162,
     "never-catches-up": 1,
     "no-silence-timer": 30,
     "no-request-timer": 88,
