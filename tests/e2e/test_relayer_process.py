@@ -11,6 +11,7 @@ from gridtokenx.core.codec import decode_own
 from gridtokenx.core.keys import Ed25519Signer
 from gridtokenx.interchain import stores
 from gridtokenx.interchain.apps.transfer import SEND_WEIGHT, SendTransfer
+from gridtokenx.ledger.runtime import TRANSACTION_WEIGHT
 from gridtokenx.ledger.state import Map
 from gridtokenx.ledger.tokens import Tokens
 from gridtokenx.public.staking import GRID_DENOM
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.e2e
 ALICE = Ed25519Signer(seed_of("alice")).public_key
 BOB = Ed25519Signer(seed_of("bob")).public_key
 BALANCES: Map[int] = Tokens().balances
+WEIGHT = TRANSACTION_WEIGHT + SEND_WEIGHT
+"""Of one transfer in a transaction of its own."""
 
 
 def amount(raw: bytes | None) -> int:
@@ -47,7 +50,7 @@ async def test_registrations_and_transfers_cross_and_an_expired_one_returns(
         async with running(*relayers):
             await consortium.wait_for(stores.CHANNELS.key("oracle"), lambda raw: delivered(raw) > 0)
             kept = SendTransfer("consortium", GRID_DENOM, 5_000, BOB, now_ms() + 3_600_000)
-            assert (await public.call([kept], SEND_WEIGHT)).ok
+            assert (await public.call([kept], WEIGHT)).ok
             await consortium.wait_for(voucher, lambda raw: amount(raw) == 5_000)
         sent = 1 + await send_what_expires(public, consortium)
         async with running(*relayers):
@@ -60,7 +63,7 @@ async def test_registrations_and_transfers_cross_and_an_expired_one_returns(
         assert (ended.delivered, ended.timed_out) == (1, 1)
         assert amount(await consortium.follower.value(voucher)) == 5_000
         after = amount(await public.follower.value(BALANCES.key(GRID_DENOM, ALICE)))
-        assert after == before - 5_000 - sent * public.fee_per_weight * SEND_WEIGHT
+        assert after == before - 5_000 - sent * public.fee_per_weight * WEIGHT
 
 
 def delivered(raw: bytes | None) -> int:
@@ -75,7 +78,7 @@ async def send_what_expires(public: Wallet, consortium: Wallet) -> int:
     for tries in range(1, 20):
         timeout_ms = now_ms() + 3_000 * tries
         expires = SendTransfer("consortium", GRID_DENOM, 7_000, BOB, timeout_ms)
-        inclusion = await public.call([expires], SEND_WEIGHT)
+        inclusion = await public.call([expires], WEIGHT)
         if inclusion.ok:
             await consortium.passed(timeout_ms)
             return tries
