@@ -44,6 +44,10 @@ async def grouped():
     async with asyncio.TaskGroup() as group:
         group.create_task(local())
 async def done(): pass
+async def forks():
+    if process.threading.active_count() > 1: raise ValueError("a fork would copy locks")
+    await asyncio.sleep(0.05)
+    if process.threading.active_count() < 2: raise ValueError("nobody watches the time")
 async def busy():
     # closes slowly, without the loop
     try:
@@ -93,6 +97,7 @@ def run(name: str, **environment: str) -> subprocess.CompletedProcess[str]:
     ("name", "code", "last_line"),
     [
         ("done", 0, None),
+        ("forks", 0, None),
         ("local", 2, "error: keys/x.key: is damaged and more"),
         ("grouped", 2, "error: keys/x.key: is damaged and more"),
         ("halted", 70, HALTED),

@@ -102,6 +102,8 @@ async def _until_signal(work: Callable[[], Coroutine[object, object, None]]) -> 
     task = loop.create_task(work(), name="main")
     asked = False
     limit = _TimeLimit()
+    # After the first step of the work, which may fork (`prepare_genesis`): no thread may be there then.
+    loop.call_soon(limit.start)
 
     def stop() -> None:
         nonlocal asked
@@ -137,13 +139,20 @@ class _TimeLimit:
         self._asked = threading.Event()
         self._lifted = threading.Event()
         self._begun = False
-        threading.Thread(target=self._wait, name="time limit", daemon=True).start()
+        self._watched = False
+
+    def start(self) -> None:
+        """Begin to watch; at the latest when a signal has come."""
+        if not self._watched:
+            self._watched = True
+            threading.Thread(target=self._wait, name="time limit", daemon=True).start()
 
     def begin(self, *_: object) -> None:
         """A signal has come."""
         if not self._begun:  # setting an event while it is being set would wait for ever
             self._begun = True
             self._asked.set()
+            self.start()
 
     def lift(self) -> None:
         """It has stopped."""
