@@ -40,8 +40,8 @@ from gridtokenx.ledger.state import BadKey, State
 from gridtokenx.ledger.transactions import MAX_TRANSACTION_BYTES, Transaction, TransactionBody
 
 MAX_BLOCK_WEIGHT: Final = 200_000
-"""About one second of one replica's work, so a unit is about 5 us. Where a block takes longer than its
-view, views change and the work is done again: a smaller bound commits more."""
+"""About one second of one replica's work, so a unit is about 5 us. A block that takes longer than its
+view is given up, and its work done again."""
 MAX_TRANSACTION_WEIGHT: Final = MAX_BLOCK_WEIGHT // 2
 """Whatever is admitted fits a block, and leaves room for others."""
 MAX_MISFITS: Final = 64
