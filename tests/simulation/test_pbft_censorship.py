@@ -22,6 +22,7 @@ from gridtokenx.core.machine import (
     TimerFired,
     Verified,
 )
+from gridtokenx.lab.sim.network import LinkProfile
 from gridtokenx.ledger import runtime
 from gridtokenx.ledger.blocks import MAX_BLOCK_BYTES, MAX_BLOCK_TRANSACTIONS
 from gridtokenx.ledger.transactions import Transaction
@@ -92,6 +93,20 @@ def test_an_honest_leader_survives_more_work_than_its_blocks_hold() -> None:
     assert cluster.replica(0).pending > 400
     assert cluster.world.run_until(lambda: cluster.replica(1).pending == 0, 60_000)
     assert {cluster.replica(i).view for i in range(4)} == {0}
+
+
+def test_blocks_that_take_half_the_bound_cost_an_honest_leader_nothing() -> None:
+    """What came just after a proposal is in the next one, but was not committed within the bound.
+
+    Four replicas on two cores took so long for blocks of an overload: view after view was left.
+    """
+    cluster = Cluster(4, profile=LinkProfile(delay_ms=(550, 600)))
+    cluster.start()
+    for tick in range(100):
+        cluster.submit(1 + tick % 3, transfer(tick % 4, tick // 4))
+        cluster.world.run_for(300)
+    assert {cluster.replica(i).view for i in range(4)} == {0}
+    assert cluster.height(1) > 10
 
 
 def test_a_leader_that_leaves_out_one_client_among_many_loses_its_view() -> None:

@@ -26,7 +26,7 @@ MOST = 300
 """Seeds of the general swarm that catch every variant."""
 SWARM = {
     "two-f-plus-one": 37,
-    "no-prepared": 20,
+    "no-prepared": 7,
     "sends-first": 4,
     "forgets-marks": 5,
     "weak-commit": 0,

@@ -30,6 +30,7 @@ from gridtokenx.host.client import (
     NotIncluded,
     StrictNonces,
     SubmissionRefused,
+    submit_to_some,
 )
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.follow import FinalBlock, Follower, Trust
@@ -175,6 +176,22 @@ async def test_refusals_and_expiry_reach_the_client(tmp_path: Path) -> None:
         stranger = ChainClient(follower, CLIENTS[1], StrictNonces(follower, b""), clock)
         with pytest.raises(SubmissionRefused, match="wrong-chain"):
             await stranger.submit(other)
+
+
+async def test_a_node_that_is_behind_takes_no_submissions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gridtokenx.host.driver.ROOM_S", 0.05)
+    chain, ports = TestChain(1), free_ports(1)
+    node = chain.node(0, tmp_path, ports)
+    follower = Follower(chain.trust, places(ports), client_parts(chain))
+    payment = sign_transaction(CLIENTS[0], CHAIN_ID, 0, [Transfer("WATT", TREASURY, 1)])
+    async with running(node, follower):
+        await until(lambda: node.head.height >= 1)
+        monkeypatch.setattr(node._driver, "_look_for_room", node._driver._has_room.clear)
+        node.submit([])
+        await until(lambda: not node._driver._has_room.is_set())
+        assert await submit_to_some(follower, payment) is None
 
 
 async def test_what_a_node_refuses_of_a_client(tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ class FakeLinks:
     def __init__(self, store: Store) -> None:
         self.left: list[object] = []
         self.faults: list[tuple[bytes, str]] = []
+        self.members: tuple[bytes, ...] = (PEER, OTHER)
         self._store = store
 
     def send(self, peer: bytes, channel: Channel, body: bytes) -> bool:
@@ -352,6 +353,29 @@ async def test_patient_messages_are_bounded_in_bytes_and_all_arrive(
         await until(lambda: sum(isinstance(e, Received) for e in stage.machine.events) == 400)
         assert most <= driver.FRAMES_PER_LINK
         assert stage.driver._patient_bytes == 0
+        assert not stage.driver._patient_of
+
+
+async def test_clients_wait_while_gossip_of_more_than_may_be_faulty_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever took more from clients than from members never saw what the leader lacked."""
+    monkeypatch.setattr(driver, "ROOM_S", 0.05)
+    async with staged(tmp_path, nothing) as stage:
+        behind = stage.driver
+        stage.links.members = (PEER, OTHER, b"t" * 32)
+        await behind.room()
+        behind._patient_of[PEER] = 10 * driver.BEHIND_BYTES
+        behind._look_for_room()
+        await behind.room()  # one of four may be faulty, however much it sends
+        behind._patient_of[OTHER] = driver.BEHIND_BYTES + 1
+        behind._look_for_room()
+        with pytest.raises(RemoteFault, match="busy"):
+            await behind.room()
+        waiting = asyncio.create_task(behind.room())
+        del behind._patient_of[OTHER]
+        behind._look_for_room()
+        await waiting
 
 
 async def test_timers_fire_once_in_order_and_not_when_cancelled(tmp_path: Path) -> None:

@@ -80,6 +80,9 @@ class Archive:
     def admit(self, transaction: Transaction) -> None:
         raise RemoteFault("closed", "an archive takes nothing")
 
+    async def room(self) -> None:
+        """An archive refuses soon enough."""
+
     def submit(self, transactions: Sequence[Transaction]) -> None:
         raise RemoteFault("closed")
 

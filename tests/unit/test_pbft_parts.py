@@ -522,6 +522,16 @@ def test_only_what_could_have_been_included_is_overdue() -> None:
     assert len(requests.pool) == 1
 
 
+def test_what_the_primary_has_proposed_it_does_not_omit() -> None:
+    requests = Requests(FOUR.ledger, Pool())
+    proposed, left_out = transfer(0, 0), transfer(1, 0)
+    for transaction in (proposed, left_out):
+        requests.add(FOUR.genesis, transaction, 0)
+    assert requests.overdue(FOUR.genesis, 1_000, 1_000, {proposed.id}) == ([left_out], True)
+    assert requests.overdue(FOUR.genesis, 1_000, 1_000, {proposed.id, left_out.id}) == ([], False)
+    assert requests.overdue(FOUR.genesis, 1_000, 1_000) == ([proposed, left_out], True)
+
+
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty transfers fill a block; a sender's fair share are five."""

@@ -221,6 +221,14 @@ class ChainNode:
         state = State(self.head.state)
         self._parts.ledger.admit(state, transaction, self._parts.clock.now_ms())
 
+    async def room(self) -> None:
+        """Wait until a client's submission may be taken.
+
+        Raises:
+            RemoteFault: this node is behind what members passed on, and stays so.
+        """
+        await self._driver.room()
+
     def submit(self, transactions: Sequence[Transaction], *, everywhere: bool = False) -> None:
         """Hand over transactions whose signatures were checked.
 

@@ -15,7 +15,7 @@ ends the process (`MachineHalted`); it never becomes a result.
 import asyncio
 import heapq
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
@@ -48,6 +48,7 @@ from gridtokenx.core.machine import (
     Write,
 )
 from gridtokenx.core.outbox import Outbox
+from gridtokenx.core.quorum import max_faulty
 from gridtokenx.host.checking import SignatureChecker
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.crashpoints import crash_point
@@ -65,6 +66,10 @@ PATIENT_BYTES: Final = 16 * 1024 * 1024
 """Patient messages that wait here before links have to, and how large they may be together."""
 PATIENT_CHECKS: Final = 64
 """Signatures of patient messages that are checked before others get their turn: about 5 ms."""
+BEHIND_BYTES: Final = 128 * 1024
+"""Of patient messages: about 600 transactions, whose signatures take some 0.1 s to check."""
+ROOM_S: Final = 1.0
+"""How long a client's submission waits for a node that is behind."""
 STASHED_PER_PEER: Final = 64
 STASHED_BYTES: Final = MAX_MESSAGE_BYTES
 """Of one peer: nothing of what is stashed was checked, so each may be as large as a frame."""
@@ -80,6 +85,11 @@ class MachineHalted(GridTokenXError):
 
 class Links(Protocol):
     """What the driver needs of a network."""
+
+    @property
+    def members(self) -> Sequence[NodeId]:
+        """Members to which a link is up."""
+        ...
 
     def send(self, peer: bytes, channel: Channel, body: bytes) -> bool:
         """Queue a frame for a member."""
@@ -141,6 +151,9 @@ class Driver:
         self._patient_types = patient
         self._patient: deque[_Pending] = deque()
         self._patient_bytes = 0
+        self._patient_of: Counter[NodeId] = Counter()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
         self._message_type = cast("type[Wire]", message_type)
         self._links = links
         self._parts = parts
@@ -186,6 +199,24 @@ class Driver:
         self._submitted.append(Submitted(transactions, everywhere))
         self._wake.set()
 
+    async def room(self) -> None:
+        """Wait until a client's submission may be taken: what members passed on came first.
+
+        Whoever takes more from clients than it can take in from members lags behind them further and
+        further. Then what it knows the leader seems to omit, and a leader that lags so does omit it:
+        an overload that no client was told of cost view after view.
+
+        Raises:
+            RemoteFault: it took too long.
+        """
+        try:
+            async with asyncio.timeout(ROOM_S):
+                await self._has_room.wait()
+        except TimeoutError:
+            raise RemoteFault(
+                "busy", "more is submitted than this chain carries; try again"
+            ) from None
+
     # -- the loop ----------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -205,6 +236,7 @@ class Driver:
             self._greet()
             self._take_submissions()
             await self._receive()
+            self._look_for_room()
             self._set_alarm()
             if self._ready or self._submitted or self._joined or self._patient:
                 self._wake.set()
@@ -232,6 +264,16 @@ class Driver:
         if self._patient:
             await self._check_and_step(self._some_patient())
 
+    def _look_for_room(self) -> None:
+        """Not while this node lags behind members, but for as many as may be faulty: those stop no client."""
+        members = self._links.members
+        waiting = sorted(self._patient_of[member] for member in members)
+        honest = len(members) - max_faulty(len(members) + 1)
+        if sum(waiting[:honest]) > BEHIND_BYTES:
+            self._has_room.clear()
+        else:
+            self._has_room.set()
+
     def _batch(self) -> list[_Pending]:
         """What links hold, in order for each, less what is patient."""
         batch: list[_Pending] = []
@@ -248,6 +290,7 @@ class Driver:
                 elif self._name(pending):
                     self._patient.append(pending)
                     self._patient_bytes += pending.size
+                    self._patient_of[pending.sender] += pending.size
             if link.waiting and not link.closed:
                 self._ready.append(link)
         return batch
@@ -264,6 +307,10 @@ class Driver:
             taken.append(self._patient.popleft())
             checks += len(taken[-1].checks or ())
         self._patient_bytes -= sum(pending.size for pending in taken)
+        for pending in taken:
+            self._patient_of[pending.sender] -= pending.size
+            if not self._patient_of[pending.sender]:
+                del self._patient_of[pending.sender]
         return taken
 
     @property

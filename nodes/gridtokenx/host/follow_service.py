@@ -78,6 +78,9 @@ class ClientLink(Protocol):
 class Intake(Protocol):
     """Where submissions go."""
 
+    async def room(self) -> None:
+        """Wait until there is room for a submission; `RemoteFault` if there is none for too long."""
+
     def admit(self, transaction: Transaction) -> None:
         """Whether the pool would take it; raises `RemoteFault` with the reason for the client."""
 
@@ -210,6 +213,7 @@ class FollowService:
     # -- submissions -------------------------------------------------------------------------------
 
     async def _take(self, transactions: Sequence[Transaction]) -> tuple[SubmitResult, ...]:
+        await self._intake.room()
         valid = await self._checker.all_valid([[each.signature_check()] for each in transactions])
         results = [
             self._judge(transaction, holds=holds)

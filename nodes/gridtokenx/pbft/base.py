@@ -54,6 +54,8 @@ EARLY_HEIGHTS: Final = 2
 """How far above the window votes are kept: others commit a moment before this replica does."""
 OMISSION: Final = "omission"
 """The reason for suspicion that a committed block does not end."""
+CHECK_MS: Final = 500
+"""How often submissions are looked at while the primary has proposed something that is not committed."""
 _HELPED_PEERS: Final = 1_024
 SERVED_BYTES: Final = 4 * 1024 * 1024
 """Blocks that a peer may have in half a retransmission period; the last answer may be larger."""

@@ -76,6 +76,7 @@ from gridtokenx.ledger.state import State
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.pbft.base import (
     BLOCK,
+    CHECK_MS,
     GOSSIP,
     OMISSION,
     REQUEST,
@@ -658,7 +659,8 @@ class Replica(ViewChanging):
     def _on_request_timer(self, turn: Turn) -> None:
         """Remind the primary of what waits; suspect it when something waited its bound (4.4)."""
         bound_ms = self._timing.request_patience_ms(self._omissions)
-        waiting, omitted = self._requests.overdue(self._head, turn.now, bound_ms)
+        proposed = self._proposed()
+        waiting, omitted = self._requests.overdue(self._head, turn.now, bound_ms, proposed)
         views = self._views
         if views.active and not views.leads:
             for batch in batches(waiting):
@@ -670,10 +672,22 @@ class Replica(ViewChanging):
             self._suspect(turn, OMISSION)
         else:
             views.reasons.discard(OMISSION)
-            if not waiting and self._requests.might_be_overdue(turn.now, bound_ms):
+            settled = not waiting and not proposed
+            if settled and self._requests.might_be_overdue(turn.now, bound_ms):
                 self._omissions = 0
         if len(self._requests.pool):
-            self._set_timer(turn, REQUEST, bound_ms // 2)
+            self._set_timer(
+                turn, REQUEST, min(bound_ms // 2, CHECK_MS) if proposed else bound_ms // 2
+            )
+
+    def _proposed(self) -> set[bytes]:
+        """What the primary has proposed and is not committed: whether it will be, the silence timer watches.
+
+        A block takes long under load, and what waits for it is not left out.
+        """
+        ballots = ((slot, slot.ballot) for slot in self._in_flight())
+        blocks = (slot.bodies.get(ballot.block_hash) for slot, ballot in ballots if ballot)
+        return {each.id for block in blocks if block is not None for each in block.transactions}
 
     # -- sending again -----------------------------------------------------------------------------
 

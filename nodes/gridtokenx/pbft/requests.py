@@ -24,7 +24,7 @@ silent or partial primary is noticed without the client's help (sawtooth RFC 29)
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -311,9 +311,19 @@ class Requests:
         self._kept_back.intersection_update(self._waiting)
 
     def overdue(
-        self, head: ExecutedBlock, now: Instant, bound_ms: int
+        self,
+        head: ExecutedBlock,
+        now: Instant,
+        bound_ms: int,
+        proposed: Collection[bytes] = frozenset(),
     ) -> tuple[list[Transaction], bool]:
         """Those that could have been included and were not.
+
+        Args:
+            head: the last block.
+            now: the time.
+            bound_ms: how long each may wait.
+            proposed: ids of what the present primary has proposed: it omits none of them.
 
         Returns:
             What has waited at least half the bound, to be sent to the primary again (bounded), and
@@ -326,7 +336,7 @@ class Requests:
             transaction = wait.transaction
             if id_ not in self.pool:
                 self._forget(id_)
-            elif wait.since_ms + bound_ms // 2 > now:
+            elif wait.since_ms + bound_ms // 2 > now or id_ in proposed:
                 continue
             elif len(waiting) == GOSSIP_TRANSACTIONS:
                 break

@@ -197,6 +197,9 @@ class ServingNode:
         now_ms = self._life.clock.now_ms()
         self._chain.ledger.admit(State(self.head.state), transaction, now_ms)
 
+    async def room(self) -> None:
+        """Simulated nodes are never behind: what they do takes no time."""
+
     def submit(self, transactions: Sequence[Transaction], *, everywhere: bool = False) -> None:
         """Hand over transactions whose signatures were checked."""
         world, node = self._life.wires.world, self._life.node.id
