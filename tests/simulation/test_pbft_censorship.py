@@ -4,20 +4,25 @@ from collections.abc import Iterable
 
 import pytest
 from tests.simulation.pbft_cluster import (
+    CHAIN_ID,
     CLIENTS,
     Cluster,
     Filler,
     Wrapper,
     dropping,
+    signer,
     transfer,
 )
 
+from gridtokenx.core.keys import Domain
 from gridtokenx.core.machine import (
     Broadcast,
     Effect,
     Event,
     Instant,
     Received,
+    Send,
+    SetTimer,
     Submitted,
     TimerFired,
     Verified,
@@ -25,8 +30,9 @@ from gridtokenx.core.machine import (
 from gridtokenx.lab.sim.network import LinkProfile
 from gridtokenx.ledger import runtime
 from gridtokenx.ledger.blocks import MAX_BLOCK_BYTES, MAX_BLOCK_TRANSACTIONS
+from gridtokenx.ledger.runtime import Proposal
 from gridtokenx.ledger.transactions import Transaction
-from gridtokenx.pbft.messages import Suspect, Transactions
+from gridtokenx.pbft.messages import Ballot, PrePrepare, Suspect, Transactions
 
 VICTIM = 0
 """The client that nobody wants."""
@@ -117,6 +123,48 @@ def test_a_leader_that_leaves_out_one_client_among_many_loses_its_view() -> None
     busy(cluster, 8, 5, (1, 2, 3))
     assert cluster.replica(2).view == 1
     assert cluster.world.run_until(lambda: cluster.replica(2).pending == 0, 5_000)
+
+
+class ShowsItToOne(LeavesOneOut):
+    """Proposes the victim's transaction to one backup in turn, and another block 0.7 s later to the rest."""
+
+    DELAY_MS = 700
+
+    def step(self, now: Instant, event: Event) -> list[Effect]:
+        if event == TimerFired("rest"):
+            to, message = self.held
+            return [Send(each, message) for each in to]
+        self.now = now
+        return super().step(now, event)
+
+    def change(self, effect: Effect) -> list[Effect]:
+        match effect:
+            case Broadcast(PrePrepare(view, block) as message):
+                others = self.others()
+                shown = others.pop(block.height % len(others))
+                self.held = (others, message)
+                rival = self._proposal(view, block.header.timestamp_ms)
+                return [Send(shown, rival), SetTimer("rest", self.now + self.DELAY_MS)]
+            case _:
+                return [effect]
+
+    def _proposal(self, view: int, timestamp_ms: int) -> PrePrepare:
+        proposal, wanted = Proposal(view, timestamp_ms), [transfer(VICTIM, 0)]
+        block = self.cluster.ledger.build(self.inner.head, proposal, wanted)[0].block
+        ballot = Ballot(0, view, block.height, block.hash)
+        what = ballot.signed_bytes(Domain.PBFT_PRE_PREPARE, CHAIN_ID)
+        return PrePrepare(view, block, signer(self.index).sign(what))
+
+
+def test_a_leader_that_shows_it_to_one_backup_at_a_time_loses_its_view() -> None:
+    """What is proposed is not left out, but only as long as it is: a proposal comes to nothing here."""
+    cluster = Cluster(4, wrap={0: ShowsItToOne})
+    cluster.start()
+    cluster.world.run_for(5_000)
+    assert cluster.height(2) >= 2, "it leads"
+    cluster.submit(2, transfer(VICTIM, 0))
+    assert cluster.world.run_until(lambda: cluster.replica(2).pending == 0, 12_000)
+    assert cluster.replica(2).view == 1
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -59,14 +59,15 @@ def test_observers_get_seats_keys_are_rotated_and_members_leave() -> None:
 @pytest.mark.parametrize(
     "chain", ["window = 4", "rotation_blocks = 3", "checkpoint_blocks = 4\nsnapshot_distance = 8"]
 )
-def test_sets_change_while_nodes_fall_and_lie(chain: str) -> None:
+@pytest.mark.parametrize("lie", ["snapshot-liar", "withhold"])
+def test_sets_change_while_nodes_fall_and_lie(chain: str, lie: str) -> None:
     outcome = execute(
         changing(
             chain,
             'kind = "crash"\nnodes = ["leader"]\nwhen = "handover"\nfor_ms = 3000',
             'kind = "crash"\nnodes = [5]\nat_ms = 2000\nfor_ms = 6000',
             'kind = "behave"\nnode = 2\nbehaviour = "equivocate"',
-            'kind = "behave"\nnode = 2\nbehaviour = "snapshot-liar"',
+            f'kind = "behave"\nnode = 2\nbehaviour = "{lie}"',
         ),
         3,
     )

@@ -15,6 +15,7 @@ from tests.stages import spread
 from gridtokenx.lab.faults import BEHAVIOURS, KINDS, AnyFault, Behave, Crash, Fault
 from gridtokenx.lab.sim.execute import execute
 from gridtokenx.lab.sim.manifest import Chain, Liveness, Manifest, Safety, Workload, load, parse
+from gridtokenx.lab.sim.pbft.run import PbftRun
 
 ROOT = Path(__file__).parents[2] / "compose"
 PLAIN = 3
@@ -56,6 +57,22 @@ def test_one_traitor_that_leads_breaks_nothing(behaviour: str, replicas: int) ->
     outcome = execute(short(traitor, crash, replicas=replicas), 3)
     assert outcome.verdict == "ok", outcome.finding
     assert outcome.byzantine == (0,)
+
+
+@pytest.mark.parametrize("chain", [Chain(), Chain(checkpoint_blocks=4, snapshot_distance=8)])
+@pytest.mark.parametrize("seed", [1, 3])
+def test_who_lags_gets_past_one_that_withholds(chain: Chain, seed: int) -> None:
+    """One of two seeds denies that it has anything, the other never answers; by blocks and by snapshot."""
+    withholds = Behave(node=0, behaviour="withhold")
+    crash = Crash(nodes=(1,), at_ms=1_000, for_ms=20_000)
+    run = PbftRun(
+        msgspec.structs.replace(
+            short(withholds, crash, seed=seed), chain=chain, safety=Safety(duration_ms=30_000)
+        )
+    )
+    outcome = run.run("here")
+    assert outcome.verdict == "ok", outcome.finding
+    assert run._traitors.ring.deeds["withhold"] > 0
 
 
 REQUIRED: dict[str, dict[str, object]] = {

@@ -26,7 +26,9 @@ duration_ms = {seconds}000
 """
 CRASH = '[[fault]]\nkind = "crash"\nnodes = ["{}"]\nat_ms = 4000\nfor_ms = 9000\n'
 """A view change, for those who lie then."""
-SILENT_OF_DEEDS = ("amnesia", "snapshot-liar", "malformed-view-change", "stale-view-change")
+SILENT_OF_DEEDS = (
+    "amnesia", "snapshot-liar", "withhold", "malformed-view-change", "stale-view-change",
+)  # fmt: skip
 """Some seeds give these no occasion; that they act is shown where chains are by themselves."""
 
 

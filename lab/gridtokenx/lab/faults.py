@@ -67,7 +67,7 @@ Behaviour = Literal[
     "silent", "selective-silence", "delay", "equivocate", "conflicting-votes", "forge-signature",
     "wrong-digest", "wrong-state-root", "time-liar", "censor", "replay", "hasty-view-change",
     "stale-view-change", "malformed-view-change", "bogus-new-view", "block-liar", "snapshot-liar",
-    "amnesia",    "twin",
+    "withhold", "amnesia", "twin",
 ]  # fmt: skip
 """What a Byzantine replica does; one sentence on each in `sim/pbft/behaviours.py`."""
 BEHAVIOURS: Final[tuple[str, ...]] = get_args(Behaviour)

@@ -57,6 +57,7 @@ _TREASONS: Final[tuple[tuple[Behaviour, ...], ...]] = (
         "replay",
         "block-liar",
         "snapshot-liar",
+        "withhold",
     ),
 )
 """By what they are after: the decision, progress, the view, the block."""

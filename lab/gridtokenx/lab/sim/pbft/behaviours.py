@@ -23,6 +23,7 @@ malformed-view-change   leaves a view with heights, views, indices or certificat
 bogus-new-view          opens a view with other proposals, or another quorum, than it should
 block-liar              answers questions for blocks with garbage; claims heights that it lacks
 snapshot-liar           answers questions for states with garbage; claims heights that it lacks
+withhold                shows how far it is, and hands out nothing: never answers, or denies having it
 amnesia                 forgets its locks: denies what it prepared, votes again (`amnesia.py`)
 twin                    runs twice with one key (two nodes of the world: `run.py`)
 ======================  ========================================================================
@@ -80,6 +81,8 @@ from gridtokenx.pbft.view_change import Choice, ballots, choose
 
 _V = TypeVar("_V", Ballot, CommitVote)
 _RIVALS: Final = 32
+_DENIES: Final = 0.5
+"""So many of those who withhold deny; the others never answer."""
 
 
 class Equivocate(Trick):
@@ -429,6 +432,28 @@ class SnapshotLiar(Trick):
         return msgspec.structs.replace(message, part=part)
 
 
+class Withhold(Trick):
+    """withhold."""
+
+    def __init__(self, fault: Behave, conspiracy: Conspiracy) -> None:
+        super().__init__(fault, conspiracy)
+        self._denies = self.draw.random() < _DENIES
+
+    def say(self, puppet: Puppet, saying: Saying) -> Iterable[Saying]:
+        match saying.message:
+            case CertifiedBlocks(first):
+                denial: Wire = CertifiedBlocks(first, ())
+            case Snapshot():
+                denial = Snapshot(handovers=(), checkpoint=None)
+            case Part():
+                denial = msgspec.structs.replace(saying.message, part=NO_PART)
+            case Body():
+                return ()
+            case _:
+                return [saying]
+        return [Saying(saying.to, denial)] if self._denies else ()
+
+
 class Mutate(Trick):
     """A `round-mutation`: changes the messages of one round."""
 
@@ -514,6 +539,7 @@ TRICKS: Final[dict[str, type[PbftTrick]]] = {
     "bogus-new-view": BogusNewView,
     "block-liar": BlockLiar,
     "snapshot-liar": SnapshotLiar,
+    "withhold": Withhold,
     "amnesia": Amnesia,
 }
 
