@@ -24,7 +24,7 @@ from tests.consortium_world import (
     reports,
 )
 
-from gridtokenx.consortium.chain import consortium_chain
+from gridtokenx.consortium.chain import ConsortiumGenesis, consortium_chain
 from gridtokenx.consortium.custody import TREASURY
 from gridtokenx.consortium.market.auction import Side
 from gridtokenx.consortium.market.messages import (
@@ -135,12 +135,15 @@ class Day:
     # -- another replica ---------------------------------------------------------------------------
 
     def _second_replica(self) -> Ledger:
-        chain = consortium_chain(self.world.genesis)
+        """As a node has it once block 0 is in its store: without what the genesis file opens with."""
+        self._copy = self._ledger_of(self.world.genesis).genesis(NETWORK_MS)
+        return self._ledger_of(self.world.genesis.opened())
+
+    def _ledger_of(self, genesis: ConsortiumGenesis) -> Ledger:
+        chain = consortium_chain(genesis)
         reference = SetReference(0, self.world.genesis.validator_set.hash)
         modules = (*chain.ledger.modules, Door(chain.settlement))
-        ledger = Ledger(CHAIN_ID, modules, chain.nonces, lambda _state: reference)
-        self._copy = ledger.genesis(NETWORK_MS)
-        return ledger
+        return Ledger(CHAIN_ID, modules, chain.nonces, lambda _state: reference)
 
     def follow(self) -> None:
         self._copy = self._replica.execute(self._copy, self.world.head.block)

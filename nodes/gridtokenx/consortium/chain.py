@@ -115,6 +115,10 @@ class ConsortiumGenesis(Section, frozen=True):
         """The first set that certifies blocks."""
         return ValidatorSet(set_id=FIRST_SET_ID, members=self.validators)
 
+    def opened(self) -> "ConsortiumGenesis":
+        """The same without its accounts and devices: once block 0 is made they are state."""
+        return msgspec.structs.replace(self, accounts=(), devices=())
+
     def check(self) -> None:
         """Refuse a genesis that could not work.
 

@@ -24,7 +24,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
-from gridtokenx.consortium.chain import ConsortiumGenesis, consortium_ledger
 from gridtokenx.core.codec import Wire
 from gridtokenx.core.errors import LocalFault
 from gridtokenx.core.keys import Ed25519Signer
@@ -44,7 +43,6 @@ from gridtokenx.core.machine import (
 from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.host.checking import CachingVerifier
 from gridtokenx.host.config import Setting
-from gridtokenx.host.files import read_file
 from gridtokenx.host.replica import PbftChain, make_replica, serving_node
 from gridtokenx.host.role import open_role
 from gridtokenx.lab.chaos import wire
@@ -55,12 +53,15 @@ from gridtokenx.lab.sim.links import rule_of
 from gridtokenx.lab.sim.network import DeliverAfter, DeliverEach, Drop, Envelope, Rule
 from gridtokenx.lab.sim.pbft.behaviours import TRICKS
 from gridtokenx.lab.sim.pbft.traitors import Conspiracy, PbftTrick, Puppet
-from gridtokenx.ledger.identity import parse_genesis
 from gridtokenx.ledger.runtime import ExecutedBlock, Ledger, Proposal
 from gridtokenx.ledger.transactions import Transaction
-from gridtokenx.node.consortium import CHAIN, ConsortiumNodeSettings
+from gridtokenx.node.consortium import (
+    CHAIN,
+    ConsortiumNodeSettings,
+    read_genesis,
+    replicated_chain,
+)
 from gridtokenx.pbft.replica import Replica
-from gridtokenx.pbft.rotation import blocks_of
 from gridtokenx.pbft.timing import Timing
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -275,8 +276,7 @@ class _Process:
     def __init__(self, settings: LabReplicaSettings, writer: asyncio.StreamWriter) -> None:
         self._settings: Final = settings
         self._writer: Final = writer
-        source = str(settings.genesis)
-        self._genesis: Final = parse_genesis(read_file(settings.genesis), ConsortiumGenesis, source)
+        self._genesis: Final = read_genesis(settings.genesis).opened()
         self._ledger: Ledger | None = None
         self._between: Interposed | None = None
         self.role: Final = open_role(settings, CHAIN)
@@ -286,13 +286,9 @@ class _Process:
         self.node.on_final(lambda _: self._tell())
 
     def _chain(self, verifier: CachingVerifier) -> PbftChain:
-        genesis = self._genesis
-        self._ledger = ledger = consortium_ledger(genesis, verifier)
-        opening_ms = genesis.clock.network_genesis_ms
-        rotation = blocks_of(genesis.rotation_blocks)
-        return PbftChain(
-            CHAIN, ledger, genesis.validator_set, lambda: ledger.genesis(opening_ms), rotation
-        )
+        chain = replicated_chain(self._settings.genesis, self._genesis, verifier)
+        self._ledger = chain.ledger
+        return chain
 
     def _around(self, replica: Replica, signer: Ed25519Signer) -> Interposed:
         assert self._ledger is not None, "the chain is put together before its replica"
