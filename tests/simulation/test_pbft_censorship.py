@@ -20,9 +20,11 @@ from gridtokenx.core.machine import (
     Effect,
     Event,
     Instant,
+    NodeId,
     Received,
     Send,
     SetTimer,
+    Start,
     Submitted,
     TimerFired,
     Verified,
@@ -32,10 +34,14 @@ from gridtokenx.ledger import runtime
 from gridtokenx.ledger.blocks import MAX_BLOCK_BYTES, MAX_BLOCK_TRANSACTIONS
 from gridtokenx.ledger.runtime import Proposal
 from gridtokenx.ledger.transactions import Transaction
+from gridtokenx.pbft.base import REQUEST
 from gridtokenx.pbft.messages import Ballot, PrePrepare, Suspect, Transactions
+from gridtokenx.pbft.timing import Timing
 
 VICTIM = 0
 """The client that nobody wants."""
+GAP = Transactions((transfer(1, 5),))
+"""What cannot be included yet."""
 
 
 class LeavesOneOut(Wrapper):
@@ -131,22 +137,29 @@ class ShowsItToOne(LeavesOneOut):
     DELAY_MS = 700
 
     def step(self, now: Instant, event: Event) -> list[Effect]:
-        if event == TimerFired("rest"):
-            to, message = self.held
-            return [Send(each, message) for each in to]
         self.now = now
-        return super().step(now, event)
+        match event:
+            case TimerFired(("say", to, message)):
+                return [Send(each, message) for each in to]
+            case _:
+                return super().step(now, event)
 
     def change(self, effect: Effect) -> list[Effect]:
         match effect:
-            case Broadcast(PrePrepare(view, block) as message):
-                others = self.others()
-                shown = others.pop(block.height % len(others))
-                self.held = (others, message)
+            case Broadcast(PrePrepare(view, block) as message) if view == 0:
+                shown, at, rest_at = self.plan(block.height)
+                others = tuple(each for each in self.others() if each != shown)
                 rival = self._proposal(view, block.header.timestamp_ms)
-                return [Send(shown, rival), SetTimer("rest", self.now + self.DELAY_MS)]
+                return [
+                    SetTimer(("say", (shown,), rival), at),
+                    SetTimer(("say", others, message), rest_at),
+                ]
             case _:
                 return [effect]
+
+    def plan(self, height: int) -> tuple[NodeId, Instant, Instant]:
+        """To whom it is shown, when, and when the rest is shown another block."""
+        return self.others()[height % 3], self.now, self.now + self.DELAY_MS
 
     def _proposal(self, view: int, timestamp_ms: int) -> PrePrepare:
         proposal, wanted = Proposal(view, timestamp_ms), [transfer(VICTIM, 0)]
@@ -156,15 +169,58 @@ class ShowsItToOne(LeavesOneOut):
         return PrePrepare(view, block, signer(self.index).sign(what))
 
 
-def test_a_leader_that_shows_it_to_one_backup_at_a_time_loses_its_view() -> None:
+class ShowsItWhenTheyLook(ShowsItToOne):
+    """Knows when two backups look for what is left out, and lets each see a proposal of it just then.
+
+    They look at different times, because it gave each of them something that has to wait.
+    """
+
+    def step(self, now: Instant, event: Event) -> list[Effect]:
+        match event:
+            case Start():
+                gaps = [
+                    SetTimer(("say", (self.cluster.ids[i],), GAP), now + 250 * i) for i in (1, 2)
+                ]
+                return [*super().step(now, event), *gaps]
+            case _:
+                return super().step(now, event)
+
+    def plan(self, height: int) -> tuple[NodeId, Instant, Instant]:
+        ids = self.cluster.ids
+        timers = {ids[i]: self.cluster.replica(i)._timers.get(REQUEST) for i in (1, 2)}
+        looks = {id_: at for id_, at in timers.items() if at is not None and at > self.now + 60}
+        if not looks:
+            return self.others()[0], self.now, self.now
+        soonest = min(looks, key=lambda id_: looks[id_])
+        return soonest, looks[soonest] - 60, looks[soonest] + 20
+
+
+@pytest.mark.parametrize("leader", [ShowsItToOne, ShowsItWhenTheyLook])
+def test_a_leader_that_shows_it_to_one_backup_at_a_time_loses_its_view(
+    leader: type[Wrapper],
+) -> None:
     """What is proposed is not left out, but only as long as it is: a proposal comes to nothing here."""
-    cluster = Cluster(4, wrap={0: ShowsItToOne})
+    cluster = Cluster(4, wrap={0: leader}, timing=Timing(block_time_ms=50))
     cluster.start()
     cluster.world.run_for(5_000)
-    assert cluster.height(2) >= 2, "it leads"
+    assert cluster.height(2) >= 1, "it leads"
     cluster.submit(2, transfer(VICTIM, 0))
-    assert cluster.world.run_until(lambda: cluster.replica(2).pending == 0, 12_000)
-    assert cluster.replica(2).view == 1
+    assert cluster.world.run_until(lambda: cluster.replica(2).view == 1, 15_000)
+    assert cluster.world.run_until(lambda: cluster.replica(3).pending == 0, 5_000)
+
+
+def test_the_bound_is_the_first_again_after_an_omission_though_work_goes_on() -> None:
+    """As long as anything was proposed the bound stayed doubled, so under load for ever."""
+    cluster = Cluster(4, wrap={0: LeavesOneOut}, profile=LinkProfile(delay_ms=(300, 350)))
+    cluster.start()
+    cluster.world.run_for(2_000)
+    cluster.submit(2, transfer(VICTIM, 0))
+    for tick in range(200):
+        for client in (1, 2, 3):
+            cluster.submit(1 + tick % 3, transfer(client, tick))
+        cluster.world.run_for(300)
+    assert {cluster.replica(i).view for i in cluster.honest()} == {1}
+    assert {cluster.replica(i)._omissions for i in cluster.honest()} == {0}
 
 
 @pytest.mark.usefixtures("small_blocks")

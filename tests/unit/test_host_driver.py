@@ -53,6 +53,7 @@ from gridtokenx.host.metrics import Metrics
 from gridtokenx.host.storage import Store
 
 PEER, OTHER = b"p" * 32, b"o" * 32
+THIRD, GUEST = b"t" * 32, b"g" * 32
 
 
 class Note(Wire, frozen=True, tag="test.note"):
@@ -118,6 +119,7 @@ class FakeLinks:
         self.left: list[object] = []
         self.faults: list[tuple[bytes, str]] = []
         self.members: tuple[bytes, ...] = (PEER, OTHER)
+        self.tolerated = 1
         self._store = store
 
     def send(self, peer: bytes, channel: Channel, body: bytes) -> bool:
@@ -344,7 +346,7 @@ async def test_patient_messages_are_bounded_in_bytes_and_all_arrive(
 
         def some_patient() -> "list[driver._Pending]":
             nonlocal most
-            most = max(most, len(stage.driver._patient))
+            most = max(most, *map(len, stage.driver._patient.values()))
             return received()
 
         monkeypatch.setattr(stage.driver, "_some_patient", some_patient)
@@ -352,7 +354,7 @@ async def test_patient_messages_are_bounded_in_bytes_and_all_arrive(
         stage.deliver(*(encode(Gossip(number)) for number in range(200)), sender=OTHER)
         await until(lambda: sum(isinstance(e, Received) for e in stage.machine.events) == 400)
         assert most <= driver.FRAMES_PER_LINK
-        assert stage.driver._patient_bytes == 0
+        assert not stage.driver._patient
         assert not stage.driver._patient_of
 
 
@@ -363,7 +365,7 @@ async def test_clients_wait_while_gossip_of_more_than_may_be_faulty_does(
     monkeypatch.setattr(driver, "ROOM_S", 0.05)
     async with staged(tmp_path, nothing) as stage:
         behind = stage.driver
-        stage.links.members = (PEER, OTHER, b"t" * 32)
+        stage.links.members = (PEER, OTHER, THIRD)
         await behind.room()
         behind._patient_of[PEER] = 10 * driver.BEHIND_BYTES
         behind._look_for_room()
@@ -372,10 +374,80 @@ async def test_clients_wait_while_gossip_of_more_than_may_be_faulty_does(
         behind._look_for_room()
         with pytest.raises(RemoteFault, match="busy"):
             await behind.room()
+        monkeypatch.setattr(driver, "ROOM_S", 5)
         waiting = asyncio.create_task(behind.room())
+        await asyncio.sleep(0)
         del behind._patient_of[OTHER]
         behind._look_for_room()
         await waiting
+
+
+async def test_a_link_that_is_down_changes_nothing_about_how_many_may_be_faulty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two links of three were taken for a chain of three, which tolerates nobody."""
+    monkeypatch.setattr(driver, "ROOM_S", 0.05)
+    async with staged(tmp_path, nothing) as stage:
+        stage.links.members = (PEER, OTHER)
+        stage.driver._patient_of[PEER] = 10 * driver.BEHIND_BYTES
+        stage.driver._look_for_room()
+        await stage.driver.room()
+
+
+async def test_a_node_that_stays_behind_lets_a_link_wait_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each submission of a gateway waited its own second, and what its link asked behind them too."""
+    monkeypatch.setattr(driver, "ROOM_S", 0.2)
+    async with staged(tmp_path, nothing) as stage:
+        stage.links.members = (PEER, OTHER, THIRD)
+        for member in (PEER, OTHER):
+            stage.driver._patient_of[member] = 10 * driver.BEHIND_BYTES
+        stage.driver._look_for_room()
+        before_s = asyncio.get_running_loop().time()
+        for _ in range(100):
+            with pytest.raises(RemoteFault, match="busy"):
+                await stage.driver.room()
+        assert asyncio.get_running_loop().time() - before_s < 5, "not 20"
+
+
+@pytest.mark.parametrize("flooder", [THIRD, GUEST])
+async def test_who_sends_much_delays_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flooder: bytes
+) -> None:
+    """Gossip stood in one line: behind what a member, or a guest, flooded, others' looked like a backlog."""
+    monkeypatch.setattr(driver, "PATIENT_FRAMES", 20)
+    async with staged(tmp_path, nothing) as stage:
+        stage.links.members = (PEER, OTHER, THIRD)
+        stage.driver._patient_types = (Gossip,)
+        monkeypatch.setattr(driver, "BATCH_FRAMES", 3)
+        for _ in range(5):
+            stage.deliver(*(encode(Gossip(number)) for number in range(30)), sender=flooder)
+        for sender in (PEER, OTHER):
+            stage.deliver(*(encode(Gossip(number)) for number in range(10)), sender=sender)
+        stage.deliver(encode(note(7)), sender=PEER)
+
+        await until(lambda: len(stage.machine.events) == 1 + 150 + 21)
+        events = [event for event in stage.machine.events if isinstance(event, Received)]
+        last = max(at for at, event in enumerate(events) if event.verified.sender != flooder)
+        assert last < 70, "with one line they came last"
+
+
+async def test_guests_stand_in_one_line(tmp_path: Path) -> None:
+    async with staged(tmp_path, nothing) as stage:
+        stage.driver._patient_types = (Gossip,)
+        lines: set[bytes] = set()
+        taken = stage.driver._some_patient
+
+        def some_patient() -> "list[driver._Pending]":
+            lines.update(stage.driver._patient)
+            return taken()
+
+        stage.driver._some_patient = some_patient  # type: ignore[method-assign]
+        for sender in (GUEST, b"h" * 32, PEER):
+            stage.deliver(*(encode(Gossip(number)) for number in range(40)), sender=sender)
+        await until(lambda: sum(isinstance(e, Received) for e in stage.machine.events) == 120)
+        assert lines == {driver.GUESTS, PEER}
 
 
 async def test_timers_fire_once_in_order_and_not_when_cancelled(tmp_path: Path) -> None:

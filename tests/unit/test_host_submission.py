@@ -12,7 +12,8 @@ from gridtokenx.finality.validators import ValidatorSet
 from gridtokenx.host.addresses import HostPort, NodeAddress
 from gridtokenx.host.client import submit_to_some
 from gridtokenx.host.follow import Follower
-from gridtokenx.host.follow_messages import Question, Reply, Submit, SubmitResult, Submitted
+from gridtokenx.host.follow_messages import BUSY, Question, Reply, Submit, SubmitResult, Submitted
+from gridtokenx.host.questions import Refusal
 from gridtokenx.ledger.tokens import Transfer
 from gridtokenx.ledger.transactions import sign_transaction
 
@@ -36,6 +37,8 @@ class Nodes:
         reason = self.answers[node.where.port]
         if reason is None:
             raise RemoteFault("timeout", "nothing came")
+        if reason == BUSY:
+            raise Refusal(BUSY, "more is submitted than this chain carries")
         return Submitted((SubmitResult(reason=reason, detail=""),))
 
 
@@ -84,3 +87,21 @@ async def test_a_refusal_that_a_liar_could_make_alone_is_not_believed(
 ) -> None:
     """One lying or lagging node ended a client's transaction while the others were silent."""
     assert await outcome(validators, *answers) == (None, len(answers))
+
+
+@pytest.mark.parametrize(
+    ("validators", "answers", "expected"),
+    [
+        (21, [BUSY] * 21, (None, 7)),
+        (4, [BUSY, BUSY, "ok", "ok"], (None, 2)),
+        (4, [BUSY, "ok", "ok", "ok"], ("ok", 2)),
+        (4, [BUSY, None, None, "ok"], ("ok", 4)),
+        (4, [BUSY, "no", "no", "ok"], ("no", 3)),
+        (7, [BUSY, "no", BUSY, "no", BUSY, "no", "ok"], (None, 5)),
+    ],
+)
+async def test_a_chain_that_is_busy_is_not_asked_all_around(
+    validators: int, answers: list[str | None], expected: tuple[str | None, int]
+) -> None:
+    """Every submission went to all nodes, two at a time, just when they had too much to do."""
+    assert await outcome(validators, *answers) == expected

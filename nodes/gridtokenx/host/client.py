@@ -17,8 +17,8 @@ from gridtokenx.core.keys import Signer
 from gridtokenx.host.addresses import NodeAddress
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.follow import FinalBlock, Follower
-from gridtokenx.host.follow_messages import Submit, SubmitResult, Submitted
-from gridtokenx.host.questions import NodeSet
+from gridtokenx.host.follow_messages import BUSY, Submit, SubmitResult, Submitted
+from gridtokenx.host.questions import NodeSet, Refusal
 from gridtokenx.ledger.blocks import EventRecord
 from gridtokenx.ledger.runtime import CallResult, Executed
 from gridtokenx.ledger.transactions import Transaction, sign_transaction
@@ -243,23 +243,27 @@ async def submit_to_some(follower: Follower, transaction: Transaction) -> Submit
 
     Returns:
         "ok" if a node took it; the first refusal if more nodes refused it than may be faulty, or every
-        known one; None if nobody knows: too few nodes answered.
+        known one; None if nobody knows: too few nodes answered, or too many are busy.
     """
     nodes, candidates = follower.nodes, follower.nodes.in_turn()
     believed = min(follower.trust.validators.faulty + 1, len(candidates))
     taken: list[SubmitResult] = []
     refused: list[SubmitResult] = []
+    busy: list[SubmitResult] = []
     while candidates:
-        answered = len(taken) + len(refused)
-        wanted = SUBMIT_TO if taken or answered < SUBMIT_TO else believed
-        if answered >= wanted:
+        answered = len(taken) + len(refused) + len(busy)
+        if taken or answered < SUBMIT_TO:
+            missing = SUBMIT_TO - answered
+        else:
+            missing = believed - max(len(refused), len(busy))
+        if missing <= 0:
             break
-        asked, candidates = candidates[: wanted - answered], candidates[wanted - answered :]
+        asked, candidates = candidates[:missing], candidates[missing:]
         for answer in await asyncio.gather(
             *(_submit_to(nodes, node, transaction) for node in asked)
         ):
             if answer is not None:
-                (taken if answer.reason == "ok" else refused).append(answer)
+                {"ok": taken, BUSY: busy}.get(answer.reason, refused).append(answer)
     if taken:
         return taken[0]
     return refused[0] if refused and len(refused) >= believed else None
@@ -270,6 +274,8 @@ async def _submit_to(
 ) -> SubmitResult | None:
     try:
         reply = await nodes.ask_one(node, Submit(transactions=(transaction,)), SUBMIT_S)
+    except Refusal as refusal:
+        return SubmitResult(reason=BUSY, detail=refusal.detail) if refusal.reason == BUSY else None
     except RemoteFault:
         return None  # counted and left alone by the node set; others are asked
     if not isinstance(reply, Submitted) or len(reply.results) != 1:

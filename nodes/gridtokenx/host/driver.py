@@ -48,10 +48,10 @@ from gridtokenx.core.machine import (
     Write,
 )
 from gridtokenx.core.outbox import Outbox
-from gridtokenx.core.quorum import max_faulty
 from gridtokenx.host.checking import SignatureChecker
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.crashpoints import crash_point
+from gridtokenx.host.follow_messages import BUSY
 from gridtokenx.host.framing import Channel
 from gridtokenx.host.link import Link
 from gridtokenx.host.logs import LEVELS, Logger
@@ -61,15 +61,17 @@ from gridtokenx.host.storage import Store
 BATCH_FRAMES: Final = 64
 """Frames taken before timers and clients get their turn."""
 FRAMES_PER_LINK: Final = 16
-PATIENT_FRAMES: Final = 512
-PATIENT_BYTES: Final = 16 * 1024 * 1024
-"""Patient messages that wait here before links have to, and how large they may be together."""
+PATIENT_FRAMES: Final = 128
+PATIENT_BYTES: Final = 2 * 1024 * 1024
+"""Patient messages of one member, or of all guests, that wait here before links have to, and their size together."""
 PATIENT_CHECKS: Final = 64
 """Signatures of patient messages that are checked before others get their turn: about 5 ms."""
 BEHIND_BYTES: Final = 128 * 1024
 """Of patient messages: about 600 transactions, whose signatures take some 0.1 s to check."""
 ROOM_S: Final = 1.0
 """How long a client's submission waits for a node that is behind."""
+GUESTS: Final = b""
+"""The line in which patient messages of all peers without a seat wait."""
 STASHED_PER_PEER: Final = 64
 STASHED_BYTES: Final = MAX_MESSAGE_BYTES
 """Of one peer: nothing of what is stashed was checked, so each may be as large as a frame."""
@@ -89,6 +91,11 @@ class Links(Protocol):
     @property
     def members(self) -> Sequence[NodeId]:
         """Members to which a link is up."""
+        ...
+
+    @property
+    def tolerated(self) -> int:
+        """How many members may be faulty, linked or not."""
         ...
 
     def send(self, peer: bytes, channel: Channel, body: bytes) -> bool:
@@ -123,6 +130,8 @@ class _Pending:
     """Of the frame."""
     checks: Sequence[SignatureCheck] | None = None
     """What it stands on; None: the machine was not asked yet."""
+    line: NodeId = GUESTS
+    """In which it waits, if it is patient."""
 
 
 class Driver:
@@ -149,9 +158,10 @@ class Driver:
     ) -> None:
         self._machine = machine
         self._patient_types = patient
-        self._patient: deque[_Pending] = deque()
-        self._patient_bytes = 0
+        self._patient: dict[NodeId, deque[_Pending]] = {}
+        """A line for each member and one for guests; they take turns: who sends much delays only itself."""
         self._patient_of: Counter[NodeId] = Counter()
+        self._behind_s = 0.0
         self._has_room = asyncio.Event()
         self._has_room.set()
         self._message_type = cast("type[Wire]", message_type)
@@ -195,7 +205,7 @@ class Driver:
             RemoteFault: too many wait already.
         """
         if len(self._submitted) >= MAX_WAITING_SUBMISSIONS:
-            raise RemoteFault("busy", "this node has too many submissions waiting; try another")
+            raise RemoteFault(BUSY, "this node has too many submissions waiting; try another")
         self._submitted.append(Submitted(transactions, everywhere))
         self._wake.set()
 
@@ -210,11 +220,11 @@ class Driver:
             RemoteFault: it took too long.
         """
         try:
-            async with asyncio.timeout(ROOM_S):
+            async with asyncio.timeout_at(self._behind_s + ROOM_S):
                 await self._has_room.wait()
         except TimeoutError:
             raise RemoteFault(
-                "busy", "more is submitted than this chain carries; try again"
+                BUSY, "more is submitted than this chain carries; try again"
             ) from None
 
     # -- the loop ----------------------------------------------------------------------------------
@@ -268,8 +278,10 @@ class Driver:
         """Not while this node lags behind members, but for as many as may be faulty: those stop no client."""
         members = self._links.members
         waiting = sorted(self._patient_of[member] for member in members)
-        honest = len(members) - max_faulty(len(members) + 1)
-        if sum(waiting[:honest]) > BEHIND_BYTES:
+        honest = len(members) - self._links.tolerated
+        if sum(waiting[: max(0, honest)]) > BEHIND_BYTES:
+            if self._has_room.is_set():
+                self._behind_s = asyncio.get_running_loop().time()
             self._has_room.clear()
         else:
             self._has_room.set()
@@ -280,42 +292,49 @@ class Driver:
         if self._retry_stash:
             self._retry_stash = False
             batch += self._stash.empty()
+        members = frozenset(self._links.members)
         for _ in range(len(self._ready)):
-            if len(batch) >= BATCH_FRAMES or self._patience_is_over:
+            if len(batch) >= BATCH_FRAMES:
                 break
             link = self._ready.popleft()
+            line = link.identity if link.identity in members else GUESTS
+            if self._is_long(line):
+                self._ready.append(link)
+                continue
             for pending in self._take(link):
                 if not isinstance(pending.message, self._patient_types):
                     batch.append(pending)
                 elif self._name(pending):
-                    self._patient.append(pending)
-                    self._patient_bytes += pending.size
-                    self._patient_of[pending.sender] += pending.size
+                    pending.line = line
+                    self._patient.setdefault(line, deque()).append(pending)
+                    self._patient_of[line] += pending.size
             if link.waiting and not link.closed:
                 self._ready.append(link)
         return batch
 
     def _some_patient(self) -> list[_Pending]:
-        """The oldest patient messages, few enough that nobody waits long behind them."""
-        taken = [self._patient.popleft()]
-        checks = len(taken[0].checks or ())
-        while (
-            self._patient
-            and len(taken) < BATCH_FRAMES
-            and checks + len(self._patient[0].checks or ()) <= PATIENT_CHECKS
-        ):
-            taken.append(self._patient.popleft())
-            checks += len(taken[-1].checks or ())
-        self._patient_bytes -= sum(pending.size for pending in taken)
+        """The oldest of each line in turn, few enough that nobody waits long behind them."""
+        taken: list[_Pending] = []
+        checks = 0
+        while self._patient and len(taken) < BATCH_FRAMES:
+            name, line = next(iter(self._patient.items()))
+            checks += len(line[0].checks or ())
+            if taken and checks > PATIENT_CHECKS:
+                break
+            taken.append(line.popleft())
+            del self._patient[name]
+            if line:
+                self._patient[name] = line  # behind the others
         for pending in taken:
-            self._patient_of[pending.sender] -= pending.size
-            if not self._patient_of[pending.sender]:
-                del self._patient_of[pending.sender]
+            self._patient_of[pending.line] -= pending.size
+            if not self._patient_of[pending.line]:
+                del self._patient_of[pending.line]
         return taken
 
-    @property
-    def _patience_is_over(self) -> bool:
-        return len(self._patient) >= PATIENT_FRAMES or self._patient_bytes >= PATIENT_BYTES
+    def _is_long(self, line: NodeId) -> bool:
+        """Whether links of this line have to wait; no other does."""
+        frames, size = len(self._patient.get(line, ())), self._patient_of[line]
+        return frames >= PATIENT_FRAMES or size >= PATIENT_BYTES
 
     async def _check_and_step(self, batch: Sequence[_Pending]) -> None:
         """One after the other, so that what the first of them make needless is not even checked.

@@ -34,6 +34,8 @@ MAX_BLOCKS: Final = 64
 MAX_KEYS: Final = 64
 MAX_SUBMITTED: Final = 64
 MAX_WAIT_MS: Final = 20_000
+BUSY: Final = "busy"
+"""Why a node that is well refuses a submission: it, or the chain, has too much to do just now."""
 
 StateKey = Annotated[bytes, Meta(max_length=480)]
 

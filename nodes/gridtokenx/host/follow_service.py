@@ -213,7 +213,7 @@ class FollowService:
     # -- submissions -------------------------------------------------------------------------------
 
     async def _take(self, transactions: Sequence[Transaction]) -> tuple[SubmitResult, ...]:
-        await self._intake.room()
+        await self._room_for(len(transactions))
         valid = await self._checker.all_valid([[each.signature_check()] for each in transactions])
         results = [
             self._judge(transaction, holds=holds)
@@ -227,6 +227,13 @@ class FollowService:
         if good:
             self._intake.submit(good)
         return tuple(results)
+
+    async def _room_for(self, count: int) -> None:
+        try:
+            await self._intake.room()
+        except RemoteFault as fault:
+            self._metrics.count("submissions_refused", count, reason=fault.reason)
+            raise
 
     def _judge(self, transaction: Transaction, *, holds: bool) -> SubmitResult:
         try:

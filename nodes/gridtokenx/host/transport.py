@@ -250,12 +250,12 @@ class Network:
         Raises:
             LocalFault: somebody does.
         """
-        needed = min(self._tolerated + 1, len(self._members))
-        await self._twins.settle(lambda: len(self.members), needed, self._tolerated)
+        needed = min(self.tolerated + 1, len(self._members))
+        await self._twins.settle(lambda: len(self.members), needed, self.tolerated)
 
     def reasons(self) -> Iterator[str]:
         """Why this process is not ready, as far as links tell."""
-        yield from self._twins.reasons(self._tolerated)
+        yield from self._twins.reasons(self.tolerated)
         yield from self._clock.reasons()
 
     def set_members(self, keys: Collection[bytes]) -> None:
@@ -320,7 +320,7 @@ class Network:
                 link.refuse(RemoteFault("banned", f"after repeated faults, last: {fault.reason}"))
 
     @property
-    def _tolerated(self) -> int:
+    def tolerated(self) -> int:
         """How many members may be faulty, if this process is one of them."""
         return max_faulty(len(self._members) + 1)
 
@@ -633,7 +633,7 @@ class Network:
             for key, link in self._links.items()
             if key in self._members and link.offset_ms is not None
         ]
-        self._clock.look(offsets_ms, self._tolerated)
+        self._clock.look(offsets_ms, self.tolerated)
 
     def _end_objectionable(self) -> None:
         """Refuse links whose certificate was revoked or has expired since they were made."""

@@ -146,6 +146,7 @@ class ReplicaBase:
         self._reported: dict[int, int] = {}
         self._omissions = 0
         self._muted_view = -1
+        self._deceived_at = (-1, -1)
 
     # -- for hosts ---------------------------------------------------------------------------------
 

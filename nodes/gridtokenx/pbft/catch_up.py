@@ -93,6 +93,7 @@ class CatchUp(ReplicaBase):
 
     def _stand_on(self, turn: Turn, executed: ExecutedBlock, proof: CommitCertificate) -> None:
         """Go on above a block of the present set that is committed here."""
+        self._look_for_deceit(executed, proof)
         self._head, self._head_proof = executed, proof
         self._checkpoints.committed(executed, proof, turn.now)
         self._journal.forget(turn, executed.height)
@@ -109,6 +110,18 @@ class CatchUp(ReplicaBase):
         if self._views.active:
             self._views.attempts = 0
             self._set_silence(turn)
+
+    def _look_for_deceit(self, executed: ExecutedBlock, proof: CommitCertificate) -> None:
+        """Whether the view's primary has proposed something else here than what the others decided.
+
+        It may do so whenever this replica looks, so in this view what it proposes excuses it no more.
+        """
+        slot = self._log.find(executed.height)
+        ballot = None if slot is None else slot.ballot
+        if ballot is None or ballot.block_hash == executed.hash:
+            return
+        if ballot.view == proof.vote.view == self._views.view:
+            self._deceived_at = self.position
 
     def _begin_period(self, turn: Turn) -> None:
         """Pass the leadership on if the head is the last block of its period (`rotation.py`)."""

@@ -661,6 +661,7 @@ class Replica(ViewChanging):
         bound_ms = self._timing.request_patience_ms(self._omissions)
         proposed = self._proposed()
         waiting, omitted = self._requests.overdue(self._head, turn.now, bound_ms, proposed)
+        unsettled = bool(waiting) or self._requests.any_late(proposed, turn.now, bound_ms)
         views = self._views
         if views.active and not views.leads:
             for batch in batches(waiting):
@@ -672,8 +673,7 @@ class Replica(ViewChanging):
             self._suspect(turn, OMISSION)
         else:
             views.reasons.discard(OMISSION)
-            settled = not waiting and not proposed
-            if settled and self._requests.might_be_overdue(turn.now, bound_ms):
+            if not unsettled and self._requests.might_be_overdue(turn.now, bound_ms):
                 self._omissions = 0
         if len(self._requests.pool):
             self._set_timer(
@@ -685,6 +685,8 @@ class Replica(ViewChanging):
 
         A block takes long under load, and what waits for it is not left out.
         """
+        if self._deceived_at == self.position:
+            return set()
         ballots = ((slot, slot.ballot) for slot in self._in_flight())
         blocks = (slot.bodies.get(ballot.block_hash) for slot, ballot in ballots if ballot)
         return {each.id for block in blocks if block is not None for each in block.transactions}

@@ -350,6 +350,11 @@ class Requests:
                 omitted = omitted or wait.since_ms + bound_ms <= now
         return waiting, omitted
 
+    def any_late(self, proposed: Iterable[bytes], now: Instant, bound_ms: int) -> bool:
+        """Whether something of what is proposed has waited half the bound."""
+        waits = (self._waiting.get(id_) for id_ in proposed)
+        return any(wait is not None and wait.since_ms + bound_ms // 2 <= now for wait in waits)
+
     def _ready(self, state: State, transaction: Transaction) -> bool:
         """Whether it could be in the very next block; an account's later ones are told by nonce."""
         body = transaction.body
