@@ -44,11 +44,14 @@ def test_an_interrupted_sweep_keeps_what_it_did(
     assert len(done) >= 3
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize("after_s", [0.0, 0.002, 0.005, 0.01, 0.02, 0.1])
 def test_who_is_impatient_and_stops_it_twice_does_not_wait_for_ever(
     after_s: float, tmp_path: Path
 ) -> None:
-    """Its workers were in the midst of runs of minutes, and ended with it."""
+    """Its workers were in the midst of runs of minutes, and ended with it.
+
+    The second could come while the first was dealt with: then it waited for them, or ended with 1.
+    """
     with sweeping("2", tmp_path, LONG) as sweep:
         pids = workers(sweep)
         os.killpg(sweep.pid, signal.SIGINT)

@@ -1,10 +1,13 @@
 """`gtx sim`: run chains in virtual time, break them in every way, and tell a run again exactly."""
 
+import multiprocessing
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -75,8 +78,29 @@ def command(context: click.Context) -> None:
     work: docs/researcher-guide.md.
     """  # noqa: D301 - click looks for the character
     if threading.current_thread() is threading.main_thread():
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        context.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
+        stop = _Stop()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # as in the background of a script
+                context.call_on_close(partial(signal.signal, signum, signal.signal(signum, stop)))
+
+
+class _Stop:
+    """Ctrl-C or SIGTERM: the first ends a command in good order, the next ends it at once.
+
+    An exception would do for the first alone: a second one, raised while the first is dealt with, left
+    workers in the midst of runs of minutes, and this process waiting for them.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self, _signum: int, _frame: object) -> None:
+        if self._asked:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            os._exit(STOPPED_EXIT)
+        self._asked = True
+        raise KeyboardInterrupt
 
 
 command.add_command(report)
