@@ -14,12 +14,14 @@ from tests.simulation.pbft_cluster import (
     transfer,
 )
 
+from gridtokenx.core.codec import Wire
 from gridtokenx.core.keys import Domain
 from gridtokenx.core.machine import (
     Broadcast,
     Effect,
     Event,
     Instant,
+    Machine,
     NodeId,
     Received,
     Send,
@@ -35,7 +37,15 @@ from gridtokenx.ledger.blocks import MAX_BLOCK_BYTES, MAX_BLOCK_TRANSACTIONS
 from gridtokenx.ledger.runtime import Proposal
 from gridtokenx.ledger.transactions import Transaction
 from gridtokenx.pbft.base import REQUEST
-from gridtokenx.pbft.messages import Ballot, PrePrepare, Suspect, Transactions
+from gridtokenx.pbft.messages import (
+    Ballot,
+    Body,
+    CertifiedBlocks,
+    Commit,
+    PrePrepare,
+    Suspect,
+    Transactions,
+)
 from gridtokenx.pbft.timing import Timing
 
 VICTIM = 0
@@ -207,6 +217,73 @@ def test_a_leader_that_shows_it_to_one_backup_at_a_time_loses_its_view(
     cluster.submit(2, transfer(VICTIM, 0))
     assert cluster.world.run_until(lambda: cluster.replica(2).view == 1, 15_000)
     assert cluster.world.run_until(lambda: cluster.replica(3).pending == 0, 5_000)
+
+
+class Drags(Wrapper):
+    """Proposes in time to as many as it needs, and gives its commit for one height every 2.8 s.
+
+    Nothing is decided without its commit, because one backup knows no proposal; that one alone is silent.
+    """
+
+    EVERY_MS = 2_800
+    BELIEVERS = (1, 2)
+
+    def __init__(self, inner: Machine, index: int, cluster: Cluster) -> None:
+        super().__init__(inner, index, cluster)
+        self.commits: dict[int, Wire] = {}
+        self.proposals: dict[int, Wire] = {}
+        self.early: list[Event] = []
+        self.next = 1
+        self.last: Instant = 0
+
+    def step(self, now: Instant, event: Event) -> list[Effect]:
+        match event:
+            case Start():
+                return [*super().step(now, event), SetTimer("drag", now + 900)]
+            case TimerFired("drag"):
+                return [SetTimer("drag", now + 50), *self.drag(now)]
+            case Received(Verified(_, Commit(vote))) if vote.view == 0 and vote.height >= self.next:
+                self.early.append(event)
+                return []
+            case _:
+                return super().step(now, event)
+
+    def drag(self, now: Instant) -> list[Effect]:
+        ids, out = self.cluster.ids, list[Effect]()
+        if self.next in self.commits and now >= self.last + self.EVERY_MS:
+            out += [Send(each, self.commits[self.next]) for each in self.others()]
+            self.next, self.last, early, self.early = self.next + 1, now, self.early, []
+            out += [effect for event in early for effect in self.step(now, event)]
+        below = self.next + self.cluster.timing.window
+        for height in [each for each in sorted(self.proposals) if each < below]:
+            message = self.proposals.pop(height)
+            out += [Send(ids[i], message) for i in self.BELIEVERS]
+        return out
+
+    def change(self, effect: Effect) -> list[Effect]:
+        match effect:
+            case Broadcast(PrePrepare(0, block) as message):
+                self.proposals[block.height] = message
+                return []
+            case Broadcast(Commit(vote) as message) if vote.view == 0:
+                self.commits[vote.height] = message
+                return []
+            case Send(_, CertifiedBlocks() | Body()):
+                return []
+            case _:
+                return [effect]
+
+
+@pytest.mark.parametrize("window", [4, 16])
+def test_a_leader_that_drags_one_height_after_the_other_loses_its_view(window: int) -> None:
+    """Its window is full of what it has proposed: each height has the patience of the silence timer."""
+    cluster = Cluster(4, wrap={0: Drags}, timing=Timing(block_time_ms=200, window=window))
+    cluster.start()
+    cluster.world.run_for(30_000)
+    assert cluster.replica(2).view == 0
+    cluster.submit(2, transfer(VICTIM, 0))
+    assert cluster.world.run_until(lambda: cluster.replica(2).pending == 0, 10_000)
+    assert cluster.replica(2).view == 1
 
 
 def test_the_bound_is_the_first_again_after_an_omission_though_work_goes_on() -> None:

@@ -433,6 +433,54 @@ async def test_who_sends_much_delays_only_itself(
         assert last < 70, "with one line they came last"
 
 
+async def test_lines_take_turns_by_the_signature(tmp_path: Path) -> None:
+    """Full frames of a flooder cost a hundred times as much as those of others, and had as many turns."""
+    async with staged(tmp_path, nothing) as stage:
+        stage.links.members = (PEER, OTHER, THIRD)
+        stage.driver._patient_types = (Gossip,)
+        (check,) = stage.machine.verification(note(1))  # type: ignore[misc]
+
+        def costs(message: Wire) -> Sequence[SignatureCheck]:
+            assert isinstance(message, Gossip)
+            return [check] * message.number
+
+        stage.machine.verification = costs  # type: ignore[method-assign]
+        stage.deliver(*(encode(Gossip(64)) for _ in range(16)), sender=THIRD)
+        stage.deliver(*(encode(Gossip(1)) for _ in range(16)), sender=OTHER)
+        await until(lambda: len(stage.machine.events) == 1 + 32)
+        events = [event for event in stage.machine.events if isinstance(event, Received)]
+        last = max(at for at, event in enumerate(events) if event.verified.sender == OTHER)
+        assert last <= 17, "one of the other, or two, comes between"
+
+
+async def test_a_guest_whose_line_another_keeps_full_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Links that were passed over lost their turn, and the same one filled the line each time."""
+    monkeypatch.setattr(driver, "PATIENT_FRAMES", 4)
+    links: list[Link] = []
+    heard: list[int] = []
+
+    def react(event: Event) -> Sequence[Effect]:
+        if isinstance(event, Received) and event.verified.sender == OTHER:
+            heard.append(len(stage.machine.events))
+        elif isinstance(event, Received) and not heard:
+            assert len(stage.machine.events) < 1_000, "nobody else is heard"
+            links[0]._take_frame(Channel.MACHINE, encode(Gossip(1)))
+        return ()
+
+    async with staged(tmp_path, react) as stage:
+        stage.links.members = (THIRD,)
+        stage.driver._patient_types = (Gossip,)
+        for guest in (GUEST, OTHER):
+            links.append(Link(LinkLimits(), on_ready=stage.driver.frames_ready))
+            links[-1].raise_up(guest, "guest")
+        for _ in range(32):
+            links[0]._take_frame(Channel.MACHINE, encode(Gossip(1)))
+        links[1]._take_frame(Channel.MACHINE, encode(note(7)))
+        await until(lambda: heard)
+
+
 async def test_guests_stand_in_one_line(tmp_path: Path) -> None:
     async with staged(tmp_path, nothing) as stage:
         stage.driver._patient_types = (Gossip,)

@@ -159,8 +159,10 @@ class Driver:
         self._machine = machine
         self._patient_types = patient
         self._patient: dict[NodeId, deque[_Pending]] = {}
-        """A line for each member and one for guests; they take turns: who sends much delays only itself."""
+        """A line for each member and one for guests: who sends much delays only itself."""
         self._patient_of: Counter[NodeId] = Counter()
+        self._spent: Counter[NodeId] = Counter()
+        """How much was taken of each line, in signatures, since none waited: who has had least is next."""
         self._behind_s = 0.0
         self._has_room = asyncio.Event()
         self._has_room.set()
@@ -293,38 +295,57 @@ class Driver:
             self._retry_stash = False
             batch += self._stash.empty()
         members = frozenset(self._links.members)
+        passed_over: list[Link] = []
         for _ in range(len(self._ready)):
             if len(batch) >= BATCH_FRAMES:
                 break
             link = self._ready.popleft()
             line = link.identity if link.identity in members else GUESTS
             if self._is_long(line):
-                self._ready.append(link)
+                passed_over.append(link)
                 continue
             for pending in self._take(link):
                 if not isinstance(pending.message, self._patient_types):
                     batch.append(pending)
                 elif self._name(pending):
                     pending.line = line
-                    self._patient.setdefault(line, deque()).append(pending)
+                    self._line(line).append(pending)
                     self._patient_of[line] += pending.size
             if link.waiting and not link.closed:
                 self._ready.append(link)
+        self._ready.extendleft(
+            reversed(passed_over)
+        )  # first next time: one guest must not be it always
         return batch
 
+    def _line(self, name: NodeId) -> deque[_Pending]:
+        """A line; one that was empty saved nothing up meanwhile, and is forgiven nothing."""
+        if name not in self._patient:
+            least = min((self._spent[each] for each in self._patient), default=0)
+            self._spent[name] = max(self._spent[name], least)
+            self._patient[name] = deque()
+        return self._patient[name]
+
     def _some_patient(self) -> list[_Pending]:
-        """The oldest of each line in turn, few enough that nobody waits long behind them."""
+        """Of the line that has had least so far, few enough that nobody waits long behind them.
+
+        By the signature and not by the frame: full frames of one would leave others one small one each.
+        """
         taken: list[_Pending] = []
         checks = 0
         while self._patient and len(taken) < BATCH_FRAMES:
-            name, line = next(iter(self._patient.items()))
-            checks += len(line[0].checks or ())
+            name = min(self._patient, key=self._spent.__getitem__)
+            line = self._patient[name]
+            cost = len(line[0].checks or ())
+            checks += cost
             if taken and checks > PATIENT_CHECKS:
                 break
             taken.append(line.popleft())
-            del self._patient[name]
-            if line:
-                self._patient[name] = line  # behind the others
+            self._spent[name] += 1 + cost
+            if not line:
+                del self._patient[name]
+        if not self._patient:
+            self._spent.clear()
         for pending in taken:
             self._patient_of[pending.line] -= pending.size
             if not self._patient_of[pending.line]:

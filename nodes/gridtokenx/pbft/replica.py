@@ -660,7 +660,10 @@ class Replica(ViewChanging):
         """Remind the primary of what waits; suspect it when something waited its bound (4.4)."""
         bound_ms = self._timing.request_patience_ms(self._omissions)
         proposed = self._proposed()
-        waiting, omitted = self._requests.overdue(self._head, turn.now, bound_ms, proposed)
+        grace_ms = self._timing.interval_ms + self._timing.patience_ms(self._omissions)
+        waiting, omitted = self._requests.overdue(
+            self._head, turn.now, bound_ms, proposed, grace_ms
+        )
         unsettled = bool(waiting) or self._requests.any_late(proposed, turn.now, bound_ms)
         views = self._views
         if views.active and not views.leads:

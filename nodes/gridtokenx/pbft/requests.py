@@ -316,6 +316,7 @@ class Requests:
         now: Instant,
         bound_ms: int,
         proposed: Collection[bytes] = frozenset(),
+        grace_ms: int = 0,
     ) -> tuple[list[Transaction], bool]:
         """Those that could have been included and were not.
 
@@ -324,6 +325,8 @@ class Requests:
             now: the time.
             bound_ms: how long each may wait.
             proposed: ids of what the present primary has proposed: it omits none of them.
+            grace_ms: how much longer than the bound those may wait. The silence timer watches one
+                height; in a window of many a primary could use up each one's patience in turn.
 
         Returns:
             What has waited at least half the bound, to be sent to the primary again (bounded), and
@@ -336,7 +339,9 @@ class Requests:
             transaction = wait.transaction
             if id_ not in self.pool:
                 self._forget(id_)
-            elif wait.since_ms + bound_ms // 2 > now or id_ in proposed:
+            elif wait.since_ms + bound_ms // 2 > now or (
+                id_ in proposed and wait.since_ms + bound_ms + grace_ms > now
+            ):
                 continue
             elif len(waiting) == GOSSIP_TRANSACTIONS:
                 break
