@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from gridtokenx.core.codec import Wire
+from gridtokenx.core.errors import RemoteFault
 from gridtokenx.core.keys import Signer
 from gridtokenx.core.machine import Committed, Machine
 from gridtokenx.finality.validators import ValidatorSet
@@ -27,7 +28,7 @@ from gridtokenx.host.checking import CachingVerifier, SignatureChecker
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.crashpoints import crash_point
 from gridtokenx.host.driver import Driver, DriverParts
-from gridtokenx.host.follow_messages import Status
+from gridtokenx.host.follow_messages import BUSY, Status
 from gridtokenx.host.follow_service import FollowService
 from gridtokenx.host.handshake import LinkIdentity
 from gridtokenx.host.heap import settle_heap
@@ -60,6 +61,8 @@ class MachineStatus:
     round: int
     leader: bytes
     pending: int
+    congested: bool = False
+    """Whether what waits for a block waits too long for more to be taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +228,11 @@ class ChainNode:
         """Wait until a client's submission may be taken.
 
         Raises:
-            RemoteFault: this node is behind what members passed on, and stays so.
+            RemoteFault: this node is behind what members passed on, and stays so, or the leader is.
         """
         await self._driver.room()
+        if self._parts.status().congested:
+            raise RemoteFault(BUSY, "more is submitted than this chain carries; try again")
 
     def submit(self, transactions: Sequence[Transaction], *, everywhere: bool = False) -> None:
         """Hand over transactions whose signatures were checked.

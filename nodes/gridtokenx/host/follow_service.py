@@ -8,12 +8,13 @@ bounded per question, while the link's allowance bounds the questions; and who h
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from gridtokenx.core.codec import decode, encode
 from gridtokenx.core.errors import BadSignature, RemoteFault
 from gridtokenx.host.checking import SignatureChecker
 from gridtokenx.host.follow_messages import (
+    BUSY,
     MAX_WAIT_MS,
     OK,
     Answer,
@@ -45,6 +46,12 @@ from gridtokenx.ledger.transactions import MAX_TRANSACTION_BYTES, Transaction
 
 MAX_QUESTION_BYTES: Final = 1024 * 1024
 WAITING_PER_CLIENT: Final = 4
+SUBMISSIONS_PER_CLIENT: Final = 64
+SUBMISSION_S: Final = 1.0
+"""What has waited longer is refused: who sent it waits hardly longer."""
+_Submission: TypeAlias = tuple[int, Submit, float]
+"""A question's number, the question, and when it came."""
+_BUSY: Final = RemoteFault(BUSY, "more is submitted than this node can take; try again")
 ANSWERED_BYTES_PER_S: Final = 8 * 1024 * 1024
 """Of one link; so many at once, too. Who verifies what it gets takes less."""
 
@@ -119,14 +126,19 @@ class FollowService:
         self._metrics = metrics
         self._tasks = tasks
         self._waiting: dict[ClientLink, dict[asyncio.Task[None], None]] = {}
+        self._lines: dict[ClientLink, tuple[asyncio.Queue[_Submission], asyncio.Task[None]]] = {}
 
     def client_up(self, link: ClientLink) -> None:
         """A client has connected."""
         self._waiting[link] = {}
+        line = asyncio.Queue[_Submission](SUBMISSIONS_PER_CLIENT)
+        self._lines[link] = line, self._tasks.spawn(self._serve_line(link, line), "submissions")
         self._tasks.spawn(self._serve(link), f"client {link.identity.hex()[:8]}")
 
     def client_down(self, link: ClientLink) -> None:
         """A client has gone: nobody waits for its answers any more."""
+        if link in self._lines:
+            self._lines.pop(link)[1].cancel()
         for task in self._waiting.pop(link, ()):
             task.cancel()
 
@@ -147,6 +159,8 @@ class FollowService:
         """Answer, at once or later; returns the bytes of an answer at once."""
         self._metrics.count("questions", kind=type(ask.question).__name__)
         match ask.question:
+            case Submit():
+                return self._submit(link, ask.number, ask.question)
             case Follow(after) if after >= self._history.head.height:
                 self._wait(link, ask.number, ask.question)
                 return 0
@@ -161,7 +175,7 @@ class FollowService:
                 case _:
                     return self._look_up(question)
         except RemoteFault as fault:
-            return Failed(reason=fault.reason[:64], detail=fault.detail[:512])
+            return _failed(fault)
 
     def _look_up(self, question: Question) -> Reply:
         history = self._history
@@ -193,6 +207,27 @@ class FollowService:
         task = self._tasks.spawn(self._reply_later(link, number, question), "follow")
         waiting[task] = None
         task.add_done_callback(lambda done: waiting.pop(done, None))
+
+    def _submit(self, link: ClientLink, number: int, question: Submit) -> int:
+        """Put it in the link's line of submissions: they may have to wait for room, and reads may not."""
+        if link not in self._lines:
+            return 0
+        line, _ = self._lines[link]
+        if line.full():
+            return self._reply(link, number, _failed(_BUSY))
+        line.put_nowait((number, question, asyncio.get_running_loop().time()))
+        return 0
+
+    async def _serve_line(self, link: ClientLink, line: asyncio.Queue[_Submission]) -> None:
+        loop = asyncio.get_running_loop()
+        while not link.closed:
+            number, question, since_s = await line.get()
+            if loop.time() - since_s > SUBMISSION_S:
+                self._metrics.count("submissions_refused", len(question.transactions), reason=BUSY)
+                self._reply(link, number, _failed(_BUSY))
+            else:
+                self._reply(link, number, await self._reply_to(question))
+            await asyncio.sleep(0)
 
     async def _reply_later(self, link: ClientLink, number: int, question: Follow) -> None:
         reply: Reply
@@ -250,6 +285,10 @@ class FollowService:
         if len(transaction.encoded) > MAX_TRANSACTION_BYTES:
             raise RemoteFault("too-large", f"at most {MAX_TRANSACTION_BYTES} bytes")
         self._intake.admit(transaction)
+
+
+def _failed(fault: RemoteFault) -> Failed:
+    return Failed(reason=fault.reason[:64], detail=fault.detail[:512])
 
 
 def _question(channel: Channel, body: bytes) -> Ask:

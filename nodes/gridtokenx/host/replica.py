@@ -163,4 +163,5 @@ def _status(replica: Replica) -> MachineStatus:
         round=replica.view,
         leader=replica.primary,
         pending=replica.pending,
+        congested=replica.congested,
     )

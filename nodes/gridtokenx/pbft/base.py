@@ -147,6 +147,8 @@ class ReplicaBase:
         self._omissions = 0
         self._muted_view = -1
         self._deceived_at = (-1, -1)
+        self._late = False
+        self._reminded_ms: Instant = 0
 
     # -- for hosts ---------------------------------------------------------------------------------
 
@@ -195,6 +197,11 @@ class ReplicaBase:
     def pending(self) -> int:
         """Submissions that wait for a block."""
         return len(self._requests.pool)
+
+    @property
+    def congested(self) -> bool:
+        """Whether submissions wait half their bound for the primary: more would make it seem to omit them."""
+        return self._late and self._views.active
 
     # -- the window --------------------------------------------------------------------------------
 

@@ -666,7 +666,9 @@ class Replica(ViewChanging):
         )
         unsettled = bool(waiting) or self._requests.any_late(proposed, turn.now, bound_ms)
         views = self._views
-        if views.active and not views.leads:
+        self._late = bool(waiting)
+        if views.active and not views.leads and turn.now >= self._reminded_ms + bound_ms // 2:
+            self._reminded_ms = turn.now
             for batch in batches(waiting):
                 turn.send(self.primary, Transactions(batch))
         for batch in batches(self._requests.kept_back(waiting)):

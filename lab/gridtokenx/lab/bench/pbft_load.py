@@ -40,6 +40,8 @@ from gridtokenx.ledger.transactions import Transaction, sign_transaction
 
 SETTLE_S: Final = 10.0
 """How long the last transactions may take."""
+AGAIN_S: Final = 0.5
+"""After which what was refused, or not answered, is offered to the next node; and twice that the next time."""
 _TICK_S: Final = 0.002
 PRODUCTS: Final = 10
 ORDERS_PER_PRODUCT: Final = 2
@@ -173,6 +175,8 @@ class _Load:
             await self._until_all_seen()
         cpu_s = time.process_time() - before_s
         following.cancel()
+        for task in self._asked:
+            task.cancel()
         await asyncio.gather(following, *self._asked, return_exceptions=True)
         return self._report(cpu_s)
 
@@ -207,16 +211,23 @@ class _Load:
             await asyncio.sleep(gather_s - time.monotonic() % gather_s)
 
     def _spawn(self, turn: int, group: Sequence[Transaction]) -> None:
-        task = asyncio.create_task(self._ask(self._nodes[turn % len(self._nodes)], group))
+        task = asyncio.create_task(self._ask(turn, group))
         self._asked.add(task)
         task.add_done_callback(self._asked.discard)
 
-    async def _ask(self, node: NodeAddress, group: Sequence[Transaction]) -> None:
-        try:
-            reply = await self._follower.nodes.ask_one(node, Submit(transactions=tuple(group)))
-        except RemoteFault as fault:
-            self._refusals[fault.reason] += len(group)
-            return
+    async def _ask(self, turn: int, group: Sequence[Transaction]) -> None:
+        """Ask one node after the other until one takes them, as clients do: a gap would stop an account."""
+        question, again_s = Submit(transactions=tuple(group)), AGAIN_S
+        while True:
+            try:
+                node = self._nodes[turn % len(self._nodes)]
+                reply = await self._follower.nodes.ask_one(node, question)
+                break
+            except RemoteFault as fault:
+                self._refusals[fault.reason] += len(group)
+            turn += 1
+            await asyncio.sleep(again_s)
+            again_s = min(2 * again_s, SETTLE_S)
         assert isinstance(reply, Submitted), "a node answers what it was asked"
         for result in reply.results:
             if result.reason != "ok":
