@@ -1,5 +1,6 @@
 """A submission that is left out costs the leader its view, whoever helps it; honest ones lose nothing."""
 
+import itertools
 from collections.abc import Iterable
 
 import pytest
@@ -31,7 +32,7 @@ from gridtokenx.core.machine import (
     TimerFired,
     Verified,
 )
-from gridtokenx.lab.sim.network import LinkProfile
+from gridtokenx.lab.sim.network import Envelope, LinkProfile
 from gridtokenx.ledger import runtime
 from gridtokenx.ledger.blocks import MAX_BLOCK_BYTES, MAX_BLOCK_TRANSACTIONS
 from gridtokenx.ledger.runtime import Proposal
@@ -284,6 +285,45 @@ def test_a_leader_that_drags_one_height_after_the_other_loses_its_view(window: i
     cluster.submit(2, transfer(VICTIM, 0))
     assert cluster.world.run_until(lambda: cluster.replica(2).pending == 0, 10_000)
     assert cluster.replica(2).view == 1
+
+
+def test_who_waits_for_the_leader_takes_no_more_from_clients_for_now() -> None:
+    """What a leader cannot take up looks like an omission: an overload cost view after view."""
+    cluster = Cluster(4, wrap={0: LeavesOneOut})
+    cluster.start()
+    cluster.world.run_for(2_000)
+    assert not cluster.replica(2).congested
+    cluster.submit(2, transfer(VICTIM, 0))
+    cluster.world.run_for(1_400)
+    assert not cluster.replica(2).congested, "half the bound is not over"
+    cluster.world.run_for(1_000)
+    assert cluster.replica(2).congested
+    assert cluster.replica(2).view == 0
+    assert cluster.world.run_until(lambda: cluster.replica(2).pending == 0, 10_000)
+    cluster.world.run_for(2_000)
+    assert cluster.replica(2).view == 1
+    assert not any(cluster.replica(i).congested for i in cluster.honest())
+
+
+def test_the_leader_is_reminded_every_half_bound_however_often_backups_look() -> None:
+    """Every 500 ms, as long as anything was proposed: a leader that was behind fell behind further."""
+    sent: dict[tuple[NodeId, bytes], list[Instant]] = {}
+    cluster = Cluster(4, profile=LinkProfile(delay_ms=(700, 750)))
+
+    def note(envelope: Envelope) -> None:
+        if isinstance(envelope.message, Transactions) and envelope.receiver == cluster.ids[0]:
+            for each in envelope.message.transactions:
+                times = sent.setdefault((envelope.sender, each.id), [])
+                times.append(cluster.world.now)
+
+    cluster.world.network.rules.append(note)
+    cluster.start()
+    for tick in range(100):
+        cluster.submit(1 + tick % 3, transfer(tick % 4, tick // 4))
+        cluster.world.run_for(300)
+    gaps = [b - a for times in sent.values() for a, b in itertools.pairwise(times[1:])]
+    assert gaps, "some had to be reminded of more than once"
+    assert min(gaps) >= cluster.timing.request_timeout_ms // 2
 
 
 def test_the_bound_is_the_first_again_after_an_omission_though_work_goes_on() -> None:

@@ -194,6 +194,60 @@ async def test_a_node_that_is_behind_takes_no_submissions(
         assert await submit_to_some(follower, payment) is None
 
 
+async def test_a_node_whose_leader_is_behind_takes_no_submissions(tmp_path: Path) -> None:
+    chain, ports = TestChain(1), free_ports(1)
+    node = chain.node(0, tmp_path, ports)
+    follower = Follower(chain.trust, places(ports), client_parts(chain))
+    payment = sign_transaction(CLIENTS[0], CHAIN_ID, 0, [Transfer("WATT", TREASURY, 1)])
+    async with running(node, follower):
+        await until(lambda: node.head.height >= 1)
+        status = node._parts.status
+        congested = dataclasses.replace(status(), congested=True)
+        node._parts = dataclasses.replace(node._parts, status=lambda: congested)
+        assert await submit_to_some(follower, payment) is None
+        assert node._parts.metrics.value("submissions_refused", reason="busy") == 1
+        node._parts = dataclasses.replace(node._parts, status=status)
+        taken = await submit_to_some(follower, payment)
+        assert taken is not None
+        assert taken.reason == "ok"
+
+
+async def test_reads_do_not_wait_behind_submissions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that was behind held up everything that its clients asked, and their following, by seconds."""
+    monkeypatch.setattr("gridtokenx.host.driver.ROOM_S", 3.0)
+    chain, ports = TestChain(1), free_ports(1)
+    node = chain.node(0, tmp_path, ports)
+    follower = Follower(chain.trust, places(ports), client_parts(chain))
+    payments = [
+        sign_transaction(CLIENTS[0], CHAIN_ID, nonce, [Transfer("WATT", TREASURY, 1)])
+        for nonce in range(100)
+    ]
+    async with running(node, follower):
+        await until(lambda: node.head.height >= 2)
+
+        def fall_behind() -> None:
+            node._driver._has_room.clear()
+            node._driver._behind_s = asyncio.get_running_loop().time()
+
+        monkeypatch.setattr(node._driver, "_look_for_room", fall_behind)
+        node.submit([])
+        await until(lambda: not node._driver._has_room.is_set())
+        address = follower.nodes.in_turn()[0]
+        asked = [
+            asyncio.create_task(follower.nodes.ask_one(address, Submit(transactions=(each,))))
+            for each in payments
+        ]
+        await asyncio.sleep(0)
+        height = follower.head.header.height
+        async with asyncio.timeout(2):
+            await follower.value(balance_key(chain, TREASURY))
+            await follower.wait_beyond(height)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert {str(answer) for answer in answers if "busy" not in str(answer)} == set()
+
+
 async def test_what_a_node_refuses_of_a_client(tmp_path: Path) -> None:
     chain, ports = TestChain(1), free_ports(1)
     metrics = Metrics()
