@@ -100,6 +100,9 @@ class Node:
     def status(self) -> Status:
         raise RemoteFault("no-status")
 
+    async def room(self) -> None:
+        """There always is."""
+
     def admit(self, transaction: Transaction) -> None:
         self.chain.ledger.decode_calls(transaction)
 

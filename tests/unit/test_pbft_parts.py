@@ -527,9 +527,18 @@ def test_what_the_primary_has_proposed_it_does_not_omit() -> None:
     proposed, left_out = transfer(0, 0), transfer(1, 0)
     for transaction in (proposed, left_out):
         requests.add(FOUR.genesis, transaction, 0)
-    assert requests.overdue(FOUR.genesis, 1_000, 1_000, {proposed.id}) == ([left_out], True)
-    assert requests.overdue(FOUR.genesis, 1_000, 1_000, {proposed.id, left_out.id}) == ([], False)
+    both = {proposed.id, left_out.id}
+    assert requests.overdue(FOUR.genesis, 1_000, 1_000, {proposed.id}, 1) == ([left_out], True)
+    assert requests.overdue(FOUR.genesis, 1_000, 1_000, both, 1) == ([], False)
     assert requests.overdue(FOUR.genesis, 1_000, 1_000) == ([proposed, left_out], True)
+
+
+def test_what_is_proposed_and_never_decided_is_excused_for_so_long_only() -> None:
+    requests, proposed = Requests(FOUR.ledger, Pool()), transfer(0, 0)
+    requests.add(FOUR.genesis, proposed, 0)
+    ids = {proposed.id}
+    assert requests.overdue(FOUR.genesis, 1_499, 1_000, ids, 500) == ([], False)
+    assert requests.overdue(FOUR.genesis, 1_500, 1_000, ids, 500) == ([proposed], True)
 
 
 @pytest.fixture
