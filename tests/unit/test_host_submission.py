@@ -14,6 +14,7 @@ from gridtokenx.host.client import submit_to_some
 from gridtokenx.host.follow import Follower
 from gridtokenx.host.follow_messages import BUSY, Question, Reply, Submit, SubmitResult, Submitted
 from gridtokenx.host.questions import Refusal
+from gridtokenx.ledger.admission import NONCE_USED
 from gridtokenx.ledger.tokens import Transfer
 from gridtokenx.ledger.transactions import sign_transaction
 
@@ -105,3 +106,18 @@ async def test_a_chain_that_is_busy_is_not_asked_all_around(
 ) -> None:
     """Every submission went to all nodes, two at a time, just when they had too much to do."""
     assert await outcome(validators, *answers) == expected
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([None, NONCE_USED, NONCE_USED, "ok"], None),
+        ([NONCE_USED, NONCE_USED, None, None], NONCE_USED),
+        ([None, "no", "no", "ok"], "no"),
+    ],
+)
+async def test_who_gave_no_answer_may_have_taken_what_the_others_know_already(
+    answers: list[str | None], expected: str | None
+) -> None:
+    """On a slow machine it took it after its client had given up on it, and was taken for another's."""
+    assert (await outcome(4, *answers))[0] == expected

@@ -19,6 +19,7 @@ from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.follow import FinalBlock, Follower
 from gridtokenx.host.follow_messages import BUSY, Submit, SubmitResult, Submitted
 from gridtokenx.host.questions import NodeSet, Refusal
+from gridtokenx.ledger.admission import NONCE_USED
 from gridtokenx.ledger.blocks import EventRecord
 from gridtokenx.ledger.runtime import CallResult, Executed
 from gridtokenx.ledger.transactions import Transaction, sign_transaction
@@ -243,13 +244,15 @@ async def submit_to_some(follower: Follower, transaction: Transaction) -> Submit
 
     Returns:
         "ok" if a node took it; the first refusal if more nodes refused it than may be faulty, or every
-        known one; None if nobody knows: too few nodes answered, or too many are busy.
+        known one; None if nobody knows: too few nodes answered, or too many are busy, or its nonce is
+        used, and a node that gave no answer may have taken this very transaction.
     """
     nodes, candidates = follower.nodes, follower.nodes.in_turn()
     believed = min(follower.trust.validators.faulty + 1, len(candidates))
     taken: list[SubmitResult] = []
     refused: list[SubmitResult] = []
     busy: list[SubmitResult] = []
+    silent = 0
     while candidates:
         answered = len(taken) + len(refused) + len(busy)
         if taken or answered < SUBMIT_TO:
@@ -262,11 +265,15 @@ async def submit_to_some(follower: Follower, transaction: Transaction) -> Submit
         for answer in await asyncio.gather(
             *(_submit_to(nodes, node, transaction) for node in asked)
         ):
-            if answer is not None:
+            if answer is None:
+                silent += 1
+            else:
                 {"ok": taken, BUSY: busy}.get(answer.reason, refused).append(answer)
     if taken:
         return taken[0]
-    return refused[0] if refused and len(refused) >= believed else None
+    if len(refused) < max(1, believed) or (silent and refused[0].reason == NONCE_USED):
+        return None
+    return refused[0]
 
 
 async def _submit_to(

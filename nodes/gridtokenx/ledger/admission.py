@@ -23,6 +23,9 @@ MAX_NONCE_GAP: Final = 256
 WINDOW_BITS: Final = 256
 """How far behind the highest nonce of its sender a reordered transaction may be."""
 
+NONCE_USED: Final = "nonce-used"
+"""Why a transaction is refused whose nonce the chain has seen: maybe in this very transaction."""
+
 Gate = Callable[[State, bytes, Sequence[Wire]], None]
 """(state, sender, calls) -> raises `InvalidTransaction` if this sender may not send these."""
 
@@ -131,7 +134,7 @@ class StrictNonce:
         """See `Admission`."""
         expected = self.next_nonce(state, body.sender)
         if body.nonce < expected:
-            raise InvalidTransaction("nonce-used", f"the account's next nonce is {expected}")
+            raise InvalidTransaction(NONCE_USED, f"the account's next nonce is {expected}")
         if body.nonce > expected + MAX_NONCE_GAP:
             raise InvalidTransaction("nonce-too-far", f"the account's next nonce is {expected}")
         self._fees.check(state, body, calls, weight)
@@ -183,7 +186,7 @@ class WindowNonce:
     ) -> None:
         """See `Admission`."""
         if not self.ready(state, body):
-            raise InvalidTransaction("nonce-used", f"{body.nonce} was used, or is too old")
+            raise InvalidTransaction(NONCE_USED, f"{body.nonce} was used, or is too old")
         self._fees.check(state, body, calls, weight)
 
     def ready(self, state: State, body: TransactionBody) -> bool:
@@ -199,7 +202,7 @@ class WindowNonce:
     ) -> None:
         """See `Admission`."""
         if not self.ready(ctx.state, body):
-            raise InvalidTransaction("nonce-used", f"{body.nonce} was used, or is too old")
+            raise InvalidTransaction(NONCE_USED, f"{body.nonce} was used, or is too old")
         _charge(self._fees, ctx, body, calls, weight)
         self._use(ctx.state, body.sender, body.nonce)
 
