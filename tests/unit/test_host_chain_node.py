@@ -3,7 +3,8 @@
 import asyncio
 import dataclasses
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -24,7 +25,7 @@ from gridtokenx.core.codec import Wire, decode_own, encode
 from gridtokenx.core.errors import LocalFault, RemoteFault
 from gridtokenx.core.keys import Ed25519Signer, sha256
 from gridtokenx.finality.certificates import CommitCertificate
-from gridtokenx.host.chain_node import refuse_foreign_store
+from gridtokenx.host.chain_node import ChainNode, refuse_foreign_store
 from gridtokenx.host.client import (
     ChainClient,
     NotIncluded,
@@ -178,36 +179,40 @@ async def test_refusals_and_expiry_reach_the_client(tmp_path: Path) -> None:
             await stranger.submit(other)
 
 
+PAYMENT = sign_transaction(CLIENTS[0], CHAIN_ID, 0, [Transfer("WATT", TREASURY, 1)])
+
+
+@asynccontextmanager
+async def alone(directory: Path) -> AsyncIterator[tuple[ChainNode, Follower]]:
+    """A chain of one node, which has made a block, and a client of it."""
+    chain, ports = TestChain(1), free_ports(1)
+    node = chain.node(0, directory, ports)
+    follower = Follower(chain.trust, places(ports), client_parts(chain))
+    async with running(node, follower):
+        await until(lambda: node.head.height >= 1)
+        yield node, follower
+
+
 async def test_a_node_that_is_behind_takes_no_submissions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gridtokenx.host.driver.ROOM_S", 0.05)
-    chain, ports = TestChain(1), free_ports(1)
-    node = chain.node(0, tmp_path, ports)
-    follower = Follower(chain.trust, places(ports), client_parts(chain))
-    payment = sign_transaction(CLIENTS[0], CHAIN_ID, 0, [Transfer("WATT", TREASURY, 1)])
-    async with running(node, follower):
-        await until(lambda: node.head.height >= 1)
+    async with alone(tmp_path) as (node, follower):
         monkeypatch.setattr(node._driver, "_look_for_room", node._driver._has_room.clear)
         node.submit([])
         await until(lambda: not node._driver._has_room.is_set())
-        assert await submit_to_some(follower, payment) is None
+        assert await submit_to_some(follower, PAYMENT) is None
 
 
 async def test_a_node_whose_leader_is_behind_takes_no_submissions(tmp_path: Path) -> None:
-    chain, ports = TestChain(1), free_ports(1)
-    node = chain.node(0, tmp_path, ports)
-    follower = Follower(chain.trust, places(ports), client_parts(chain))
-    payment = sign_transaction(CLIENTS[0], CHAIN_ID, 0, [Transfer("WATT", TREASURY, 1)])
-    async with running(node, follower):
-        await until(lambda: node.head.height >= 1)
+    async with alone(tmp_path) as (node, follower):
         status = node._parts.status
         congested = dataclasses.replace(status(), congested=True)
         node._parts = dataclasses.replace(node._parts, status=lambda: congested)
-        assert await submit_to_some(follower, payment) is None
+        assert await submit_to_some(follower, PAYMENT) is None
         assert node._parts.metrics.value("submissions_refused", reason="busy") == 1
         node._parts = dataclasses.replace(node._parts, status=status)
-        taken = await submit_to_some(follower, payment)
+        taken = await submit_to_some(follower, PAYMENT)
         assert taken is not None
         assert taken.reason == "ok"
 

@@ -214,7 +214,7 @@ class FollowService:
             return 0
         line, _ = self._lines[link]
         if line.full():
-            return self._reply(link, number, _failed(_BUSY))
+            return self._refuse(link, number, question)
         line.put_nowait((number, question, asyncio.get_running_loop().time()))
         return 0
 
@@ -223,11 +223,14 @@ class FollowService:
         while not link.closed:
             number, question, since_s = await line.get()
             if loop.time() - since_s > SUBMISSION_S:
-                self._metrics.count("submissions_refused", len(question.transactions), reason=BUSY)
-                self._reply(link, number, _failed(_BUSY))
+                self._refuse(link, number, question)
             else:
                 self._reply(link, number, await self._reply_to(question))
             await asyncio.sleep(0)
+
+    def _refuse(self, link: ClientLink, number: int, question: Submit) -> int:
+        self._metrics.count("submissions_refused", len(question.transactions), reason=BUSY)
+        return self._reply(link, number, _failed(_BUSY))
 
     async def _reply_later(self, link: ClientLink, number: int, question: Follow) -> None:
         reply: Reply

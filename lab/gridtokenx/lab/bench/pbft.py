@@ -214,7 +214,9 @@ def _tell_throughput(unit: str, report: Report, aim: float, calls: int) -> None:
     if late:
         print(f"    {len(late)} of {report.sent} took longer than {SLOWEST_MS / 1_000:.0f} s")
     if report.failed or report.refusals:
-        print(f"    refused: {report.refusals}, failed calls: {report.failed}")
+        print(
+            f"    refused, or not answered, and offered again: {report.refusals}, failed calls: {report.failed}"
+        )
 
 
 def _tell_latency(report: Report, p50_ms: float | None, p95_ms: float | None) -> None:
