@@ -243,6 +243,8 @@ def test_the_books_agree_with_a_slow_count() -> None:
                 with suppress(InvalidTransaction):
                     pool.add(sent, step * 900, at(nexts[signer], 40))
             _check(pool, {each.public_key: nonce for each, nonce in nexts.items()})
+            if chance.randrange(8) == 0:
+                _check_least(pool)
 
 
 def _check(pool: Pool, nexts: dict[bytes, int]) -> None:
@@ -259,3 +261,12 @@ def _check(pool: Pool, nexts: dict[bytes, int]) -> None:
         assert sum(each.body.fee for each in own.values()) <= 40
     assert {each.id for each in pool.candidates()} == ready
     assert pool.gapped == len(pool) - len(ready)
+
+
+def _check_least(pool: Pool) -> None:
+    """Who has to go is found without looking through all; this does look."""
+    for found, among in (
+        (pool._cheapest.least(), pool._by_id),
+        (pool._cheapest_gapped.least(), pool._gapped),
+    ):
+        assert found is min(among.values(), key=lambda each: each.worth, default=None)

@@ -18,7 +18,7 @@ Chains without an order of nonces have no gaps. The pool never looks inside a tr
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -69,6 +69,34 @@ class _Sender:
         return self.next_nonce is not None and nonce > self.run_end
 
 
+class _Cheapest:
+    """Finds the one worth least among pending transactions that come and go.
+
+    Args:
+        among: by id, kept by somebody else, who says here what comes; what goes is passed over.
+    """
+
+    def __init__(self, among: Mapping[bytes, _Pending]) -> None:
+        self._among: Final = among
+        self._heap: list[tuple[tuple[int, int], bytes]] = []
+
+    def came(self, pending: _Pending) -> None:
+        if len(self._heap) > 2 * len(self._among) + MAX_GAPPED:
+            self._heap = [(each.worth, id_) for id_, each in self._among.items()]
+            heapq.heapify(self._heap)
+        else:
+            heapq.heappush(self._heap, (pending.worth, pending.transaction.id))
+
+    def least(self) -> _Pending | None:
+        while self._heap:
+            worth, id_ = self._heap[0]
+            found = self._among.get(id_)
+            if found is not None and found.worth == worth:
+                return found
+            heapq.heappop(self._heap)
+        return None
+
+
 class Pool:
     """Admitted transactions that wait for a block.
 
@@ -80,11 +108,11 @@ class Pool:
     def __init__(self, capacity: int = 20_000, per_sender: int = 512) -> None:
         self._capacity: Final = capacity
         self._per_sender: Final = per_sender
-        self._by_id: dict[bytes, _Pending] = {}
+        self._by_id: Final[dict[bytes, _Pending]] = {}
         self._senders: dict[bytes, _Sender] = {}
-        self._gapped: dict[bytes, _Pending] = {}
-        self._cheapest: list[tuple[tuple[int, int], bytes]] = []
-        """A heap of all that came; entries of what has left are passed over."""
+        self._gapped: Final[dict[bytes, _Pending]] = {}
+        self._cheapest: Final = _Cheapest(self._by_id)
+        self._cheapest_gapped: Final = _Cheapest(self._gapped)
         self._arrivals = itertools.count()
         self._swept_ms = 0
 
@@ -201,11 +229,11 @@ class Pool:
             raise InvalidTransaction("gap-quota", f"{MAX_GAPPED} wait for a nonce already")
         full = len(self._by_id) >= self._capacity
         if gapped and (full or len(self._gapped) >= self._capacity // GAPPED_SHARE):
-            self._evict(pending, self._least_gapped())
-        elif full and (least := self._least_gapped()) is not None:
+            self._evict(pending, self._cheapest_gapped.least())
+        elif full and (least := self._cheapest_gapped.least()) is not None:
             self._forget(least)
         elif full:
-            self._evict(pending, self._least())
+            self._evict(pending, self._cheapest.least())
 
     def _evict(self, pending: _Pending, least: _Pending | None) -> None:
         """Forget `least` for one that offers more."""
@@ -213,17 +241,6 @@ class Pool:
         if least is None or least.transaction.body.fee >= fee:
             raise InvalidTransaction("pool-full", "nobody here offers less; try later")
         self._forget(least)
-
-    def _least_gapped(self) -> _Pending | None:
-        return min(self._gapped.values(), key=lambda each: each.worth, default=None)
-
-    def _least(self) -> _Pending | None:
-        while self._cheapest:
-            found = self._by_id.get(self._cheapest[0][1])
-            if found is not None:
-                return found
-            heapq.heappop(self._cheapest)
-        return None
 
     def _cut_to_budget(self, own: _Sender, budget: int | None) -> None:
         """Forget a sender's last ones until it could pay for the rest."""
@@ -236,13 +253,9 @@ class Pool:
         body, id_ = pending.transaction.body, pending.transaction.id
         self._by_id[id_] = own.by_nonce[body.nonce] = pending
         own.fees += body.fee
-        if len(self._cheapest) > 2 * len(self._by_id) + MAX_GAPPED:
-            self._cheapest = [(each.worth, key) for key, each in self._by_id.items()]
-            heapq.heapify(self._cheapest)
-        else:
-            heapq.heappush(self._cheapest, (pending.worth, id_))
+        self._cheapest.came(pending)
         if own.is_gapped(body.nonce):
-            self._gapped[id_] = pending
+            self._set_apart(pending)
         self._extend(own)
 
     def _forget(self, pending: _Pending) -> None:
@@ -270,8 +283,14 @@ class Pool:
         """Find anew which of a sender's are gapped, from the first nonce that may be missing."""
         for nonce, pending in own.by_nonce.items():
             if own.is_gapped(nonce):
-                self._gapped[pending.transaction.id] = pending
+                self._set_apart(pending)
         self._extend(own)
+
+    def _set_apart(self, pending: _Pending) -> None:
+        id_ = pending.transaction.id
+        if id_ not in self._gapped:
+            self._gapped[id_] = pending
+            self._cheapest_gapped.came(pending)
 
     def _extend(self, own: _Sender) -> None:
         """Let the run go on through what is here."""

@@ -34,6 +34,7 @@ from gridtokenx.pbft.requests import Requests
 
 ACCOUNTS: Final = 10_000
 BLOCKS: Final = 6
+ORDERS_PER_BLOCK: Final = 1_500
 T = TypeVar("T")
 
 STAGES: Final = (
@@ -81,7 +82,7 @@ def run() -> None:
     rows: tuple[tuple[str, int, Callable[[int], list[Transaction]]], ...] = (
         ("transfers, 1,500 a block", 1_500, world.transfers),
         ("transfers, 200 a block", 200, world.transfers),
-        ("orders, 1,500 a block", 1_500, world.orders),
+        ("orders, 1,500 a block", ORDERS_PER_BLOCK, world.orders),
         ("batches of 20 orders, 300 a block", 300, world.batches),
     )
     for name, count, make in rows:
@@ -191,8 +192,8 @@ def _print_single_blocks(world: LedgerWorld) -> None:
     print(f"an empty block {1e6 * empty_s:.0f} us")
     interval = 2
     orders = world.orders_of_all(interval)
-    for at in range(0, len(orders), 5_000):
-        world.advance(orders[at : at + 5_000])
+    for at in range(0, len(orders), ORDERS_PER_BLOCK):
+        world.advance(orders[at : at + ORDERS_PER_BLOCK])
     gate_ms = world.chain.market.schedule.gate_ms
     first = world.chain.market.schedule.current(world.next_ms)
     cleared_ms = gate_ms(first + interval)
