@@ -153,8 +153,30 @@ def test_shrinking_goes_on_in_the_same_file_and_its_name_is_never_too_long(
     assert f"tell it again: gtx sim replay {path}" in capsys.readouterr().out
 
 
-def test_there_is_nothing_to_shrink_where_nothing_fails(quick: Path) -> None:
-    assert gtx("shrink", str(quick)) == 1
+def test_shrinking_replaces_only_what_it_began_with(
+    broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command again began anew, and put its first step over the smallest one so far."""
+    kept = tmp_path / "regressions" / "mine.toml"
+    arguments = ("--runs", "1", "--name", "mine", "--into", str(kept.parent))
+    assert gtx("shrink", str(broken), *arguments) == 0
+    before = kept.read_text()
+    assert gtx("shrink", str(broken), *arguments) == 2
+    assert f"is there already: make that one smaller (gtx sim shrink {kept})" in (
+        capsys.readouterr().err
+    )
+    assert kept.read_text() == before
+    assert gtx("shrink", str(kept)) == 0
+    assert load(kept).safety.duration_ms < load(broken).safety.duration_ms
+    assert gtx("replay", str(kept), "--quiet") == 0
+    assert [path.name for path in kept.parent.iterdir()] == ["mine.toml"]
+
+
+def test_there_is_nothing_to_shrink_where_nothing_fails(
+    quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gtx("shrink", str(quick)) == 2
+    assert "there is nothing to make smaller" in capsys.readouterr().err
 
 
 def test_variants_are_listed_and_unknown_ones_refused(
@@ -185,6 +207,26 @@ def test_a_sweeps_record_becomes_a_figure(
     assert "four" in capsys.readouterr().out
     assert gtx("figure", str(quick)) == 2
     assert "no record of a sweep" in capsys.readouterr().err
+
+
+def test_no_output_replaces_an_input_or_another_output(
+    quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record, page = str(tmp_path / "four.jsonl"), str(tmp_path / "page.html")
+    gtx("sweep", str(quick), "--seeds", "0..1", "--jobs", "1", "--record", record)
+    before = Path(record).read_text()
+    (tmp_path / "link.jsonl").symlink_to(record)
+    for arguments in (
+        ("report", record, "--out", page, "--table", record),
+        ("report", record, "--out", page, "--json", str(tmp_path / "link.jsonl")),
+        ("report", record, "--out", page, "--json", page),
+        ("figure", record, "--out", record),
+        ("run", str(quick), "--report", str(quick)),
+    ):
+        assert gtx(*arguments) == 2
+        assert "write to another file" in capsys.readouterr().err
+    assert Path(record).read_text() == before
+    assert not Path(page).exists()
 
 
 def test_only_regular_files_are_read(

@@ -7,7 +7,7 @@ that was there stays as it was until the new one is whole.
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
@@ -40,16 +40,24 @@ def read_manifest(path: Path) -> str:
         raise LocalFault(f"manifest {path}: cannot be read: {error}") from None
 
 
-def check_outputs(*paths: Path | None) -> None:
-    """Refuse files that could not be written; leaves everything as it was.
+def check_outputs(*paths: Path | None, inputs: Iterable[Path] = ()) -> None:
+    """Refuse files that could not be written, or would replace what the work is made of.
+
+    Leaves everything as it was.
 
     Args:
         paths: what will be written; None is nothing.
+        inputs: what is read.
 
     Raises:
-        LocalFault: the first that cannot be written.
+        LocalFault: the first that cannot be written, is read, or is to be written twice.
     """
+    taken = {path.resolve(): "is what this command reads" for path in inputs}
     for path in filter(None, paths):
+        place = path.resolve()
+        if place in taken and (path.is_file() or not path.exists()):
+            raise LocalFault(f"{path}: {taken[place]}; write to another file")
+        taken[place] = "would be written twice"
         missing = [parent for parent in path.parents if not parent.exists()]
         _make(path, _probe)
         for parent in missing:

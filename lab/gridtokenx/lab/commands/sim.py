@@ -42,6 +42,7 @@ FIRST_FAILURES: Final = 5
 STOPPED_EXIT: Final = 130
 _BAR: Final = 20
 """With what stands beside it, within eighty columns: a line that wraps cannot be drawn over."""
+REGRESSIONS: Final = Path("compose/regressions")
 SEED: Final = click.option(
     "--seed",
     type=click.IntRange(0, GREATEST_SEED),
@@ -138,7 +139,8 @@ def run(
     if seconds is not None:
         phase = msgspec.structs.replace(manifest.safety, duration_ms=1_000 * seconds)
         manifest = msgspec.structs.replace(manifest, safety=phase)
-    check_outputs(report_path, *(out / name for name in KEPT if out is not None))
+    kept = [out / name for name in KEPT] if out is not None else []
+    check_outputs(report_path, *kept, inputs=[manifest_path])
     seed = _seed(manifest_path, manifest, seed)
     resolved = resolve(manifest, seed)
     _head(resolved)
@@ -228,9 +230,9 @@ def sweep_command(
 @click.option(
     "--into",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path("compose/regressions"),
+    default=REGRESSIONS,
     show_default=True,
-    help="Where the smallest run that fails is kept.",
+    help="Where the smallest run that fails is kept; one that is kept already stays where it is.",
 )
 @click.option(
     "--runs",
@@ -264,7 +266,8 @@ def shrink(
 ) -> int:
     """Find the smallest schedule that still breaks the same promise, and keep it as a regression.
 
-    Every step is written down at once: an interrupted search goes on with `gtx sim shrink` of that file.
+    Every step is written down at once: an interrupted search goes on with `gtx sim shrink` of that file,
+    which becomes smaller where it is. No other file is ever replaced.
     """
     if name is not None:
         parse(f"name = {msgspec.json.encode(name).decode()}", "of --name")
@@ -273,11 +276,17 @@ def shrink(
     resolved = resolve(manifest, seed)
     outcome = execute(resolved, seed)
     if not outcome.failed or outcome.finding is None:
-        click.echo(f"seed {outcome.seed} ends {outcome.verdict}: there is nothing to make smaller")
-        return 1
+        raise LocalFault(
+            f"seed {outcome.seed} ends {outcome.verdict}: there is nothing to make smaller"
+        )
     click.echo(f"{_finding(outcome)}; {len(resolved.fault)} faults")
-    name = name or _regression_name(resolved, outcome.finding.checker)
-    path = into / f"{name}.toml"
+    path = manifest_path
+    if name is not None or into != REGRESSIONS or not _is_kept(manifest_path, manifest):
+        path = into / f"{name or _regression_name(resolved, outcome.finding.checker)}.toml"
+    if path.exists() and not path.is_dir() and not path.samefile(manifest_path):
+        raise LocalFault(
+            f"{path} is there already: make that one smaller (gtx sim shrink {path}), or give --name"
+        )
     check_outputs(path)
     shrinker = Shrinker(resolved, outcome, runs, other_seeds=other_seeds, most_s=60 * minutes)
     bar = _Bar(runs, 0)
@@ -317,6 +326,11 @@ def _seed(path: Path, manifest: Manifest, asked: int | None) -> int:
         f"{path}: a recorded run of seed {manifest.seed}: leave out --seed {asked}, or the seed in the"
         " manifest"
     )
+
+
+def _is_kept(path: Path, manifest: Manifest) -> bool:
+    """Whether a run that fails was written down here, by `shrink` or `explore`."""
+    return manifest.expect == "violation" and manifest.name == path.stem
 
 
 def _regression_name(manifest: Manifest, checker: str) -> str:
@@ -371,7 +385,7 @@ def _write_regression(path: Path, shrinker: Shrinker) -> None:
 @click.option(
     "--into",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path("compose/regressions"),
+    default=REGRESSIONS,
     show_default=True,
     help="Where the first run that fails is kept.",
 )
@@ -433,7 +447,8 @@ def _keep_scenario(base: Manifest, views: int, sides: int, outcome: Outcome, int
     about = outcome.finding.detail if outcome.finding is not None else ""
     kept = msgspec.structs.replace(found, about=about, expect="violation")
     path = into / f"{kept.name}.toml"
-    write(path, dump(kept))
+    if not path.exists():  # it may have been made smaller since
+        write(path, dump(kept))
     click.echo(f"kept: {path}; make it smaller: gtx sim shrink {path}")
 
 
@@ -456,7 +471,7 @@ def _keep_scenario(base: Manifest, views: int, sides: int, outcome: Outcome, int
 )
 def figure(records: tuple[Path, ...], measure: str, out: Path) -> None:
     """Draw the distribution of a measure in one or more sweeps' records, as an SVG."""
-    check_outputs(out)
+    check_outputs(out, inputs=records)
     series = [read_series(path, measure) for path in records]
     for line in table(series):
         click.echo(line)

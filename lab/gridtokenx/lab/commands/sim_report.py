@@ -43,7 +43,7 @@ def report(
     timeline of one run, which is told again from its record: the first violation, or the slowest
     recovery if there is none (or --seed).
     """
-    check_outputs(out, json_path, junit_path, table_path)
+    check_outputs(out, json_path, junit_path, table_path, inputs=records)
     if table_path is not None:
         check_table(table_path)
     swept = [_read(path) for path in records]

@@ -1,10 +1,14 @@
 """From a manifest and a seed to an outcome: the one way to run anything simulated."""
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
+import msgspec
+
+import gridtokenx
 from gridtokenx.lab.sim.draw import resolve
 from gridtokenx.lab.sim.history import History
 from gridtokenx.lab.sim.manifest import Manifest
@@ -46,16 +50,30 @@ def tell(
 
 @cache
 def commit() -> str:
-    """Which program this is: the commit, with a + if files differ from it; `unknown` outside of git."""
+    """Which program this is: the commit, or `unknown` outside of git.
+
+    With a + and a digest of the program's files where those may differ from the commit's: two states of
+    a working tree are two programs.
+    """
     here = Path(__file__).resolve().parent
     head = _git(here, "rev-parse", "--short=12", "HEAD")
-    if not head:
-        return "unknown"
     changed = _git(here, "status", "--porcelain", "--untracked-files=no", "--", ":/*.py")
-    return f"{head}+" if changed else head
+    if head and changed == "":
+        return head
+    return f"{head or 'unknown'}+{_digest(map(Path, gridtokenx.__path__))}"
 
 
-def _git(where: Path, *arguments: str) -> str:
+def _digest(roots: Iterable[Path]) -> str:
+    """Of every module below: its place in the package, and its text."""
+    found: dict[str, bytes] = {}
+    for root in roots:
+        for path in root.rglob("*.py"):
+            found.setdefault(path.relative_to(root).as_posix(), path.read_bytes())
+    return sha256(msgspec.msgpack.encode(sorted(found.items()))).hexdigest()[:12]
+
+
+def _git(where: Path, *arguments: str) -> str | None:
+    """What git says; None: there is no git, it failed, or it took too long."""
     try:
         done = subprocess.run(
             ("git", "-C", str(where), *arguments),
@@ -65,5 +83,5 @@ def _git(where: Path, *arguments: str) -> str:
             timeout=20,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
