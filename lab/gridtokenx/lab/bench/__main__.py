@@ -2,7 +2,10 @@
 
 import importlib
 import sys
+from types import ModuleType
 from typing import Final
+
+import click
 
 BENCHMARKS: Final = {
     "testnet": "the default network without orders: time to finality, memory, processor time",
@@ -14,23 +17,51 @@ BENCHMARKS: Final = {
     "snapshot": "a new replica joins by taking the state over, and by replaying 2,000 blocks",
     "primitives": "state tree, signatures, VRF, auction and packing, each beside a plain reference",
 }
+WITH_OPTIONS: Final = ("pbft",)
 
 
 def main(arguments: list[str]) -> int:
     """Run the named benchmarks; without a name, list them."""
-    if len(arguments) > 1 and arguments[1].startswith("-") and arguments[0] in BENCHMARKS:
-        importlib.import_module(f"gridtokenx.lab.bench.{arguments[0]}").run(arguments[1:])
+    if arguments in ([], ["--help"], ["-h"]):
+        _list()
         return 0
-    unknown = [name for name in arguments if name not in BENCHMARKS]
-    if unknown or not arguments:
-        for name in unknown:
-            print(f"error: no benchmark is called {name!r}", file=sys.stderr)
-        for name, what in BENCHMARKS.items():
-            print(f"{name:<12} {what}")
-        return 2 if unknown else 0
-    for name in arguments:
-        importlib.import_module(f"gridtokenx.lab.bench.{name}").run()
+    name, options = arguments[0], arguments[1:]
+    if name in WITH_OPTIONS and options and options[0].startswith("-"):
+        return _run_with(name, options)
+    for argument in arguments:
+        if argument in BENCHMARKS:
+            continue
+        option = argument.startswith("-")
+        alone = " or ".join(WITH_OPTIONS)
+        what = (
+            f"only {alone} takes options, alone"
+            if option
+            else f"no benchmark is called {argument!r}"
+        )
+        print(f"error: {what}", file=sys.stderr)
+        _list()
+        return 2
+    for argument in arguments:
+        _module(argument).run()
     return 0
+
+
+def _run_with(name: str, options: list[str]) -> int:
+    try:
+        _module(name).run(options)
+    except click.ClickException as error:
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"gridtokenx.lab.bench.{name}")
+
+
+def _list() -> None:
+    for name, what in BENCHMARKS.items():
+        print(f"{name:<12} {what}")
 
 
 if __name__ == "__main__":

@@ -41,8 +41,12 @@ WARM_UP_S: Final = 3.0
 STEP_SECONDS: Final = 10.0
 """Of one rate in the search for the highest."""
 STEP: Final = 1.25
+LOWEST_SHARE: Final = 4
+"""The search begins at the aim divided by this."""
 SLOWEST_MS: Final = 2_000.0
 """A rate at which the median is above this is not carried."""
+CARRIED: Final = 0.95
+"""Nor is one of which less than this is committed while it lasts."""
 
 N4_TX_PER_S: Final = 1_500.0
 N4_ORDERS_PER_S: Final = 6_000.0
@@ -130,19 +134,20 @@ async def _n4(options: Options) -> None:
         _tell_throughput("signed tx/s", report, N4_TX_PER_S, 1)
         _tell_latency(report, N4_P50_MS, N4_P95_MS)
         _tell_stages(usage, report, bench)
-        if options.maximum:
-            await _search("signed tx/s", bench, N4_TX_PER_S, 1)
+    if options.maximum:
+        await _search("signed tx/s", Shape(4, BLOCK_MS, ACCOUNTS), N4_TX_PER_S, 1)
 
 
 async def _n4_batches(options: Options) -> None:
     rate = N4_ORDERS_PER_S / ORDERS
-    async with network_of(Shape(4, BLOCK_MS, ACCOUNTS, meters=True)) as bench:
+    shape = Shape(4, BLOCK_MS, ACCOUNTS, meters=True)
+    async with network_of(shape) as bench:
         report, usage = await bench.load(rate, options.seconds, orders=True)
         _tell_throughput("orders/s", report, N4_ORDERS_PER_S, ORDERS)
         _tell_latency(report, N4_P50_MS, N4_P95_MS)
         _tell_stages(usage, report, bench)
-        if options.maximum:
-            await _search("orders/s", bench, N4_ORDERS_PER_S, ORDERS)
+    if options.maximum:
+        await _search("orders/s", shape, N4_ORDERS_PER_S, ORDERS)
 
 
 async def _fast(options: Options) -> None:
@@ -158,7 +163,8 @@ async def _fast(options: Options) -> None:
 
 
 async def _n21(options: Options) -> None:
-    async with network_of(Shape(21, BLOCK_MS, ACCOUNTS // 5)) as bench:
+    shape = Shape(21, BLOCK_MS, ACCOUNTS // 5)
+    async with network_of(shape) as bench:
         report, usage = await bench.load(0, options.seconds)
         stamps = [block.timestamp_ms for block in report.blocks]
         if len(stamps) > 1:
@@ -170,8 +176,8 @@ async def _n21(options: Options) -> None:
         _tell_throughput("signed tx/s", report, options.n21_rate, 1)
         _tell_latency(report, N21_P50_MS, None)
         _tell_stages(usage, report, bench)
-        if options.maximum:
-            await _search("signed tx/s", bench, N21_TX_PER_S, 1)
+    if options.maximum:
+        await _search("signed tx/s", shape, N21_TX_PER_S, 1)
 
 
 async def _memory(options: Options) -> None:
@@ -180,36 +186,41 @@ async def _memory(options: Options) -> None:
         _tell_memory(bench.network)
 
 
-async def _search(unit: str, bench: Bench, aim: float, calls: int) -> None:
-    """Raise the rate until it is not carried; lower it until it is, where the aim is not."""
-    carried, rate = 0.0, aim
-    while rate > aim / 8:
-        report, _ = await bench.load(rate / calls, STEP_SECONDS, orders=calls > 1)
-        good = _is_carried(report)
-        print(f"    {rate:7.0f} {unit}: {'carried' if good else 'not carried'}", flush=True)
-        if good:
-            carried = max(carried, rate)
-            rate *= STEP
-        if carried and not good:
-            break
-        if not good:
-            rate /= STEP
+async def _search(unit: str, shape: Shape, aim: float, calls: int) -> None:
+    """Raise the rate, in a new network, until it is not carried.
+
+    Never further, nor down again: what was not carried leaves accounts with a nonce that never comes.
+    """
+    carried, rate = 0.0, aim / LOWEST_SHARE
+    async with network_of(shape) as bench:
+        while True:
+            report, _ = await bench.load(rate / calls, STEP_SECONDS, orders=calls > 1)
+            good = _is_carried(report)
+            p50_ms = statistics.median(report.latencies_ms or (float("nan"),))
+            print(
+                f"    {rate:7.0f} {unit}: {'carried' if good else 'not carried'}"
+                f" ({len(report.latencies_ms)} of {report.sent},"
+                f" {calls * report.committed_per_s:.0f}/s, p50 {p50_ms:.0f} ms)",
+                flush=True,
+            )
+            if not good:
+                break
+            carried, rate = rate, rate * STEP
     print(row(f"highest rate carried, {unit}", carried, aim, "/s", "aim"))
 
 
 def _is_carried(report: Report) -> bool:
     whole = len(report.latencies_ms) == report.sent
-    return whole and statistics.median(report.latencies_ms) <= SLOWEST_MS
+    in_step = report.committed_per_s >= CARRIED * report.offered_per_s
+    return whole and in_step and statistics.median(report.latencies_ms) <= SLOWEST_MS
 
 
 # -- telling ---------------------------------------------------------------------------------------
 
 
 def _tell_throughput(unit: str, report: Report, aim: float, calls: int) -> None:
-    """What was committed over how long: from the first due to the last seen, less one block's wait."""
-    offered = report.sent * calls / report.elapsed_s
+    offered, committed = calls * report.offered_per_s, calls * report.committed_per_s
     late = [each for each in report.latencies_ms if each > SLOWEST_MS]
-    committed = len(report.latencies_ms) * calls / report.elapsed_s
     print(row(f"committed of {offered:.0f} {unit} offered", committed, aim, "/s", "aim"))
     if late:
         print(f"    {len(late)} of {report.sent} took longer than {SLOWEST_MS / 1_000:.0f} s")
@@ -234,8 +245,9 @@ def _tell_latency(report: Report, p50_ms: float | None, p95_ms: float | None) ->
 
 
 def _tell_stages(usage: Usage, report: Report, bench: Bench) -> None:
-    """Processor time of all replicas together, and of one for one transaction and one block."""
+    """Processor time of all replicas together, and of one for one committed transaction and block."""
     replicas, blocks = bench.network.shape.replicas, max(1, len(report.blocks))
+    committed = len(report.latencies_ms)
     cores = usage.cpu_s / usage.at_s
     print(
         f"processor: {usage.cpu_s:.1f} s in {usage.at_s:.1f} s by {replicas} replicas"
@@ -245,7 +257,7 @@ def _tell_stages(usage: Usage, report: Report, bench: Bench) -> None:
     stages = sorted(usage.stages_s.items(), key=lambda each: -each[1])
     for name, seconds in (*stages, ("all", usage.cpu_s)):
         per_block_ms = 1e3 * seconds / replicas / blocks
-        per_tx = f"{1e6 * seconds / replicas / report.sent:8.0f}" if report.sent else f"{'-':>8}"
+        per_tx = f"{1e6 * seconds / replicas / committed:8.0f}" if committed else f"{'-':>8}"
         share = 100 * seconds / usage.cpu_s if usage.cpu_s else 0.0
         print(f"    {name:<16} {seconds:7.2f} {share:5.1f} {per_block_ms:10.2f} {per_tx}")
 
@@ -282,10 +294,22 @@ PARTS: Final[dict[str, Callable[[Options], Awaitable[None]]]] = {
 
 @click.command()
 @click.option("--part", "parts", multiple=True, type=click.Choice(list(PARTS)), help="Only this.")
-@click.option("--seconds", default=60.0, show_default=True, help="Of load in each part.")
+@click.option(
+    "--seconds",
+    type=click.IntRange(1, 3_600),
+    default=60,
+    show_default=True,
+    help="Of load in each part.",
+)
 @click.option("--maximum", is_flag=True, help="Search for the highest rate that is carried, too.")
-@click.option("--n21-rate", default=N21_TX_PER_S, show_default=True, help="For 21 replicas.")
-def command(parts: Sequence[str], seconds: float, *, maximum: bool, n21_rate: float) -> None:
+@click.option(
+    "--n21-rate",
+    type=click.IntRange(1, 10_000),
+    default=int(N21_TX_PER_S),
+    show_default=True,
+    help="For 21 replicas.",
+)
+def command(parts: Sequence[str], seconds: int, *, maximum: bool, n21_rate: int) -> None:
     """Measure a PBFT chain of real processes."""
     options = Options(seconds, maximum, n21_rate)
     _tell_machine()
