@@ -63,6 +63,32 @@ def test_who_is_impatient_and_stops_it_twice_does_not_wait_for_ever(
         assert not any(is_running(pid) for pid in pids)
 
 
+@pytest.mark.parametrize("stop", ["SIGINT", "SIGTERM"])
+def test_the_second_may_come_while_the_interpreter_shuts_down(stop: str, tmp_path: Path) -> None:
+    """A sweep had told its end already; what logging does on exit was interrupted by a traceback."""
+    program = (
+        "import atexit, os, signal, sys\n"
+        "from gridtokenx.lab.cli import main\n"
+        "from gridtokenx.lab.commands import sim\n"
+        f"stop = lambda: os.kill(os.getpid(), signal.{stop})\n"
+        "atexit.register(stop)\n"
+        "sim.sweep = lambda *_sweep: (stop() for _ in range(1))\n"
+        "main(sys.argv[1:])\n"
+    )
+    (tmp_path / "long.toml").write_text(LONG)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "sim", "sweep", "long.toml", "--jobs", "1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stderr) == (130, "")
+    assert "stopped after 0 of 100 runs" in done.stdout
+
+
 def test_a_killed_worker_ends_the_sweep_in_one_line(tmp_path: Path) -> None:
     with sweeping("2", tmp_path) as sweep:
         os.kill(workers(sweep)[0], signal.SIGKILL)

@@ -6,10 +6,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import Any, Final
 
 import click
 import msgspec
@@ -36,6 +37,9 @@ from gridtokenx.lab.sim.sweep import (
     sweep,
 )
 from gridtokenx.lab.sim.testnet.naming import VARIANTS as OF_NETWORKS
+
+Handler = Callable[[int, FrameType | None], Any] | int | None
+"""Of a signal, as the standard library knows it."""
 
 KEPT: Final = ("run.toml", "outcome.json", "timeline.jsonl")
 FIRST_FAILURES: Final = 5
@@ -82,18 +86,25 @@ def command(context: click.Context) -> None:
         stop = _Stop()
         for signum in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(signum) is not signal.SIG_IGN:  # as in the background of a script
-                context.call_on_close(partial(signal.signal, signum, signal.signal(signum, stop)))
+                before = signal.signal(signum, stop)
+                context.call_on_close(partial(stop.yield_to, signum, before))
 
 
 class _Stop:
     """Ctrl-C or SIGTERM: the first ends a command in good order, the next ends it at once.
 
     An exception would do for the first alone: a second one, raised while the first is dealt with, left
-    workers in the midst of runs of minutes, and this process waiting for them.
+    workers in the midst of runs of minutes, and this process waiting for them. Once asked it stays until
+    the process has ended: the second may come while the interpreter shuts down.
     """
 
     def __init__(self) -> None:
         self._asked = False
+
+    def yield_to(self, signum: int, before: Handler) -> None:
+        """A command has ended: leave the signal to who had it, unless one asked to stop."""
+        if not self._asked:
+            signal.signal(signum, before)
 
     def __call__(self, _signum: int, _frame: object) -> None:
         if self._asked:
