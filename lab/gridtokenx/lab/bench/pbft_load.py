@@ -186,7 +186,7 @@ class _Load:
         return Report(
             sent=len(self._transactions),
             offered_per_s=len(self._transactions) / self._plan.seconds,
-            committed_per_s=self._committed_per_s(),
+            committed_per_s=rate_per_s(len(self._latencies_ms), self._plan.seconds, self._seen_s),
             latencies_ms=tuple(self._latencies_ms),
             failed=self._failed,
             refusals=dict(self._refusals),
@@ -194,13 +194,6 @@ class _Load:
             cpu_s=cpu_s,
             bytes_per_transaction=sum(sizes) / len(sizes) if sizes else 0.0,
         )
-
-    def _committed_per_s(self) -> float:
-        """Not over the time of the load alone: what piles up in it is carried off later."""
-        if not self._seen_s:
-            return 0.0
-        took_s = self._seen_s[-1] - self._seen_s[0]
-        return len(self._latencies_ms) / max(self._plan.seconds, took_s)
 
     async def _send_all(self, began_s: float) -> None:
         plan, sent = self._plan, 0
@@ -263,6 +256,17 @@ class _Load:
         self._blocks.append(SeenBlock(header.height, header.timestamp_ms, wall_ms(), count))
         if not self._due_s and now_s >= self._end_s:
             self._all_seen.set()
+
+
+def rate_per_s(committed: int, load_s: float, seen_s: Sequence[float]) -> float:
+    """What was committed per second of a load: what piled up in it is carried off later, and takes time.
+
+    Args:
+        committed: transactions.
+        load_s: how long they were offered.
+        seen_s: when blocks were seen that held some of them.
+    """
+    return committed / max(load_s, seen_s[-1] - seen_s[0]) if seen_s else 0.0
 
 
 def _follower(plan: Plan, facts: ChainFacts) -> Follower:
