@@ -36,7 +36,7 @@ from gridtokenx.core.machine import (
     Unknown,
     Write,
 )
-from gridtokenx.host import driver
+from gridtokenx.host import driver, pending
 from gridtokenx.host.checking import CachingVerifier, SignatureChecker
 from gridtokenx.host.clock import NetworkClock
 from gridtokenx.host.driver import (
@@ -50,6 +50,7 @@ from gridtokenx.host.framing import Channel
 from gridtokenx.host.link import Link, LinkLimits
 from gridtokenx.host.logs import NullLogger
 from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.pending import GUESTS, PART_CHECKS, Pending
 from gridtokenx.host.storage import Store
 
 PEER, OTHER = b"p" * 32, b"o" * 32
@@ -64,6 +65,17 @@ class Note(Wire, frozen=True, tag="test.note"):
     signature: bytes
 
 
+class Pile(Wire, frozen=True, tag="test.pile"):
+    """As many notes as one likes: the proposals among messages."""
+
+    notes: tuple[Note, ...]
+
+    @property
+    def number(self) -> int:
+        """Of the first of them."""
+        return self.notes[0].number
+
+
 class Oddity(Wire, frozen=True, tag="test.oddity"):
     """A message that no key could make valid."""
 
@@ -74,12 +86,16 @@ class Gossip(Wire, frozen=True, tag="test.gossip"):
     number: int
 
 
-Message = Note | Oddity | Gossip
+Message = Note | Pile | Oddity | Gossip
 SIGNER = Ed25519Signer(bytes(32))
 
 
 def note(number: int) -> Note:
     return Note(number, SIGNER.public_key, SIGNER.sign(number.to_bytes(8, "big")))
+
+
+def pile(first: int, count: int) -> Pile:
+    return Pile(tuple(map(note, range(first, first + count))))
 
 
 class Script:
@@ -96,6 +112,10 @@ class Script:
                 if not self.known:
                     return Unknown("later")
                 return [SignatureCheck(key, number.to_bytes(8, "big"), signature)]
+            case Pile(notes):
+                return [
+                    SignatureCheck(n.key, n.number.to_bytes(8, "big"), n.signature) for n in notes
+                ]
             case Gossip():
                 return ()
         raise RemoteFault("impossible", "no key")
@@ -108,7 +128,7 @@ class Script:
         return [
             event.verified.message.number
             for event in self.events
-            if isinstance(event, Received) and isinstance(event.verified.message, Note)
+            if isinstance(event, Received) and isinstance(event.verified.message, Note | Pile)
         ]
 
 
@@ -319,7 +339,7 @@ async def test_what_waits_unchecked_is_bounded_in_bytes_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """64 messages of a set to come, each as large as a frame, took half a gibibyte; of every peer."""
-    monkeypatch.setattr(driver, "STASHED_BYTES", 10 * len(encode(note(100))))
+    monkeypatch.setattr(pending, "STASHED_BYTES", 10 * len(encode(note(100))))
 
     def react(event: Event) -> Sequence[Effect]:
         return [Committed(1, None)] if isinstance(event, Submitted) else ()
@@ -344,7 +364,7 @@ async def test_patient_messages_are_bounded_in_bytes_and_all_arrive(
         stage.driver._patient_types = (Gossip,)
         received = stage.driver._some_patient
 
-        def some_patient() -> "list[driver._Pending]":
+        def some_patient() -> "list[Pending]":
             nonlocal most
             most = max(most, *map(len, stage.driver._patient.values()))
             return received()
@@ -453,6 +473,63 @@ async def test_lines_take_turns_by_the_signature(tmp_path: Path) -> None:
         assert last <= 17, "one of the other, or two, comes between"
 
 
+@pytest.mark.parametrize("threads", [0, 2])
+async def test_a_message_with_many_signatures_holds_up_nobody_but_its_sender(
+    tmp_path: Path, threads: int
+) -> None:
+    """A traitor's proposals for distant views were checked whole, 10,000 signatures before the next vote."""
+
+    def react(event: Event) -> Sequence[Effect]:
+        if isinstance(event, Received) and event.verified.sender == OTHER:
+            number = stage.machine.numbers()[-1]
+            if number < 6:
+                stage.deliver(encode(note(number + 1)), sender=OTHER)
+        return ()
+
+    long = [pile(number, 10 * PART_CHECKS) for number in (0, 1_000)]
+    async with staged(tmp_path, react, threads) as stage:
+        stage.deliver(*(encode(each) for each in (*long, note(1))), sender=PEER)
+        stage.deliver(encode(note(2)), sender=OTHER)
+        await until(lambda: len(stage.machine.numbers()) == 8)
+        assert stage.machine.numbers() == [2, 3, 4, 5, 6, 0, 1_000, 1]
+        assert not stage.links.faults
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("bad", [0, PART_CHECKS, 3 * PART_CHECKS - 1])
+async def test_one_bad_signature_anywhere_refuses_a_long_message(
+    tmp_path: Path, threads: int, bad: int
+) -> None:
+    good = pile(0, 3 * PART_CHECKS)
+    notes = list(good.notes)
+    notes[bad] = Note(notes[bad].number, SIGNER.public_key, bytes(64))
+    async with staged(tmp_path, nothing, threads) as stage:
+        messages = (Pile(tuple(notes)), note(1), good, Oddity(), note(2))
+        stage.deliver(*map(encode, messages))
+        await until(lambda: len(stage.machine.numbers()) == 3)
+        assert stage.machine.numbers() == [1, 0, 2]
+        assert stage.links.faults == [(PEER, "bad-signature"), (PEER, "impossible")]
+
+
+async def test_long_messages_of_several_are_checked_by_turns(tmp_path: Path) -> None:
+    async with staged(tmp_path, nothing) as stage:
+        stage.deliver(encode(pile(0, 8 * PART_CHECKS)), sender=PEER)
+        stage.deliver(encode(pile(1_000, 4 * PART_CHECKS)), sender=OTHER)
+        await until(lambda: len(stage.machine.numbers()) == 2)
+        assert stage.machine.numbers() == [1_000, 0]
+
+
+async def test_a_frame_that_is_large_ends_its_links_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "BYTES_PER_LINK", 2 * len(encode(note(100))))
+    async with staged(tmp_path, nothing) as stage:
+        stage.deliver(*(encode(note(number)) for number in range(100, 110)), sender=PEER)
+        stage.deliver(*(encode(note(number)) for number in range(200, 210)), sender=OTHER)
+        await until(lambda: len(stage.machine.numbers()) == 20)
+        assert stage.machine.numbers()[:6] == [100, 101, 200, 201, 102, 103]
+
+
 async def test_a_guest_whose_line_another_keeps_full_is_heard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -487,7 +564,7 @@ async def test_guests_stand_in_one_line(tmp_path: Path) -> None:
         lines: set[bytes] = set()
         taken = stage.driver._some_patient
 
-        def some_patient() -> "list[driver._Pending]":
+        def some_patient() -> "list[Pending]":
             lines.update(stage.driver._patient)
             return taken()
 
@@ -495,7 +572,7 @@ async def test_guests_stand_in_one_line(tmp_path: Path) -> None:
         for sender in (GUEST, b"h" * 32, PEER):
             stage.deliver(*(encode(Gossip(number)) for number in range(40)), sender=sender)
         await until(lambda: sum(isinstance(e, Received) for e in stage.machine.events) == 120)
-        assert lines == {driver.GUESTS, PEER}
+        assert lines == {GUESTS, PEER}
 
 
 async def test_timers_fire_once_in_order_and_not_when_cancelled(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import asyncio
 import heapq
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
@@ -38,7 +38,6 @@ from gridtokenx.core.machine import (
     Reject,
     Send,
     SetTimer,
-    SignatureCheck,
     Start,
     Submitted,
     TimerFired,
@@ -56,11 +55,14 @@ from gridtokenx.host.framing import Channel
 from gridtokenx.host.link import Link
 from gridtokenx.host.logs import LEVELS, Logger
 from gridtokenx.host.metrics import Metrics
+from gridtokenx.host.pending import GUESTS, LongLines, Pending, Stash
 from gridtokenx.host.storage import Store
 
 BATCH_FRAMES: Final = 64
 """Frames taken before timers and clients get their turn."""
 FRAMES_PER_LINK: Final = 16
+BYTES_PER_LINK: Final = 256 * 1024
+"""Taken of one link before others get their turn, or one frame that is larger."""
 PATIENT_FRAMES: Final = 128
 PATIENT_BYTES: Final = 2 * 1024 * 1024
 """Patient messages of one member, or of all guests, that wait here before links have to, and their size together."""
@@ -70,12 +72,6 @@ BEHIND_BYTES: Final = 128 * 1024
 """Of patient messages: about 600 transactions, whose signatures take some 0.1 s to check."""
 ROOM_S: Final = 1.0
 """How long a client's submission waits for a node that is behind."""
-GUESTS: Final = b""
-"""The line in which patient messages of all peers without a seat wait."""
-STASHED_PER_PEER: Final = 64
-STASHED_BYTES: Final = MAX_MESSAGE_BYTES
-"""Of one peer: nothing of what is stashed was checked, so each may be as large as a frame."""
-STASHED: Final = 1024
 MAX_WAITING_SUBMISSIONS: Final = 4096
 EVIDENCE: Final = "evidence"
 """The table in which the host keeps proofs of misbehaviour: sequence -> (kind, offender, proof)."""
@@ -120,20 +116,6 @@ class DriverParts:
     log: Logger
 
 
-@dataclass(slots=True)
-class _Pending:
-    """A frame between its link and the machine."""
-
-    sender: NodeId
-    message: Wire
-    size: int
-    """Of the frame."""
-    checks: Sequence[SignatureCheck] | None = None
-    """What it stands on; None: the machine was not asked yet."""
-    line: NodeId = GUESTS
-    """In which it waits, if it is patient."""
-
-
 class Driver:
     """One machine, its inputs and its effects.
 
@@ -158,7 +140,7 @@ class Driver:
     ) -> None:
         self._machine = machine
         self._patient_types = patient
-        self._patient: dict[NodeId, deque[_Pending]] = {}
+        self._patient: dict[NodeId, deque[Pending]] = {}
         """A line for each member and one for guests: who sends much delays only itself."""
         self._patient_of: Counter[NodeId] = Counter()
         self._spent: Counter[NodeId] = Counter()
@@ -178,7 +160,8 @@ class Driver:
         self._ready: deque[Link] = deque()
         self._joined: deque[NodeId] = deque()
         self._submitted: deque[Submitted] = deque()
-        self._stash = _Stash()
+        self._stash = Stash()
+        self._long = LongLines()
         self._retry_stash = False
         self._failure: Exception | None = None
         self._evidence = itertools.count(_next_number(parts.store))
@@ -250,7 +233,7 @@ class Driver:
             await self._receive()
             self._look_for_room()
             self._set_alarm()
-            if self._ready or self._submitted or self._joined or self._patient:
+            if self._ready or self._submitted or self._joined or self._patient or self._long:
                 self._wake.set()
             if self._wake.is_set():  # else waiting is their turn
                 await asyncio.sleep(0)  # sockets and the store's news get their turn
@@ -269,10 +252,12 @@ class Driver:
             self._step(self._submitted.popleft())
 
     async def _receive(self) -> None:
-        """One batch of frames, fairly from all links; then some of the patient messages."""
+        """One batch of frames, fairly from all links; then some of what is long, and some of the patient."""
         batch = self._batch()
         if batch:
             await self._check_and_step(batch)
+        if self._long:
+            await self._check_part()
         if self._patient:
             await self._check_and_step(self._some_patient())
 
@@ -288,9 +273,9 @@ class Driver:
         else:
             self._has_room.set()
 
-    def _batch(self) -> list[_Pending]:
+    def _batch(self) -> list[Pending]:
         """What links hold, in order for each, less what is patient."""
-        batch: list[_Pending] = []
+        batch: list[Pending] = []
         if self._retry_stash:
             self._retry_stash = False
             batch += self._stash.empty()
@@ -301,14 +286,14 @@ class Driver:
                 break
             link = self._ready.popleft()
             line = link.identity if link.identity in members else GUESTS
-            if self._is_long(line):
+            if line in self._long or self._is_full(line):
                 passed_over.append(link)
                 continue
             for pending in self._take(link):
+                pending.line = line
                 if not isinstance(pending.message, self._patient_types):
                     batch.append(pending)
                 elif self._name(pending):
-                    pending.line = line
                     self._line(line).append(pending)
                     self._patient_of[line] += pending.size
             if link.waiting and not link.closed:
@@ -318,7 +303,7 @@ class Driver:
         )  # first next time: one guest must not be it always
         return batch
 
-    def _line(self, name: NodeId) -> deque[_Pending]:
+    def _line(self, name: NodeId) -> deque[Pending]:
         """A line; one that was empty saved nothing up meanwhile, and is forgiven nothing."""
         if name not in self._patient:
             least = min((self._spent[each] for each in self._patient), default=0)
@@ -326,12 +311,12 @@ class Driver:
             self._patient[name] = deque()
         return self._patient[name]
 
-    def _some_patient(self) -> list[_Pending]:
+    def _some_patient(self) -> list[Pending]:
         """Of the line that has had least so far, few enough that nobody waits long behind them.
 
         By the signature and not by the frame: full frames of one would leave others one small one each.
         """
-        taken: list[_Pending] = []
+        taken: list[Pending] = []
         checks = 0
         while self._patient and len(taken) < BATCH_FRAMES:
             name = min(self._patient, key=self._spent.__getitem__)
@@ -352,12 +337,12 @@ class Driver:
                 del self._patient_of[pending.line]
         return taken
 
-    def _is_long(self, line: NodeId) -> bool:
+    def _is_full(self, line: NodeId) -> bool:
         """Whether links of this line have to wait; no other does."""
         frames, size = len(self._patient.get(line, ())), self._patient_of[line]
         return frames >= PATIENT_FRAMES or size >= PATIENT_BYTES
 
-    async def _check_and_step(self, batch: Sequence[_Pending]) -> None:
+    async def _check_and_step(self, batch: Iterable[Pending]) -> None:
         """One after the other, so that what the first of them make needless is not even checked.
 
         With threads that check, all are checked together before the first is taken.
@@ -365,15 +350,34 @@ class Driver:
         checker = self._parts.checker
         if not checker.threaded:
             for pending in batch:
-                if self._name(pending):
+                if self._has_turn(pending):
                     self._step_if(pending, holds=checker.holds(pending.checks or ()))
             return
-        named = [pending for pending in batch if self._name(pending)]
+        named = [pending for pending in batch if self._has_turn(pending)]
         valid = await checker.all_valid([pending.checks or () for pending in named])
         for pending, holds in zip(named, valid, strict=True):
             self._step_if(pending, holds=holds)
 
-    def _step_if(self, pending: _Pending, *, holds: bool) -> None:
+    def _has_turn(self, pending: Pending) -> bool:
+        """Whether its signatures are to be checked now; what is long, and what follows it, waits."""
+        patient = isinstance(pending.message, self._patient_types)
+        if patient or pending.line not in self._long:
+            if not self._name(pending):
+                return False
+            if patient or not pending.is_long:
+                return True
+        self._long.add(pending)
+        return False
+
+    async def _check_part(self) -> None:
+        """Check a part of a long message; with the last part it is taken, and what waited behind it."""
+        (holds,) = await self._parts.checker.all_valid([self._long.next_part()])
+        pending, behind = self._long.took(holds=holds)
+        if pending is not None:
+            self._step_if(pending, holds=holds)
+            await self._check_and_step(behind)
+
+    def _step_if(self, pending: Pending, *, holds: bool) -> None:
         """Take a message whose signatures hold; count a fault of its sender otherwise."""
         if holds:
             self._step(Received(Verified(pending.sender, pending.message)))
@@ -381,18 +385,20 @@ class Driver:
             name = type(pending.message).__name__
             self._links.fault(pending.sender, BadSignature(name))
 
-    def _take(self, link: Link) -> list[_Pending]:
-        taken: list[_Pending] = []
+    def _take(self, link: Link) -> list[Pending]:
+        taken: list[Pending] = []
+        size = 0
         for _ in range(FRAMES_PER_LINK):
-            found = link.take()
+            found = link.take() if size < BYTES_PER_LINK else None
             if found is None:
                 break
+            size += len(found[1])
             pending = self._decode(link.identity, *found)
             if pending is not None:
                 taken.append(pending)
         return taken
 
-    def _decode(self, sender: NodeId, channel: Channel, body: bytes) -> _Pending | None:
+    def _decode(self, sender: NodeId, channel: Channel, body: bytes) -> Pending | None:
         if channel is not Channel.MACHINE:
             self._links.fault(sender, RemoteFault("wrong-channel", f"{channel.name} of a member"))
             return None
@@ -402,9 +408,9 @@ class Driver:
             self._links.fault(sender, fault)
             return None
         self._parts.metrics.count("messages_received", kind=type(message).__name__)
-        return _Pending(sender, message, len(body))
+        return Pending(sender, message, len(body))
 
-    def _name(self, pending: _Pending) -> bool:
+    def _name(self, pending: Pending) -> bool:
         """Ask the machine which signatures a message stands on; whether it may go on."""
         if pending.checks is not None:
             return True
@@ -580,41 +586,6 @@ class _Due:
         if self._timers._heap[0][1] > self._last:  # noqa: SLF001 - see above
             raise StopIteration
         return self._timers.pop()
-
-
-class _Stash:
-    """Messages whose keys cannot be named yet; bounded, and tried again after a commit.
-
-    A peer's newest are kept: whoever is a set behind hears votes that it cannot use for as long as it
-    takes to catch up, and only the last of them still matter then. That is nobody's fault.
-    """
-
-    def __init__(self) -> None:
-        self._messages: dict[NodeId, deque[_Pending]] = {}
-        self._count = 0
-
-    def add(self, pending: _Pending) -> int:
-        """Keep a message; returns how many, it or older ones of its sender, are forgotten for it."""
-        queue = self._messages.setdefault(pending.sender, deque())
-        if self._count >= STASHED and not queue:
-            return 1
-        size = pending.size + sum(each.size for each in queue)
-        forgotten = 0
-        while queue and (
-            len(queue) >= STASHED_PER_PEER
-            or size > STASHED_BYTES
-            or self._count - forgotten >= STASHED
-        ):
-            size -= queue.popleft().size
-            forgotten += 1
-        queue.append(pending)
-        self._count += 1 - forgotten
-        return forgotten
-
-    def empty(self) -> Sequence[_Pending]:
-        taken = [pending for queue in self._messages.values() for pending in queue]
-        self._messages, self._count = {}, 0
-        return taken
 
 
 def _next_number(store: Store) -> int:
