@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -34,6 +35,8 @@ HOME = "/home/gridtokenx/home"
 COMMAND_S = 60.0
 BUILD_S = 900.0
 POLL_S = 0.2
+ADDRESSES_S = 0.5
+"""How long containers are taken to have the addresses that they had: who starts anew may get another's."""
 T = TypeVar("T")
 R = TypeVar("R")
 CHAINS = ("public", "consortium", "oracle")
@@ -168,6 +171,8 @@ class ComposeNetwork:
             "COMPOSE_HTTP_TIMEOUT": "120",
         }
         self._addresses: dict[str, str] = {}
+        self._addressed_s = -ADDRESSES_S
+        self._addressing = threading.Lock()
         self._compose = (*compose_command(), "--file", str(COMPOSE_FILE), "--project-name", project)
 
     # -- the engine --------------------------------------------------------------------------------
@@ -245,15 +250,16 @@ class ComposeNetwork:
         """An HTTP answer of a process; status 0 if there is none."""
         if service == "gateway":
             return http_get(self.gateway_url + path)
-        answer = self._ask(service, path)
-        if answer[0] == 0:  # a restarted container may have got another address
-            self._addresses = {name: each.address for name, each in self.containers().items()}
-            answer = self._ask(service, path)
-        return answer
-
-    def _ask(self, service: str, path: str) -> tuple[int, bytes]:
-        address = self._addresses.get(service)
+        address = self._address(service)
         return http_get(f"http://{address}:{HTTP_PORT}{path}") if address else (0, b"")
+
+    def _address(self, service: str) -> str | None:
+        """Where a process is now; for long enough only that another does not answer in its name."""
+        with self._addressing:
+            if time.monotonic() - self._addressed_s > ADDRESSES_S:
+                self._addresses = {name: each.address for name, each in self.containers().items()}
+                self._addressed_s = time.monotonic()
+            return self._addresses.get(service)
 
     def status(self) -> dict[str, Any] | None:
         """The gateway's status."""
