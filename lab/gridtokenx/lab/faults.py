@@ -67,7 +67,7 @@ Behaviour = Literal[
     "silent", "selective-silence", "delay", "equivocate", "conflicting-votes", "forge-signature",
     "wrong-digest", "wrong-state-root", "time-liar", "censor", "replay", "hasty-view-change",
     "stale-view-change", "malformed-view-change", "bogus-new-view", "block-liar", "snapshot-liar",
-    "withhold", "amnesia", "twin",
+    "withhold", "amnesia", "twin", "flood",
 ]  # fmt: skip
 """What a Byzantine replica does; one sentence on each in `sim/pbft/behaviours.py`."""
 BEHAVIOURS: Final[tuple[str, ...]] = get_args(Behaviour)
@@ -78,6 +78,10 @@ OfOracles = Literal[
 OfRelayers = Literal["false-proof", "old-header"]
 """What a relayer does beside; see `sim/testnet/relayers.py`."""
 AnyBehaviour = Literal[Behaviour, OfOracles, OfRelayers]
+DRAWN: Final[tuple[AnyBehaviour, ...]] = tuple(
+    each for each in get_args(AnyBehaviour) if each != "flood"
+)
+"""What a swarm draws from. A flood costs its victims processor time, which virtual time has plenty of."""
 Mutation = Literal[
     "drop", "view-up", "view-down", "height-up", "height-down", "earlier-digest", "earlier-message",
     "any-digest", "any-view",

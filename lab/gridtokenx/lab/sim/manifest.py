@@ -18,6 +18,7 @@ from gridtokenx.core.errors import LocalFault
 from gridtokenx.host.config import parse_toml
 from gridtokenx.lab.faults import (
     BEHAVIOURS,
+    DRAWN,
     KINDS,
     AnyBehaviour,
     AnyFault,
@@ -191,7 +192,7 @@ class Swarm(Section, frozen=True):
     byzantine: Annotated[int, Meta(ge=-1, le=127)] = -1
     """How many traitors at most; -1: as many as the chain tolerates."""
     least_byzantine: Annotated[int, Meta(ge=0, le=127)] = 0
-    behaviours: tuple[AnyBehaviour, ...] = get_args(AnyBehaviour)
+    behaviours: tuple[AnyBehaviour, ...] = DRAWN
 
 
 class Byzzfuzz(Section, frozen=True):

@@ -25,12 +25,14 @@ block-liar              answers questions for blocks with garbage; claims height
 snapshot-liar           answers questions for states with garbage; claims heights that it lacks
 withhold                shows how far it is, and hands out nothing: never answers, or denies having it
 amnesia                 forgets its locks: denies what it prepared, votes again (`amnesia.py`)
+flood                   proposes for views that are far away, thousands of signatures at a time
 twin                    runs twice with one key (two nodes of the world: `run.py`)
 ======================  ========================================================================
 """
 
 # ruff: noqa: D102, ARG002 - hooks are described once, in `AnyTrick`
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeVar
 
@@ -57,6 +59,8 @@ from gridtokenx.lab.sim.treason import (
     Silent,
 )
 from gridtokenx.ledger.blocks import Block, Header
+from gridtokenx.ledger.tokens import Transfer
+from gridtokenx.ledger.transactions import Transaction, sign_transaction
 from gridtokenx.pbft.messages import (
     Ballot,
     Body,
@@ -81,6 +85,9 @@ from gridtokenx.pbft.view_change import Choice, ballots, choose
 
 _V = TypeVar("_V", Ballot, CommitVote)
 _RIVALS: Final = 32
+_FLOOD: Final = 4_000
+"""Transactions of a proposal: more than a block can hold."""
+_FLOOD_MS: Final = 250
 _DENIES: Final = 0.5
 """So many of those who withhold deny; the others never answer."""
 
@@ -454,6 +461,38 @@ class Withhold(Trick):
         return [Saying(saying.to, denial)] if self._denies else ()
 
 
+class Flood(Trick):
+    """flood."""
+
+    def __init__(self, fault: Behave, conspiracy: Conspiracy) -> None:
+        super().__init__(fault, conspiracy)
+        self._next_ms: Instant = 0
+        self._view = 0
+        self._nonces = itertools.count()
+
+    def volunteer(self, puppet: Puppet, now: Instant) -> Iterable[Saying]:
+        seat, replica = puppet.seat, puppet.inner
+        if seat is None or now < self._next_ms:
+            return
+        self._next_ms = now + _FLOOD_MS
+        size, head = replica.validators.size, replica.head.header
+        rounds = max(self._view, replica.view) // size + 1
+        self._view = rounds * size + seat
+        header = msgspec.structs.replace(
+            head, height=head.height + 1, parent=head.hash, round=self._view, timestamp_ms=now
+        )
+        block = Block(header, tuple(self._transactions(puppet.index)))
+        proposal = self.conspiracy.pre_prepare(puppet.index, self._view, block)
+        yield Saying(puppet.others, proposal)
+
+    def _transactions(self, index: int) -> Iterator[Transaction]:
+        """Never the same, so no signature is known."""
+        own = self.conspiracy.signers[index]
+        calls = (Transfer(denom="WATT", to=own.public_key, amount=1),)
+        for nonce in itertools.islice(self._nonces, _FLOOD):
+            yield sign_transaction(own, self.conspiracy.chain_id, nonce, calls)
+
+
 class Mutate(Trick):
     """A `round-mutation`: changes the messages of one round."""
 
@@ -541,6 +580,7 @@ TRICKS: Final[dict[str, type[PbftTrick]]] = {
     "snapshot-liar": SnapshotLiar,
     "withhold": Withhold,
     "amnesia": Amnesia,
+    "flood": Flood,
 }
 
 
