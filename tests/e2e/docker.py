@@ -250,15 +250,23 @@ class ComposeNetwork:
         """An HTTP answer of a process; status 0 if there is none."""
         if service == "gateway":
             return http_get(self.gateway_url + path)
+        answer = self._ask(service, path)
+        if answer[0] == 0:
+            self._addressed_s = -ADDRESSES_S
+            answer = self._ask(service, path)
+        return answer
+
+    def _ask(self, service: str, path: str) -> tuple[int, bytes]:
         address = self._address(service)
         return http_get(f"http://{address}:{HTTP_PORT}{path}") if address else (0, b"")
 
     def _address(self, service: str) -> str | None:
         """Where a process is now; for long enough only that another does not answer in its name."""
         with self._addressing:
-            if time.monotonic() - self._addressed_s > ADDRESSES_S:
+            now_s = time.monotonic()
+            if now_s - self._addressed_s > ADDRESSES_S:
                 self._addresses = {name: each.address for name, each in self.containers().items()}
-                self._addressed_s = time.monotonic()
+                self._addressed_s = now_s
             return self._addresses.get(service)
 
     def status(self) -> dict[str, Any] | None:

@@ -519,6 +519,90 @@ async def test_long_messages_of_several_are_checked_by_turns(tmp_path: Path) -> 
         assert stage.machine.numbers() == [1_000, 0]
 
 
+@pytest.mark.parametrize("forged", [False, True])
+async def test_what_a_long_message_stands_on_is_asked_again_when_its_turn_comes(
+    tmp_path: Path, *, forged: bool
+) -> None:
+    """Votes of a set to come were nobody's business when they were named, and counted when they were taken."""
+    concern = [1_000]
+
+    def react(event: Event) -> Sequence[Effect]:
+        if isinstance(event, Received) and event.verified.sender == OTHER:
+            concern[0] = 10_000
+        return ()
+
+    last = Note(5_000, SIGNER.public_key, bytes(64)) if forged else note(5_000)
+    async with staged(tmp_path, react) as stage:
+        name = stage.machine.verification
+
+        def asked(message: Wire) -> Sequence[SignatureCheck] | Unknown:
+            if isinstance(message, Pile):
+                message = Pile(tuple(n for n in message.notes if n.number < concern[0]))
+            return name(message)
+
+        stage.machine.verification = asked  # type: ignore[method-assign]
+        stage.deliver(encode(Pile((*pile(0, 3 * PART_CHECKS).notes, last))), encode(note(1)))
+        stage.deliver(encode(note(2)), sender=OTHER)
+        await until(lambda: 1 in stage.machine.numbers())
+        assert stage.machine.numbers() == ([2, 1] if forged else [2, 0, 1])
+        assert stage.links.faults == ([(PEER, "bad-signature")] if forged else [])
+
+
+async def test_signatures_that_are_known_take_no_turns(tmp_path: Path) -> None:
+    parts: list[int] = []
+    async with staged(tmp_path, nothing) as stage:
+        checker = stage.parts.checker
+        check = checker.all_valid
+
+        async def counted(groups: Sequence[Sequence[SignatureCheck]]) -> list[bool]:
+            parts.extend(map(len, groups))
+            return await check(groups)
+
+        checker.all_valid = counted  # type: ignore[method-assign]
+        for number in range(2):
+            stage.deliver(encode(pile(0, 10 * PART_CHECKS)))
+            await until(lambda number=number: len(stage.machine.numbers()) > number)  # type: ignore[misc]
+    assert parts == [PART_CHECKS] * 10 + [10 * PART_CHECKS]
+
+
+async def test_guests_wait_for_their_own_long_messages_only_and_have_a_part_between_them(
+    tmp_path: Path,
+) -> None:
+    async with staged(tmp_path, nothing) as stage:
+        stage.links.members = (PEER,)
+        for first, guest in enumerate((GUEST, b"h" * 32, b"i" * 32)):
+            stage.deliver(encode(pile(first, 10 * PART_CHECKS)), sender=guest)
+        stage.deliver(encode(note(5_000)), sender=OTHER)
+        stage.deliver(encode(pile(6_000, 9 * PART_CHECKS)), sender=PEER)
+        await until(lambda: len(stage.machine.numbers()) == 5)
+        assert stage.machine.numbers() == [5_000, 6_000, 0, 1, 2]
+
+
+async def test_links_that_closed_are_not_kept_for_their_turn(tmp_path: Path) -> None:
+    """Each held what it had not given up: who came again and again took the node's memory."""
+    async with staged(tmp_path, nothing) as stage:
+        asked, gate = asyncio.Event(), asyncio.Event()
+        check = stage.parts.checker.all_valid
+
+        async def gated(groups: Sequence[Sequence[SignatureCheck]]) -> list[bool]:
+            asked.set()
+            await gate.wait()
+            return await check(groups)
+
+        stage.parts.checker.all_valid = gated  # type: ignore[method-assign]
+        stage.deliver(encode(pile(0, 2 * PART_CHECKS)))
+        await asked.wait()
+        for number in range(100, 150):
+            link = Link(LinkLimits(), on_ready=stage.driver.frames_ready)
+            link.raise_up(PEER, "peer")
+            link._take_frame(Channel.MACHINE, encode(note(number)))
+            link._end("replaced by a newer link")
+        gate.set()
+        stage.deliver(encode(note(1)))
+        await until(lambda: 1 in stage.machine.numbers())
+        assert stage.machine.numbers() == [0, 1]
+
+
 async def test_a_frame_that_is_large_ends_its_links_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -195,6 +195,9 @@ class Machine(Protocol):
     def verification(self, message: Wire) -> Sequence[SignatureCheck] | Unknown:
         """What must verify before `message` may enter `step`.
 
+        Asked when the turn of a message comes, and again if checking took several turns: what was
+        stepped meanwhile may change what it stands on.
+
         Raises:
             RemoteFault: no key could ever make this message valid.
         """

@@ -41,13 +41,13 @@ class CachingVerifier:
             self._remember(digest)
         return valid
 
+    def knows(self, check: SignatureCheck) -> bool:
+        """Whether a check was made lately, and held."""
+        return self._knows(_digest(check.public_key, check.message, check.signature))
+
     def unknown(self, checks: Sequence[SignatureCheck]) -> list[SignatureCheck]:
         """Those checks that still have to be made."""
-        return [
-            check
-            for check in checks
-            if not self._knows(_digest(check.public_key, check.message, check.signature))
-        ]
+        return [check for check in checks if not self.knows(check)]
 
     def check_uncached(self, checks: Sequence[SignatureCheck]) -> list[bool]:
         """Check without touching the cache: safe on any thread."""
@@ -77,6 +77,7 @@ class SignatureChecker:
 
     def __init__(self, verifier: CachingVerifier, threads: int = 0) -> None:
         self.verifier = verifier
+        self.threads = threads
         self._pool = ThreadPoolExecutor(threads, "verify") if threads else None
 
     async def all_valid(self, groups: Sequence[Sequence[SignatureCheck]]) -> list[bool]:

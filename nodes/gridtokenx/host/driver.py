@@ -55,7 +55,7 @@ from gridtokenx.host.framing import Channel
 from gridtokenx.host.link import Link
 from gridtokenx.host.logs import LEVELS, Logger
 from gridtokenx.host.metrics import Metrics
-from gridtokenx.host.pending import GUESTS, LongLines, Pending, Stash
+from gridtokenx.host.pending import GUESTS, PART_CHECKS, LongLines, Pending, Stash
 from gridtokenx.host.storage import Store
 
 BATCH_FRAMES: Final = 64
@@ -126,7 +126,8 @@ class Driver:
         parts: store, clock and the like.
         on_committed: told of each final block, once it is durable.
         patient: types of messages that may wait while others are there, and be overtaken by them:
-            gossip, of which there is much, must not hold up the votes on which the next block waits.
+            gossip, of which there is much, must not hold up the votes on which the next block waits. It
+            may overtake a message that is checked in parts, too.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class Driver:
         self._joined: deque[NodeId] = deque()
         self._submitted: deque[Submitted] = deque()
         self._stash = Stash()
-        self._long = LongLines()
+        self._long, self._long_of_guests = LongLines(), LongLines()
         self._retry_stash = False
         self._failure: Exception | None = None
         self._evidence = itertools.count(_next_number(parts.store))
@@ -233,7 +234,16 @@ class Driver:
             await self._receive()
             self._look_for_room()
             self._set_alarm()
-            if self._ready or self._submitted or self._joined or self._patient or self._long:
+            if any(
+                (
+                    self._ready,
+                    self._submitted,
+                    self._joined,
+                    self._patient,
+                    self._long,
+                    self._long_of_guests,
+                )
+            ):
                 self._wake.set()
             if self._wake.is_set():  # else waiting is their turn
                 await asyncio.sleep(0)  # sockets and the store's news get their turn
@@ -256,8 +266,9 @@ class Driver:
         batch = self._batch()
         if batch:
             await self._check_and_step(batch)
-        if self._long:
-            await self._check_part()
+        for lines in (self._long, self._long_of_guests):
+            if lines:
+                await self._check_part(lines)
         if self._patient:
             await self._check_and_step(self._some_patient())
 
@@ -286,8 +297,10 @@ class Driver:
                 break
             link = self._ready.popleft()
             line = link.identity if link.identity in members else GUESTS
-            if line in self._long or self._is_full(line):
-                passed_over.append(link)
+            waits = link.identity in self._long or link.identity in self._long_of_guests
+            if waits or self._is_full(line):
+                if not link.closed:
+                    passed_over.append(link)
                 continue
             for pending in self._take(link):
                 pending.line = line
@@ -361,21 +374,41 @@ class Driver:
     def _has_turn(self, pending: Pending) -> bool:
         """Whether its signatures are to be checked now; what is long, and what follows it, waits."""
         patient = isinstance(pending.message, self._patient_types)
-        if patient or pending.line not in self._long:
+        lines = self._long_of_guests if pending.line == GUESTS else self._long
+        if patient or pending.sender not in lines:
             if not self._name(pending):
                 return False
             if patient or not pending.is_long:
                 return True
-        self._long.add(pending)
+        lines.add(pending)
         return False
 
-    async def _check_part(self) -> None:
+    async def _check_part(self, lines: LongLines) -> None:
         """Check a part of a long message; with the last part it is taken, and what waited behind it."""
-        (holds,) = await self._parts.checker.all_valid([self._long.next_part()])
-        pending, behind = self._long.took(holds=holds)
-        if pending is not None:
+        checker, pending = self._parts.checker, lines.first()
+        part = pending.next_part(PART_CHECKS * max(1, checker.threads), checker.verifier.knows)
+        (holds,) = await checker.all_valid([part])
+        is_there = not holds or pending.has_more or self._name_again(pending)
+        if holds and is_there and pending.has_more:
+            lines.pass_on()
+            return
+        behind = lines.end()
+        behind.popleft()
+        if is_there:
             self._step_if(pending, holds=holds)
-            await self._check_and_step(behind)
+        await self._check_and_step(behind)
+
+    def _name_again(self, pending: Pending) -> bool:
+        """Now that its turn has come; whether it may go on, perhaps with more to check.
+
+        Other messages were taken while it was checked: after a handover or two, what was nobody's
+        business when it was named may count.
+        """
+        held = pending.forget_checks()
+        if not self._name(pending):
+            return False
+        pending.spare(held)
+        return True
 
     def _step_if(self, pending: Pending, *, holds: bool) -> None:
         """Take a message whose signatures hold; count a fault of its sender otherwise."""

@@ -5,7 +5,7 @@ bounded for each sender: in bytes for what is stashed, in signatures per turn fo
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +13,7 @@ from gridtokenx.core.codec import MAX_MESSAGE_BYTES, Wire
 from gridtokenx.core.machine import NodeId, SignatureCheck
 
 GUESTS: Final = b""
-"""The line of all peers without a seat."""
+"""The line in which patient messages of all peers without a seat wait."""
 LONG_CHECKS: Final = 16
 """A message that stands on more signatures is long."""
 PART_CHECKS: Final = 64
@@ -35,14 +35,42 @@ class Pending:
     checks: Sequence[SignatureCheck] | None = None
     """What it stands on; None: the machine was not asked yet."""
     line: NodeId = GUESTS
-    """In which it waits, if it has to."""
+    """In which it waits, if it is patient."""
     checked: int = 0
-    """How many of a long message's signatures were found valid."""
+    """How many of `checks` were found valid, if it is long."""
+    held: frozenset[SignatureCheck] = frozenset()
+    """What was found valid when it stood on that."""
 
     @property
     def is_long(self) -> bool:
         """Whether its signatures are checked in parts; known once the machine was asked."""
-        return self.checks is not None and len(self.checks) > LONG_CHECKS
+        return len(self.checks or ()) > LONG_CHECKS
+
+    @property
+    def has_more(self) -> bool:
+        """Whether some are left to check."""
+        return self.checked < len(self.checks or ())
+
+    def next_part(
+        self, most: int, knows: Callable[[SignatureCheck], bool]
+    ) -> Sequence[SignatureCheck]:
+        """What is to be checked next; most of it may be known already, which costs next to nothing."""
+        checks, begin, unknown = self.checks or (), self.checked, 0
+        while self.has_more and unknown < most:
+            unknown += not knows(checks[self.checked])
+            self.checked += 1
+        return checks[begin : self.checked]
+
+    def forget_checks(self) -> frozenset[SignatureCheck]:
+        """Be as if the machine was not asked yet; returns what was found valid, if all was."""
+        held = self.held.union(self.checks or ())
+        self.checks, self.checked, self.held = None, 0, frozenset()
+        return held
+
+    def spare(self, held: frozenset[SignatureCheck]) -> None:
+        """Of what it stands on, leave only what was not found valid earlier."""
+        self.checks = [check for check in self.checks or () if check not in held]
+        self.held = held
 
 
 class LongLines:
@@ -58,36 +86,25 @@ class LongLines:
     def __len__(self) -> int:
         return len(self._lines)
 
-    def __contains__(self, line: NodeId) -> bool:
-        return line in self._lines
+    def __contains__(self, sender: NodeId) -> bool:
+        return sender in self._lines
 
     def add(self, pending: Pending) -> None:
         """A long message, or one that must not overtake it."""
-        self._lines.setdefault(pending.line, deque()).append(pending)
+        self._lines.setdefault(pending.sender, deque()).append(pending)
 
-    def next_part(self) -> Sequence[SignatureCheck]:
-        """What is to be checked now, of the line that has waited longest."""
-        pending = self._first()[0]
-        assert pending.checks is not None, "the machine was asked before it was found long"
-        return pending.checks[pending.checked : pending.checked + PART_CHECKS]
+    def first(self) -> Pending:
+        """The long message of the line that has waited longest."""
+        return next(iter(self._lines.values()))[0]
 
-    def took(self, *, holds: bool) -> tuple[Pending | None, Iterable[Pending]]:
-        """That part was checked; the line's next turn comes after all others'.
+    def pass_on(self) -> None:
+        """The first line has had its turn; it comes after all others again."""
+        line = self.end()
+        self._lines[line[0].sender] = line
 
-        Returns:
-            The message, if it needs no more checks or is refused, and what has waited behind it.
-        """
-        line = self._first()
-        pending = line[0]
-        del self._lines[pending.line]
-        pending.checked += PART_CHECKS
-        if holds and pending.checks is not None and pending.checked < len(pending.checks):
-            self._lines[pending.line] = line
-            return None, ()
-        return line.popleft(), line
-
-    def _first(self) -> deque[Pending]:
-        return next(iter(self._lines.values()))
+    def end(self) -> deque[Pending]:
+        """The first line, which is none any more."""
+        return self._lines.pop(next(iter(self._lines)))
 
 
 class Stash:
