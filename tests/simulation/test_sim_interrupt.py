@@ -60,7 +60,7 @@ def test_who_is_impatient_and_stops_it_twice_does_not_wait_for_ever(
         _, complaint = sweep.communicate(timeout=15)
         assert sweep.returncode in (130, -signal.SIGINT)
         assert "Traceback" not in complaint
-        assert not any(is_running(pid) for pid in pids)
+        until_gone(pids)
 
 
 @pytest.mark.parametrize("stop", ["SIGINT", "SIGTERM"])
@@ -122,10 +122,15 @@ def test_the_workers_of_a_killed_sweep_end_with_it(tmp_path: Path) -> None:
         pids = workers(sweep)
         sweep.kill()
         sweep.communicate(timeout=30)  # until nobody holds its output open
-        deadline = time.monotonic() + 10
-        while any(is_running(pid) for pid in pids):
-            assert time.monotonic() < deadline, pids
-            time.sleep(0.05)
+        until_gone(pids)
+
+
+def until_gone(pids: list[int]) -> None:
+    """A process that is killed gives up its files a moment before it is no more."""
+    deadline = time.monotonic() + 10
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline, pids
+        time.sleep(0.05)
 
 
 def workers(sweep: subprocess.Popen[str]) -> list[int]:
