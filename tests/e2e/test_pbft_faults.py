@@ -59,7 +59,7 @@ def test_each_kind_of_fault_is_recovered_from(tmp_path: Path) -> None:
 
 
 def test_a_flood_of_proposals_for_views_that_are_far_away_stops_nobody(tmp_path: Path) -> None:
-    """Each took 0.2 s or more to check, and votes waited behind it: no block for a quarter of a minute."""
+    """Each took 0.2 s or more to check, and votes waited behind it: no block for nine seconds."""
     manifest = tmp_path / "flood.toml"
     flood = """
 [safety]
@@ -75,7 +75,7 @@ for_ms = 8_000
     manifest.write_text(QUICK + flood, encoding="utf-8")
     outcome = run_to_its_end(manifest, tmp_path, limit_s=120)
     assert outcome["byzantine"] == [3]
-    assert outcome["blocks"] >= 20
+    assert outcome["longest_pause_ms"] < 4_000
 
 
 def test_faults_are_added_by_hand_and_a_run_that_is_asked_to_stop_judges_what_there_is(
