@@ -1,6 +1,7 @@
 """What keeps a testnet's processes alive, on two light ones: lost fork servers, hopeless processes."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -64,6 +65,26 @@ def _source(directory: Path, name: str, port: int) -> ProcessSpec:
 
 def zygote_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+
+
+def test_children_that_are_told_to_stop_as_soon_as_they_are_born_do(tmp_path: Path) -> None:
+    """They had the fork server's own handler for a moment, and then no end until it lost patience."""
+    specs = [_source(tmp_path, f"source-{index}", port) for index, port in enumerate(free_ports(8))]
+    requests = [
+        {"name": s.name, "argv": s.argv, "environment": {}, "log": str(tmp_path / s.name)}
+        for s in specs
+    ]
+    told = subprocess.run(
+        [sys.executable, "-m", "gridtokenx.lab.testnet.zygote"],
+        input="".join(json.dumps(request) + "\n" for request in requests),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+    ended = [event for event in map(json.loads, told.splitlines()) if event["event"] == "exited"]
+    assert len(ended) == len(specs)
+    assert not [event for event in ended if event["status"] == -signal.SIGKILL]
 
 
 async def test_another_fork_server_starts_again_what_the_lost_one_had(tmp_path: Path) -> None:

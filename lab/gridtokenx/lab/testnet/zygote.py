@@ -46,6 +46,8 @@ PRELOADED: Final = (
 )
 GRACE_S: Final = 8.0
 """How long children may take to stop before they are killed."""
+_OWN_SIGNALS: Final = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
+"""What the zygote handles in its own way, and its children do not."""
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -122,9 +124,13 @@ class _Zygote:
 
     def _start(self, request: dict[str, Any]) -> None:
         parent = os.getpid()
+        # Who is told to end at once must not take it for the zygote's own end: it waits until a child
+        # has its own signals.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _OWN_SIGNALS)
         pid = os.fork()
         if pid == 0:
             _become(request, parent, (self._wake_read, self._wake_write))
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._children[pid] = request["name"]
         self._say({"event": "started", "name": request["name"], "pid": pid})
 
@@ -162,8 +168,9 @@ def _become(request: dict[str, Any], parent: int, close: tuple[int, ...]) -> Non
     code = 1
     try:
         signal.set_wakeup_fd(-1)
-        for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
+        for signum in _OWN_SIGNALS:
             signal.signal(signum, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OWN_SIGNALS)
         os.setsid()
         _die_with(parent)
         for descriptor in close:
