@@ -36,6 +36,9 @@ def test_a_schedule_of_the_simulator_is_one_of_real_processes() -> None:
     assert real[1].of(2) == Behave(node=2, behaviour="equivocate", at_view=3)
 
 
+BEHAVE = '[[fault]]\nkind = "behave"\nnode = 0\nbehaviour'
+
+
 def test_a_traitor_may_be_named_by_its_role() -> None:
     fault = parse('[[fault]]\nkind = "behave"\nnode = "leader"\nbehaviour = "silent"\n').fault[0]
     assert isinstance(fault, Treason)
@@ -55,7 +58,17 @@ def test_a_traitor_may_be_named_by_its_role() -> None:
         ('[[fault]]\nkind = "bandwidth"\nmessages = ["Prepare"]\n', "one stream"),
         ("[storm]\nperiod_ms = 10_000\nfor_ms = [4_000]\n", "2500 ms for each"),
         ("seed =", "not TOML"),
-        ("[[fault]]\nkid = 'crash'\n", "real processes can have: crash"),
+        ("[[fault]]\nkid = 'crash'\n", "fault 1: it has no kind; allowed: crash, pause"),
+        (
+            "[[fault]]\nkind = 'crash'\nforms = 9\n",
+            r"fault 1 \(crash\): forms'; did you mean 'for_ms'",
+        ),
+        (
+            f"{BEHAVE} = 'floood'\n",
+            "fault 1: behaviour = 'floood': Invalid enum value 'floood'; allowed words: .*, flood",
+        ),
+        ("[[fault]]\nkind = 'behave'\n", "fault 1 = .*missing required field `node`"),
+        ("[chain]\nreplicas = 'x'\n", "chain.replicas = 'x': Expected `int`, got `str`"),
         (f"a = {'[' * 100_000}", "not TOML: nested more than 31 deep"),
     ],
 )

@@ -21,7 +21,7 @@ REFUSED = {
     '[[fault]]\nkind = "foo"': "fault 1: kind is 'foo'; allowed: crash, pause,",
     '[[fault]]\nkind = "crash"\nnode = [1]': "fault 1 (crash): node'; did you mean 'nodes'?",
     '[[fault]]\nkind = "crash"\nnodes = [9]': "node 9 does not exist; there are 0 to 3",
-    '[[fault]]\nkind = "loss"\nshare = 2': "fault[0].share = 2: Expected `float` <= 1.0",
+    '[[fault]]\nkind = "loss"\nshare = 2': "fault 1: share = 2: Expected `float` <= 1.0",
     '[[fault]]\nkind = "wipe"\nnodes = ["leader"]': "nodes must be named by index",
     '[[fault]]\nkind = "loss"\nat_ms = 5\nat_view = 1': "give one of at_ms, at_height, at_view",
     '[[fault]]\nkind = "partition"\nshape = "isolate"': "needs nodes: whom it cuts off",

@@ -47,6 +47,7 @@ from gridtokenx.lab.faults import (
 from gridtokenx.lab.files import read_manifest
 from gridtokenx.lab.sim.manifest import Chain, Safety, Section, Workload
 from gridtokenx.lab.sim.pbft.behaviours import TRICKS
+from gridtokenx.lab.slips import Grammar
 
 MOST_REPLICAS: Final = 50
 
@@ -132,6 +133,9 @@ class Manifest(Section, frozen=True):
     fault: tuple[LiveFault, ...] = ()
 
 
+GRAMMAR: Final = Grammar(Manifest, KINDS, {})
+
+
 def load(path: Path) -> Manifest:
     """The manifest in a TOML file.
 
@@ -144,21 +148,18 @@ def load(path: Path) -> Manifest:
 def parse(text: str, source: str = "manifest") -> Manifest:
     """The inverse of `dump`; see `load` for what is refused."""
     try:
-        manifest = msgspec.convert(parse_toml(text), Manifest)
+        raw = parse_toml(text)
     except tomllib.TOMLDecodeError as error:
         raise LocalFault(f"manifest {source}: not TOML: {error}") from None
+    for problem in GRAMMAR.unknown_keys(raw):
+        raise LocalFault(f"manifest {source}: {problem}")
+    try:
+        manifest = msgspec.convert(raw, Manifest)
     except msgspec.ValidationError as error:
-        raise LocalFault(f"manifest {source}: {error}{_hint(str(error))}") from None
+        raise LocalFault(f"manifest {source}: {GRAMMAR.explain(error, raw)}") from None
     for problem in _problems(manifest):
         raise LocalFault(f"manifest {source}: {problem}")
     return manifest
-
-
-def _hint(message: str) -> str:
-    no_kind = "Invalid value" in message or "missing required field `kind`" in message
-    if "$.fault[" not in message or not no_kind:
-        return ""
-    return f"; real processes can have: {', '.join(KINDS)}"
 
 
 def _problems(manifest: Manifest) -> Iterator[str]:

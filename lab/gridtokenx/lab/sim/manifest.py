@@ -5,11 +5,10 @@ manifest may leave things open: lists to choose from, faults to draw. `draw.py` 
 seed; what it returns is a manifest again, without open ends, which can be printed, kept and replayed.
 """
 
-import difflib
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, cast, get_args, get_origin
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -30,9 +29,9 @@ from gridtokenx.lab.faults import (
 )
 from gridtokenx.lab.files import read_manifest
 from gridtokenx.lab.manifest import Manifest as Testnet
-from gridtokenx.lab.manifest import Section as NetworkSection
 from gridtokenx.lab.sim.pbft.variants import VARIANTS
 from gridtokenx.lab.sim.testnet import naming
+from gridtokenx.lab.slips import Grammar
 from gridtokenx.pbft.timing import Timing
 
 Millis = Annotated[int, Meta(ge=0, le=86_400_000)]
@@ -47,8 +46,6 @@ Feature = Literal[
 ]  # fmt: skip
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 LONGEST_NAME: Final = 61
-_SHOWN: Final = 200
-"""Of a value that is complained of, so many characters."""
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -239,6 +236,9 @@ class Manifest(Section, frozen=True):
         return self.seed is None
 
 
+GRAMMAR: Final = Grammar(Manifest, KINDS, {"change": Change})
+
+
 def load(path: Path) -> Manifest:
     """The manifest in a TOML file.
 
@@ -261,12 +261,12 @@ def parse(text: str, source: str = "manifest", beside: Path | None = None) -> Ma
     except tomllib.TOMLDecodeError as error:
         raise LocalFault(f"manifest {source}: not TOML: {error}") from None
     raw = naming.expand(raw, source, beside)
-    for problem in _unknown_keys(raw, Manifest, ""):
+    for problem in GRAMMAR.unknown_keys(raw):
         raise LocalFault(f"manifest {source}: {problem}")
     try:
         manifest = msgspec.convert(raw, Manifest)
     except msgspec.ValidationError as error:
-        raise LocalFault(f"manifest {source}: {_humanise(str(error), raw)}") from None
+        raise LocalFault(f"manifest {source}: {GRAMMAR.explain(error, raw)}") from None
     for problem in contradictions(manifest):
         raise LocalFault(f"manifest {source}: {problem}")
     return manifest
@@ -352,97 +352,6 @@ def _change_problems(change: Change, nodes: int) -> Iterator[str]:
     for node in change.nodes:
         if node >= nodes:
             yield f"node {node} does not exist; there are 0 to {nodes - 1}"
-
-
-def _unknown_keys(raw: Mapping[str, object], table: type, path: str) -> Iterator[str]:
-    known = {field.name: field.type for field in msgspec.structs.fields(table)}
-    tag = "kind" if issubclass(table, Fault) else None
-    for key, value in raw.items():
-        name = f"{path}{key}"
-        if key not in known and key != tag:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            yield f"unknown key {name!r}; {hint}"
-        elif key == "fault" and isinstance(value, list):
-            yield from _unknown_in_faults(value)
-        elif key == "change" and isinstance(value, list):
-            for number, change in enumerate(value, 1):
-                if not isinstance(change, dict):
-                    yield f"change {number} is a table ([[change]]), not {_short(change)}"
-                else:
-                    yield from _unknown_keys(change, Change, f"change {number}: ")
-        elif (section := _section(known.get(key))) is not None:
-            if not isinstance(value, dict):
-                yield f"{name} is a table, not {_short(value)}"
-            else:
-                yield from _unknown_keys(value, section, f"{name}.")
-
-
-def _unknown_in_faults(faults: list[object]) -> Iterator[str]:
-    for number, fault in enumerate(faults, 1):
-        if not isinstance(fault, dict):
-            yield f"fault {number} is a table ([[fault]]), not {_short(fault)}"
-            continue
-        kind = fault.get("kind")
-        if not isinstance(kind, str) or kind not in KINDS:
-            said = f"kind is {_short(kind)}" if "kind" in fault else "it has no kind"
-            yield f"fault {number}: {said}; allowed: {', '.join(KINDS)}"
-            continue
-        yield from _unknown_keys(fault, KINDS[kind], f"fault {number} ({kind}): ")
-
-
-def _section(type_: object) -> type | None:
-    for candidate in (type_, *get_args(type_)):
-        if isinstance(candidate, type) and issubclass(candidate, Section | NetworkSection):
-            return candidate
-    return None
-
-
-def _humanise(message: str, raw: object) -> str:
-    """What is wrong, where, with which value: msgspec says the first two."""
-    reason, _, where = message.partition(" - at `$")
-    if not where:
-        return reason
-    value: Any = raw
-    parts = where.strip(".`").replace("[", ".").replace("]", "").split(".")
-    words = _words(parts, raw)
-    if words:
-        reason += f"; allowed words: {', '.join(filter(None, words))}"
-    for part in parts:
-        try:
-            value = value[int(part)] if part.isdigit() else cast("dict[str, Any]", value)[part]
-        except (KeyError, IndexError, TypeError):
-            return f"{where.strip('.`')}: {reason}"
-    return f"{where.strip('.`')} = {_short(value)}: {reason}"
-
-
-def _short(value: object) -> str:
-    """As it stands in the manifest; of a long one the beginning."""
-    shown = repr(value)
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-
-
-def _words(parts: Sequence[str], raw: object) -> Sequence[str]:
-    """Which words may stand at this place; none where it is not for words."""
-    table: type = Manifest
-    for number, part in enumerate(parts):
-        if part.isdigit():
-            continue
-        type_ = {field.name: field.type for field in msgspec.structs.fields(table)}.get(part)
-        if part == "fault" and len(parts) > number + 1:
-            faults = cast("dict[str, list[dict[str, Any]]]", raw)["fault"]
-            table = KINDS[faults[int(parts[number + 1])]["kind"]]
-        elif (section := _section(type_)) is None:
-            return _literals(type_)
-        else:
-            table = section
-    return ()
-
-
-def _literals(type_: object) -> tuple[str, ...]:
-    if get_origin(type_) is Literal:
-        return get_args(type_)
-    return tuple(word for inner in get_args(type_) for word in _literals(inner))
 
 
 # -- writing ---------------------------------------------------------------------------------------
