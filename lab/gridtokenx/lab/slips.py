@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, cast, get_args, get_origin
 
 import msgspec
 
-_ROW: Final = re.compile(r"^(fault|change)\[(\d+)\](\.?)")
+_ROW: Final = re.compile(r"^(\w+)\[(\d+)\](\.?)")
 """How msgspec names one of a list of tables, from 0; people count from 1."""
 _SHOWN: Final = 200
 """Of a value that is complained of, so many characters."""

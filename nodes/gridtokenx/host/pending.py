@@ -35,7 +35,7 @@ class Pending:
     checks: Sequence[SignatureCheck] | None = None
     """What it stands on; None: the machine was not asked yet."""
     line: NodeId = GUESTS
-    """In which it waits, if it is patient."""
+    """In which it waits, if it is patient; a long one waits by its sender, members' apart from guests'."""
     checked: int = 0
     """How many of `checks` were found valid, if it is long."""
     held: frozenset[SignatureCheck] = frozenset()
